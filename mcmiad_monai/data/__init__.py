@@ -1,0 +1,1 @@
+"""Where studies come from: cases on disk, cached features and phantom studies."""

@@ -1,0 +1,1 @@
+"""Metrics that stream: memory does not grow with the number of pixels."""

@@ -1,0 +1,1 @@
+"""The method: frozen encoder, text prior, fusion, jitter, decoder, and the detector of them all."""

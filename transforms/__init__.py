@@ -1,0 +1,1 @@
+"""Volume to slices and back: loading, checks, orientation, intensity, slicing, restoration."""
