@@ -1,1 +1,62 @@
 """Volume to slices and back: loading, checks, orientation, intensity, slicing, restoration."""
+
+from __future__ import annotations
+
+from mcmiad_monai.transforms.checks import VolumeError
+from mcmiad_monai.transforms.intensity import (
+    FOREGROUND_FLOOR,
+    NormalizeCT,
+    NormalizeCTd,
+    NormalizeMRI,
+    NormalizeMRId,
+    NormalizeOCT,
+    NormalizeOCTd,
+    normalizer,
+)
+from mcmiad_monai.transforms.orientation import CanonicalOrientation, CanonicalOrientationd
+from mcmiad_monai.transforms.recipes import preprocessing
+from mcmiad_monai.transforms.restore import as_heatmap, insert_slices, restore_maps
+from mcmiad_monai.transforms.slices import (
+    NETWORK_SIZE,
+    ExtractSlices,
+    ExtractSlicesd,
+    foreground_slices,
+    slice_batch,
+    slice_to_world,
+)
+from mcmiad_monai.transforms.volume import (
+    LoadMaskd,
+    LoadVolume,
+    LoadVolumed,
+    load_mask,
+    load_volume,
+)
+
+__all__ = [
+    "FOREGROUND_FLOOR",
+    "NETWORK_SIZE",
+    "CanonicalOrientation",
+    "CanonicalOrientationd",
+    "ExtractSlices",
+    "ExtractSlicesd",
+    "LoadMaskd",
+    "LoadVolume",
+    "LoadVolumed",
+    "NormalizeCT",
+    "NormalizeCTd",
+    "NormalizeMRI",
+    "NormalizeMRId",
+    "NormalizeOCT",
+    "NormalizeOCTd",
+    "VolumeError",
+    "as_heatmap",
+    "foreground_slices",
+    "insert_slices",
+    "load_mask",
+    "load_volume",
+    "normalizer",
+    "preprocessing",
+    "restore_maps",
+    "slice_batch",
+    "slice_to_world",
+]

@@ -1,0 +1,187 @@
+"""``mcmiad``: the short way for people. Every command is a few lines over the rooms of the package.
+
+Nothing heavy is imported before a command runs, so that ``mcmiad --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DEFAULT_BUNDLE = "brain_mri_anomaly"
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """``key=value`` with a YAML value, as ``python -m monai.bundle`` reads it."""
+    import yaml
+
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, e.g. max_epochs=50.")
+    return key, yaml.safe_load(value)
+
+
+def _get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mcmiad", description="Anomaly heatmaps for radiology, learned from healthy studies."
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show debug messages")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    def overridable(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--set",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            type=_override,
+            action="append",
+            default=[],
+            help="override a line of the bundle's configuration; may be repeated",
+        )
+
+    demo = command("demo", _demo, "the whole main job on generated phantom studies")
+    demo.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
+    demo.add_argument("--seed", type=int, default=0)
+
+    cases = command("cases", _cases, "list the studies found in a source")
+    cases.add_argument("source", type=Path, help="file, folder or datalist JSON")
+    cases.add_argument("--split", default="all", choices=["train", "val", "test", "all"])
+
+    train = command("train", _train, "train a bundle on healthy studies")
+    train.add_argument("source", type=Path, help="folder of studies or datalist JSON")
+    train.add_argument("--out", type=Path, required=True, help="folder of the trained bundle")
+    train.add_argument("--bundle", default=DEFAULT_BUNDLE, help="shipped bundle to start from")
+    train.add_argument("--weights", help="pretrained, a weights file, or random")
+    train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
+    train.add_argument("--epochs", type=int, help="epochs to train")
+    train.add_argument("--resume", action="store_true", help="continue from models/last.pt")
+    train.add_argument("--tracking", help="mlflow, or a MONAI tracking settings file")
+    overridable(train)
+
+    evaluate = command("evaluate", _evaluate, "AUROC of a trained bundle on studies with masks")
+    evaluate.add_argument("source", type=Path)
+    evaluate.add_argument("--bundle", type=Path, required=True, help="trained bundle")
+    evaluate.add_argument("--out", type=Path, help="output folder (the bundle's eval by default)")
+    overridable(evaluate)
+
+    infer = command("infer", _infer, "heatmaps, masks and scores of studies")
+    infer.add_argument("source", type=Path, help="study, folder of studies or datalist JSON")
+    infer.add_argument("--bundle", type=Path, required=True, help="trained bundle")
+    infer.add_argument("--out", type=Path, required=True, help="output folder")
+    overridable(infer)
+
+    info = command("info", _info, "parameters and FLOPs of encoder and head, counted")
+    info.add_argument("--model", type=Path, help="a packaged model.pt; the default network if left")
+    info.add_argument("--encoder", default="tf_efficientnet_b4.aa_in1k")
+
+    prompts = command("prompts", _prompts, "show the prompts, or encode them into a prior file")
+    prompts.add_argument("action", choices=["show", "encode"])
+    prompts.add_argument("--encoder", default="open_clip", help="open_clip[:MODEL/WEIGHTS], hashing")
+    prompts.add_argument("--out", type=Path, default=Path("text_prior.safetensors"))
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are one message and exit code 2."""
+    options = _get_parser().parse_args(args)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        options.run(options)
+    except (ValueError, RuntimeError, OSError) as error:
+        if options.verbose:
+            raise
+        root: BaseException = error
+        while root.__cause__ is not None:  # MONAI wraps what a configuration raises
+            root = root.__cause__
+        print(f"mcmiad: {root}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from mcmiad_monai.demo import run_demo
+
+    run_demo(options.out, seed=options.seed)
+
+
+def _cases(options: argparse.Namespace) -> None:
+    from mcmiad_monai.data.volumes import find_cases
+
+    for case in find_cases(options.source, split=options.split):
+        mask = case.get("label") or "-"
+        print(f"{case['case']}\t{case['image']}\t{mask}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import copy_bundle, open_workflow
+
+    root = copy_bundle(options.bundle, options.out)
+    given = {
+        "dataset_dir": str(options.source.resolve()),
+        "weights": options.weights,
+        "text_prior": options.text_prior,
+        "max_epochs": options.epochs,
+        "resume": str(root.resolve() / "models" / "last.pt") if options.resume else None,
+        **dict(options.overrides),
+    }
+    overrides = {k: v for k, v in given.items() if v is not None}
+    open_workflow(root, "train", overrides, tracking=options.tracking).run()
+    print(f"trained bundle: {root}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import open_workflow
+
+    overrides = {"dataset_dir": str(options.source.resolve()), **dict(options.overrides)}
+    if options.out:
+        overrides["output_dir"] = str(options.out.resolve())
+    workflow = open_workflow(options.bundle, ("train", "evaluate"), overrides)
+    workflow.run()
+    for name, value in workflow.parser.get_parsed_content("report").report["metrics"].items():
+        print(f"{name}\t{'undefined' if value is None else f'{value:.4f}'}")
+
+
+def _infer(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import open_workflow
+
+    overrides = {
+        "dataset_dir": str(options.source.resolve()),
+        "output_dir": str(options.out.resolve()),
+        **dict(options.overrides),
+    }
+    open_workflow(options.bundle, "inference", overrides).run()
+
+
+def _info(options: argparse.Namespace) -> None:
+    from mcmiad_monai.networks.info import print_info
+
+    print_info(model=options.model, encoder=options.encoder)
+
+
+def _prompts(options: argparse.Namespace) -> None:
+    from mcmiad_monai.modality import normal_prompts
+
+    if options.action == "show":
+        print("\n".join(normal_prompts()))
+        return
+    from mcmiad_monai.networks.text_prior import resolve_text_prior
+
+    prior = resolve_text_prior(options.encoder, normal_prompts())
+    prior.save(options.out)
+    print(f"{options.out}: {len(prior.prompts)} prompts, {prior.encoder}, {prior.weights}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""The feature cache: the frozen encoder sees every slice once, and never again.
+
+The images are not augmented and the encoder is frozen, so an epoch of training reads features
+instead of images. They are kept as float16 (106 kB a slice for EfficientNet-B4), in memory or on
+disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from mcmiad_monai.data.studies import (
+    MIN_FOREGROUND,
+    SliceSample,
+    batches,
+    iterate_slices,
+    stack_images,
+)
+from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
+
+logger = logging.getLogger(__name__)
+
+#: Changes whenever the content of a cached file would change for the same input.
+CACHE_FORMAT = 1
+#: Slices on which random BatchNorm layers are calibrated.
+CALIBRATION_SLICES = 64
+
+
+class TrainingDataError(RuntimeError):
+    """The cases given cannot be trained on."""
+
+
+@dataclass(frozen=True)
+class SliceRecord:
+    """Where a row of the cache came from."""
+
+    case: str
+    index: int
+    anomalous: bool
+
+
+def prepare_encoder(
+    cases: Sequence[dict[str, Any]],
+    *,
+    modality: str,
+    name: str,
+    weights: str = "pretrained",
+    pool: Literal["bilinear", "area"] = "bilinear",
+    seed: int = 0,
+    sha256: str | None = None,
+    size: int = 224,
+) -> FrozenEncoder:
+    """Encoder ready for use: random weights also get their BatchNorm statistics from the cases.
+
+    Parameters
+    ----------
+    cases : sequence of dict
+        Training cases; read only for ``weights="random"``.
+
+    Raises
+    ------
+    TrainingDataError
+        If random weights are asked for and no case has a normal slice.
+    """
+    encoder = build_encoder(name, weights=weights, pool=pool, seed=seed, sha256=sha256)
+    if weights == "random":
+        # a few slices of many studies, not many slices of a few
+        per_case = max(1, CALIBRATION_SLICES // max(1, len(cases)))
+        chosen: list[SliceSample] = []
+        for case in cases:
+            found = list(iterate_slices([case], modality, size=size, only_normal=True))
+            chosen += found[:: max(1, len(found) // per_case)][:per_case]
+            if len(chosen) >= CALIBRATION_SLICES:
+                break
+        if not chosen:
+            raise TrainingDataError(
+                f"random weights need normal slices to set BatchNorm statistics; none was found "
+                f"in {len(cases)} cases. Check the training data with `mcmiad cases`."
+            )
+        calibrate_batchnorm(encoder, [stack_images(group) for group in batches(chosen, 16)])
+    return encoder
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """Encoder features of the slices of cases, computed at construction and kept.
+
+    Parameters
+    ----------
+    cases : sequence of dict
+        Case dictionaries (``case``, ``image``, ``label``, ``anomalous``).
+    encoder : FrozenEncoder
+        Gives (B, C, g, g) for (B, 1, size, size).
+    modality : str
+        Name of the modality.
+    only_normal : bool
+        Keep slices without lesion only, as training needs it.
+    slice_range : (float, float)
+        Share of the slices of each study to use.
+    cache : {"memory", "disk"}
+        Where features live. On disk they are found again by a key over encoder weights, options,
+        and path, size and time of every file.
+    cache_dir : str, optional
+        Needed for ``"disk"``.
+
+    Returns
+    -------
+    dict
+        ``image`` (C, g, g) float32 features, ``label`` 0/1 anomalous.
+
+    Raises
+    ------
+    TrainingDataError
+        If no slice is left.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[dict[str, Any]],
+        encoder: FrozenEncoder,
+        *,
+        modality: str,
+        only_normal: bool = False,
+        size: int = 224,
+        batch_size: int = 16,
+        slice_range: Sequence[float] = (0.0, 1.0),
+        min_foreground: float = MIN_FOREGROUND,
+        cache: Literal["memory", "disk"] = "memory",
+        cache_dir: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+        description: str = "features",
+    ) -> None:
+        if cache == "disk" and cache_dir is None:
+            raise ValueError('cache="disk" needs a cache_dir: the folder to keep features in.')
+        self.size = size
+        self.encoder = encoder
+        self.options = {
+            "modality": modality,
+            "only_normal": only_normal,
+            "size": size,
+            "slice_range": [float(x) for x in slice_range],
+            "min_foreground": min_foreground,
+        }
+        self.failures: dict[str, str] = {}
+        self._batch_size, self._device, self._progress = batch_size, torch.device(device), progress
+        self._description = description
+        self._shape = (encoder.out_channels, encoder.grid, encoder.grid)
+        if cache == "disk":
+            folder = Path(str(cache_dir)) / self._key(cases)
+            if not (folder / "index.json").exists():
+                self._fill(cases, folder)
+            self._open(folder)
+        else:
+            self._fill(cases, None)
+        if not self.records:
+            kind = "normal slice" if only_normal else "slice"
+            raise TrainingDataError(
+                f"no {kind} was found in {len(cases)} cases ({len(self.failures)} unreadable"
+                f"{': ' + '; '.join(self.failures.values()) if self.failures else ''}). Expected "
+                "studies whose foreground fills some slices, with masks empty on normal ones."
+            )
+
+    def _key(self, cases: Sequence[dict[str, Any]]) -> str:
+        def stamp(path: str | None) -> list[Any]:
+            if path is None or not Path(path).exists():
+                return [path]
+            status = Path(path).stat()
+            return [str(Path(path).resolve()), status.st_size, status.st_mtime_ns]
+
+        content = {
+            "format": CACHE_FORMAT,
+            "encoder": self.encoder.provenance["tensors_sha256"],
+            "pool": self.encoder.provenance["pool"],
+            "options": self.options,
+            "cases": [
+                [c["case"], stamp(c["image"]), stamp(c.get("label")), c.get("anomalous")]
+                for c in cases
+            ],
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+    @torch.inference_mode()
+    def _fill(self, cases: Sequence[dict[str, Any]], folder: Path | None) -> None:
+        """Run the encoder over all slices, into memory or into a folder that appears whole."""
+        partial = None
+        if folder is not None:
+            partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+            partial.mkdir(parents=True)
+        encoder = self.encoder.to(self._device)
+        features: list[np.ndarray] = []
+        foreground: list[np.ndarray] = []
+        lesion: list[np.ndarray] = []
+        self.records: list[SliceRecord] = []
+        try:
+            samples = iterate_slices(
+                cases,
+                self.options["modality"],
+                size=self.size,
+                only_normal=self.options["only_normal"],
+                slice_range=tuple(self.options["slice_range"]),
+                min_foreground=self.options["min_foreground"],
+                failures=self.failures,
+            )
+            shown = tqdm(samples, self._description, unit=" slices", disable=not self._progress)
+            for group in batches(shown, self._batch_size):
+                images = stack_images(group)  # (B, 1, S, S)
+                block = encoder(images.to(self._device)).half().cpu().numpy()  # (B, C, g, g)
+                if not np.isfinite(block).all():
+                    raise TrainingDataError(
+                        "encoder features leave the range of float16 (±65504); check the encoder "
+                        f"weights ({self.encoder.provenance.get('weights')})."
+                    )
+                foreground.append(pack(images > 0))
+                lesion.append(pack(torch.stack([s.lesion for s in group])))
+                self.records += [SliceRecord(s.case, s.index, s.anomalous) for s in group]
+                if partial is None:
+                    features.append(block)
+                else:
+                    with (partial / "features.f16").open("ab") as file:
+                        file.write(block.tobytes())
+            self._foreground = join(foreground, self.size)
+            self._lesion = join(lesion, self.size)
+            if partial is None:
+                self._features = (
+                    np.concatenate(features)
+                    if features
+                    else np.zeros((0, *self._shape), dtype=np.float16)
+                )
+            elif self.records and folder is not None:
+                self._write_index(partial, folder)
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _write_index(self, partial: Path, folder: Path) -> None:
+        np.save(partial / "foreground.npy", self._foreground)
+        np.save(partial / "lesion.npy", self._lesion)
+        index = {"records": [asdict(r) for r in self.records], "failures": self.failures}
+        (partial / "index.json").write_text(json.dumps(index))
+        if folder.exists():  # another process was faster, with the same content
+            return
+        os.replace(partial, folder)
+
+    def _open(self, folder: Path) -> None:
+        if not folder.exists():
+            return
+        index = json.loads((folder / "index.json").read_text())
+        self.records = [SliceRecord(**r) for r in index["records"]]
+        self.failures = index["failures"]
+        self._foreground = np.load(folder / "foreground.npy", mmap_mode="r")
+        self._lesion = np.load(folder / "lesion.npy", mmap_mode="r")
+        self._features = np.memmap(
+            folder / "features.f16",
+            dtype=np.float16,
+            mode="r",
+            shape=(len(self.records), *self._shape),
+        )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return {
+            "image": torch.from_numpy(self._features[position].astype(np.float32)),  # (C, g, g)
+            "label": torch.tensor(int(self.records[position].anomalous)),
+        }
+
+    def batch(self, positions: Sequence[int]) -> Tensor:
+        """Features of several slices at once, (n, C, g, g) float32."""
+        return torch.from_numpy(self._features[list(positions)].astype(np.float32))
+
+    def foreground(self, positions: Sequence[int]) -> Tensor:
+        """Foreground of slices on the network grid, (n, 1, size, size) bool."""
+        return unpack(self._foreground[list(positions)], self.size)
+
+    def lesion(self, positions: Sequence[int]) -> Tensor:
+        """Lesion masks of slices on the network grid, (n, 1, size, size) bool."""
+        return unpack(self._lesion[list(positions)], self.size)
+
+    @property
+    def has_anomalies(self) -> bool:
+        """Whether any slice is anomalous."""
+        return any(r.anomalous for r in self.records)
+
+    def statistics(self, chunk: int = 64) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature channel over normal slices, (C,) each."""
+        normal = [i for i, r in enumerate(self.records) if not r.anomalous]
+        total = torch.zeros(self._shape[0], dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for start in range(0, len(normal), chunk):
+            block = self.batch(normal[start : start + chunk]).double()
+            total += block.sum((0, 2, 3))
+            squares += block.square().sum((0, 2, 3))
+        count = max(1, len(normal) * self._shape[1] * self._shape[2])
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        # a channel that never changes tells nothing; a unit deviation leaves it at zero
+        return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+
+
+def pack(masks: Tensor) -> np.ndarray:
+    """Boolean masks (n, 1, S, S) as bits, (n, ⌈S²/8⌉) uint8."""
+    return np.packbits(masks.flatten(1).numpy(), axis=1)
+
+
+def unpack(bits: np.ndarray, size: int) -> Tensor:
+    """Inverse of :func:`pack`: (n, 1, size, size) bool."""
+    flat = np.unpackbits(np.asarray(bits), axis=1, count=size * size)
+    return torch.from_numpy(flat.reshape(-1, 1, size, size).astype(bool))
+
+
+def join(blocks: list[np.ndarray], size: int) -> np.ndarray:
+    """Concatenate packed masks; an empty list gives no rows."""
+    return np.concatenate(blocks) if blocks else np.zeros((0, (size * size + 7) // 8), np.uint8)

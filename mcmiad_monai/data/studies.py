@@ -1,0 +1,217 @@
+"""Cases on disk → normalised canonical volumes → slices for the network.
+
+A case that cannot be read is reported and passed over; it never stops the cohort.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mcmiad_monai.modality import Modality, get_modality
+from mcmiad_monai.transforms import (
+    CanonicalOrientationd,
+    LoadMaskd,
+    LoadVolumed,
+    foreground_slices,
+    normalizer,
+    slice_batch,
+)
+
+logger = logging.getLogger(__name__)
+
+#: A slice with less foreground than this share of its pixels is background and skipped.
+MIN_FOREGROUND = 0.02
+
+
+class StudyDataset(Dataset[dict[str, Any]]):
+    """Cases through a transform; a case that fails becomes a report instead of an exception.
+
+    Parameters
+    ----------
+    data : sequence of dict
+        Case dictionaries with the keys ``case`` and ``image``.
+    transform : callable
+        Usually a Compose that starts with ``LoadVolumed``.
+
+    Returns
+    -------
+    dict
+        The transformed case, with its name in ``image.meta["case"]``; or
+        ``{"case": name, "error": message}``.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Callable[[dict[str, Any]], Any],
+    ) -> None:
+        self.data = list(data)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        case = self.data[index]
+        try:
+            sample: dict[str, Any] = self.transform(dict(case))
+        except Exception as error:
+            return {"case": case["case"], "error": root_message(error)}
+        sample["image"].meta["case"] = case["case"]
+        if case.get("anomalous") is not None:
+            sample["image"].meta["anomalous"] = case["anomalous"]
+        return {key: value for key, value in sample.items() if value is not None}
+
+
+def root_message(error: BaseException) -> str:
+    """Message of the error that started a chain: MONAI wraps what a transform raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+def study_transform(modality: str | Modality, *, with_mask: bool = False) -> Compose:
+    """Load, orient and normalise the image of a case, and its lesion mask if asked for.
+
+    Parameters
+    ----------
+    modality : str or Modality
+        Decides orientation and intensity recipe.
+    with_mask : bool
+        Load ``label`` as well; a case without one gets an empty mask.
+    """
+    kind = get_modality(modality) if isinstance(modality, str) else modality
+    normalise = normalizer(kind.intensity)
+    keys = ("image", "label") if with_mask else ("image",)
+
+    def normalise_image(sample: dict[str, Any]) -> dict[str, Any]:
+        return {**sample, "image": normalise(sample["image"])}
+
+    steps: list[Callable[..., Any]] = [LoadVolumed(keys="image")]
+    if with_mask:
+        steps.append(LoadMaskd(keys="label", ref_key="image"))
+    steps += [CanonicalOrientationd(keys=keys, axcodes=kind.axcodes), normalise_image]
+    return Compose(steps)
+
+
+@dataclass(frozen=True)
+class SliceSample:
+    """One slice on the network grid.
+
+    Attributes
+    ----------
+    case, index : str, int
+        The study and the position along its canonical slice axis.
+    image : Tensor (1, size, size)
+        Normalised intensities; zero is outside the foreground.
+    lesion : Tensor (1, size, size) of bool
+        True on lesion.
+    anomalous : bool
+        By mask, or by the folder where there is no mask.
+    """
+
+    case: str
+    index: int
+    image: Tensor
+    lesion: Tensor
+    anomalous: bool
+
+
+def select_slices(
+    volume: MetaTensor,
+    *,
+    axis: int,
+    slice_range: tuple[float, float] = (0.0, 1.0),
+    min_foreground: float = MIN_FOREGROUND,
+) -> list[int]:
+    """Slices that are worth the network's time, in order.
+
+    Parameters
+    ----------
+    volume : MetaTensor (1, X, Y, Z)
+        Normalised.
+    slice_range : (float, float)
+        Share of the slices to look at, ``[int(a·n), int(b·n))``.
+    """
+    n = volume.shape[1 + axis]
+    low, high = int(slice_range[0] * n), int(slice_range[1] * n)
+    kept = foreground_slices(volume, axis=axis, min_fraction=min_foreground)
+    return [k for k in kept if low <= k < max(high, low + 1)]
+
+
+def iterate_slices(  # noqa: PLR0913 - one keyword an option of the selection
+    cases: Iterable[dict[str, Any]],
+    modality: str | Modality,
+    *,
+    size: int = 224,
+    only_normal: bool = False,
+    slice_range: tuple[float, float] = (0.0, 1.0),
+    min_foreground: float = MIN_FOREGROUND,
+    failures: dict[str, str] | None = None,
+) -> Iterator[SliceSample]:
+    """Slices of all cases, one volume in memory at a time.
+
+    Parameters
+    ----------
+    only_normal : bool
+        Keep only slices without lesion: those with an empty mask, none of a case that is known to
+        be anomalous but has no mask.
+    failures : dict, optional
+        Receives ``case → message`` for every case that could not be read.
+    """
+    kind = get_modality(modality) if isinstance(modality, str) else modality
+    dataset = StudyDataset(list(cases), study_transform(kind, with_mask=True))
+    for position in range(len(dataset)):
+        sample = dataset[position]
+        name = sample["case"]
+        if "error" in sample:
+            logger.error("study %s left out: %s", name, sample["error"])
+            if failures is not None:
+                failures[name] = sample["error"]
+            continue
+        case = dataset.data[position]
+        known = case.get("anomalous")
+        without_mask = case.get("label") is None
+        chosen = select_slices(
+            sample["image"],
+            axis=kind.slice_axis,
+            slice_range=slice_range,
+            min_foreground=min_foreground,
+        )
+        axis, image, label = kind.slice_axis, sample["image"], sample["label"]
+        for k in chosen:
+            # the full-resolution mask decides: a small lesion may vanish in a nearest resize
+            lesion_voxels = bool((label.select(1 + axis, k) > 0).any())
+            anomalous = bool(known) if without_mask and known is not None else lesion_voxels
+            if only_normal and anomalous:
+                continue
+            lesion = slice_batch(label, [k], axis=axis, size=size, mode="nearest")[0] > 0
+            yield SliceSample(
+                name, k, slice_batch(image, [k], axis=axis, size=size)[0], lesion, anomalous
+            )
+
+
+def batches(samples: Iterable[SliceSample], size: int) -> Iterator[list[SliceSample]]:
+    """Group samples into lists of ``size``; the last may be shorter."""
+    pending: list[SliceSample] = []
+    for sample in samples:
+        pending.append(sample)
+        if len(pending) == size:
+            yield pending
+            pending = []
+    if pending:
+        yield pending
+
+
+def stack_images(samples: Sequence[SliceSample]) -> Tensor:
+    """Images of a batch, (B, 1, size, size)."""
+    return torch.stack([torch.as_tensor(s.image) for s in samples])

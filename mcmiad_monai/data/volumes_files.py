@@ -1,0 +1,108 @@
+"""What a file is, told by its name: image, lesion mask, DICOM slice; and the words of a name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+# A case as the transforms take it: "case", "image", "label" and "anomalous".
+Case = dict[str, Any]
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".mhd")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+# A file is a mask if its name ends in one of these words.
+MASK_WORDS = frozenset(
+    {"mask", "masks", "label", "labels", "seg", "segmentation", "segmentations"}
+    | {"lesion", "lesions"}
+)
+# Where a DICOM file carries its four letters.
+DICOM_MAGIC_OFFSET = 128
+
+
+class CaseError(ValueError):
+    """Cases could not be found, or are not what was asked for."""
+
+
+class MissingSplitError(CaseError):
+    """A source does not have the split that was asked for."""
+
+
+def suffix_of(path: Path) -> str:
+    """The image suffix of a path in lower case, ``".nii.gz"`` whole, or ``""`` if it has none."""
+    name = path.name.lower()
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), "")
+
+
+def stem_of(path: Path) -> str:
+    """File name without its image or DICOM suffix; folder names keep their dots."""
+    suffix = suffix_of(path)
+    if not suffix and path.suffix.lower() in DICOM_SUFFIXES:
+        suffix = path.suffix
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case, split at anything but letters and digits."""
+    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a name ends in a mask word: ``mask.nii.gz``, ``case_seg.nii.gz``."""
+    words = words_of(stem_of(path))
+    return bool(words) and words[-1] in MASK_WORDS
+
+
+def has_name(path: Path, name: str) -> bool:
+    """Whether the words of ``name`` stand side by side in the file's name: ``"flair"``."""
+    wanted, found = words_of(name), words_of(stem_of(path))
+    starts = range(len(found) - len(wanted) + 1)
+    return bool(wanted) and any(found[i : i + len(wanted)] == wanted for i in starts)
+
+
+def without_mask_words(path: Path) -> str:
+    """Stem of a mask without its mask words: ``"case_seg"`` gives ``"case"``, ``"mask"`` ``""``."""
+    stem = stem_of(path)
+    while (words := words_of(stem)) and words[-1] in MASK_WORDS:
+        stem = stem[: stem.lower().rindex(words[-1])].rstrip("_-. ")
+    return stem
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM slice, by its suffix or by the letters ``DICM`` in it."""
+    if suffix_of(path) or not path.is_file():
+        return False
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    with path.open("rb") as stream:
+        stream.seek(DICOM_MAGIC_OFFSET)
+        return stream.read(4) == b"DICM"
+
+
+def is_dicom_series(folder: Path) -> bool:
+    """Whether a folder directly holds DICOM slices."""
+    return any(is_dicom(path) for path in visible(folder))
+
+
+def visible(folder: Path) -> list[Path]:
+    """Entries of a folder in the order of their names, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Visible folders in a folder."""
+    return [path for path in visible(folder) if path.is_dir()]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Visible image files directly in a folder, masks among them."""
+    return [path for path in visible(folder) if path.is_file() and suffix_of(path)]
+
+
+def listing(paths: list[Path], limit: int = 12) -> str:
+    """Names of paths for a message, shortened."""
+    names = [path.name + ("/" if path.is_dir() else "") for path in paths]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + more

@@ -1,0 +1,190 @@
+"""What is measured on volumes with lesion masks, and the report of it.
+
+A study's output holds ``image`` (normalised), ``label`` (lesion mask) and ``pred`` (heatmap), all
+(1, X, Y, Z) on the canonical grid. Slices without foreground are never looked at: normal ones are
+left out of every figure, because they would only flatter it; a lesion in one counts as missed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from torch import Tensor
+
+from mcmiad_monai.files import write_text
+from mcmiad_monai.inferers import SLICE_SCORES
+from mcmiad_monai.metrics import PixelAUROC, SliceAUROC
+from mcmiad_monai.outputs import CohortIncomplete, to_plain
+from mcmiad_monai.scoring import volume_score
+
+Output = list[dict[str, Any]]
+Pairs = Callable[[Output], tuple[Tensor, Tensor]]
+
+
+def slice_labels(mask: Tensor, axis: int) -> Tensor:
+    """Whether each slice of a mask (1, X, Y, Z) holds a lesion, (n,) bool."""
+    return (mask > 0).movedim(1 + axis, 0).flatten(1).any(1)
+
+
+def study_slices(item: Mapping[str, Any], axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and indices of the slices of a study that count, (m,) each."""
+    scores = torch.as_tensor(item["pred"].meta[SLICE_SCORES]).reshape(-1)
+    labels = slice_labels(torch.as_tensor(item["label"]), axis)
+    known = item["pred"].meta.get("anomalous")
+    if known is not None and bool(torch.as_tensor(known)):
+        labels = labels | (scores.shape[0] == 1)  # an image whose folder says so, without a mask
+    counted = torch.isfinite(scores) | labels
+    return torch.nan_to_num(scores, nan=0.0)[counted], labels[counted], counted.nonzero().flatten()
+
+
+def slice_pairs(axis: int) -> Pairs:
+    """Slice scores and labels of an output."""
+
+    def pairs(output: Output) -> tuple[Tensor, Tensor]:
+        parts = [study_slices(item, axis)[:2] for item in output]
+        return concatenate([s for s, _ in parts]), concatenate([y for _, y in parts])
+
+    return pairs
+
+
+def volume_pairs(axis: int) -> Pairs:
+    """Volume scores and labels of an output."""
+
+    def pairs(output: Output) -> tuple[Tensor, Tensor]:
+        parts = [study_slices(item, axis)[:2] for item in output]
+        parts = [(s, y) for s, y in parts if s.numel()]
+        scores = [volume_score(s).reshape(1) for s, _ in parts]
+        return concatenate(scores), concatenate([y.any().reshape(1) for _, y in parts])
+
+    return pairs
+
+
+def pixel_pairs(axis: int, *, foreground: bool = False) -> Pairs:
+    """Heatmap and mask voxels of the slices that count; all of them, or the foreground's."""
+
+    def pairs(output: Output) -> tuple[Tensor, Tensor]:
+        heat, lesion = [], []
+        for item in output:
+            chosen = study_slices(item, axis)[2]
+            parts = [
+                torch.as_tensor(item[key]).index_select(1 + axis, chosen)
+                for key in ("pred", "label", "image")
+            ]
+            keep = (parts[2] > 0) | (parts[1] > 0) if foreground else torch.ones_like(parts[2]) > 0
+            heat.append(parts[0][keep])
+            lesion.append(parts[1][keep])
+        return concatenate(heat), concatenate(lesion)
+
+    return pairs
+
+
+def concatenate(parts: list[Tensor]) -> Tensor:
+    """Concatenate flat tensors; nothing gives an empty one."""
+    return torch.cat([p.reshape(-1) for p in parts]) if parts else torch.zeros(0)
+
+
+def study_metrics(axis: int) -> dict[str, Metric]:
+    """Metrics of whole studies, for a :class:`~mcmiad_monai.engines.StudyEvaluator`.
+
+    Parameters
+    ----------
+    axis : int
+        Slice axis of the canonical volumes.
+    """
+    return {
+        "slice_auroc": SliceAUROC(slice_pairs(axis)),
+        "volume_auroc": SliceAUROC(volume_pairs(axis)),
+        "pixel_auroc": PixelAUROC(pixel_pairs(axis)),
+        "pixel_auroc_foreground": PixelAUROC(pixel_pairs(axis, foreground=True)),
+    }
+
+
+class EvaluationReport:
+    """Write ``metrics.json`` and ``studies.csv`` when an evaluation completes.
+
+    Parameters
+    ----------
+    output_dir : path
+        Where to.
+    axis : int
+        Slice axis of the canonical volumes.
+    provenance : mapping, optional
+        What produced the figures.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, *, axis: int, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        self.output_dir, self.axis = Path(output_dir), axis
+        self.provenance = dict(provenance or {})
+        self.rows: list[dict[str, Any]] = []
+        self.report: dict[str, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Collect after each study and write after the metrics are computed."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            scores, labels, _ = study_slices(item, self.axis)
+            heat, mask = torch.as_tensor(item["pred"]), torch.as_tensor(item["label"]) > 0
+            self.rows.append(
+                {
+                    "case": item["pred"].meta["case"],
+                    "slices": int(labels.numel()),
+                    "anomalous_slices": int(labels.sum()),
+                    "volume_score": float(volume_score(scores)) if scores.numel() else 0.0,
+                    "lesion_voxels": int(mask.sum()),
+                    "dice_at_threshold": dice(heat > 1, mask),
+                }
+            )
+
+    def _write(self, engine: Engine) -> None:
+        self.report = {
+            "metrics": {k: to_plain(v) for k, v in engine.state.metrics.items()},
+            "undefined": "null: only one class was present",
+            "studies": len(self.rows),
+            "slices": sum(r["slices"] for r in self.rows),
+            "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),
+            "failed": dict(getattr(engine, "failures", {})),
+            "provenance": self.provenance,
+        }
+        write_text(
+            self.output_dir / "metrics.json", json.dumps(self.report, indent=1, default=str)
+        )
+        stream = io.StringIO()
+        if self.rows:
+            table = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
+            table.writeheader()
+            table.writerows(self.rows)
+        write_text(self.output_dir / "studies.csv", stream.getvalue())
+
+    def finish(self) -> None:
+        """Tell the caller if a study failed.
+
+        Raises
+        ------
+        CohortIncomplete
+            If one did; the figures of the others have been written.
+        """
+        failed = self.report.get("failed", {})
+        if failed:
+            told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
+            raise CohortIncomplete(f"{len(self.rows)} studies evaluated, {len(failed)} failed:{told}")
+
+
+def dice(prediction: Tensor, truth: Tensor) -> float | None:
+    """Dice of two boolean volumes; None where the truth is empty."""
+    if not truth.any():
+        return None
+    overlap = (prediction & truth).sum().item()
+    return 2 * overlap / (prediction.sum().item() + truth.sum().item())

@@ -1,0 +1,43 @@
+"""Files that are written whole or not at all, whenever the process is killed."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def replace_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Write to a hidden neighbour, then rename, so that a reader never sees half a file.
+
+    Parameters
+    ----------
+    path : path
+        The file to end up with; its folder is made.
+    write : callable
+        Writes the path it is given, which has the suffixes of ``path``.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    replace_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def save_torch(content: Any, path: str | Path) -> None:
+    """``torch.save`` atomically; the old file stands until the new one is complete."""
+    import torch
+
+    replace_atomically(path, lambda partial: torch.save(content, partial))

@@ -1,0 +1,107 @@
+"""OpenCLIP models, from a hub or a file, with errors that say what to bring."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mcmiad_monai.networks.weights import WeightsError, require_file
+
+
+def load_clip(
+    model: str, source: str, *, sha256: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build an OpenCLIP model.
+
+    Parameters
+    ----------
+    model : str
+        OpenCLIP's name of it, e.g. ``"ViT-B-16"``.
+    source : str
+        A pretrained tag such as ``"openai"``, the path of a checkpoint, or ``"random"``.
+    sha256 : str, optional
+        Expected digest of a checkpoint file.
+
+    Returns
+    -------
+    model : nn.Module
+        In evaluation mode, on the CPU, in float32.
+    provenance : dict
+        Source of the weights, with the file's digest where there is one.
+
+    Raises
+    ------
+    ValueError
+        If OpenCLIP does not know the model.
+    WeightsError
+        If the weights cannot be had or do not fit.
+    """
+    import open_clip
+
+    if open_clip.get_model_config(model) is None:
+        raise ValueError(
+            f"OpenCLIP does not know the model {model!r}; open_clip.list_models() names those it "
+            "knows, for example ViT-B-16."
+        )
+    if source == "random":
+        return open_clip.create_model(model, load_weights=False).eval(), {}
+    file = _file(model, source)
+    digest = require_file(file, sha256=sha256)
+    # Tag and file give the same tensors; only the tag also brings OpenAI's activation function.
+    pretrained = source if file != Path(source) else str(file)
+    try:
+        built = open_clip.create_model(model, pretrained=pretrained).eval()
+    except (RuntimeError, OSError, KeyError, ValueError) as error:
+        problem = str(error).strip()[:300]
+        raise WeightsError(f"{file} does not fit OpenCLIP's {model}: {problem}") from error
+    weights = "file" if pretrained == str(file) else f"open_clip: {model}/{source}"
+    return built, {"weights": weights, "file": file.name, "file_sha256": digest}
+
+
+def tower_config(model: str, clip: Any) -> dict[str, Any]:
+    """Describe the visual tower of a CLIP model, so that it can be rebuilt without its name."""
+    import open_clip
+    from open_clip.model import CLIPVisionCfg
+    from open_clip.transformer import QuickGELU
+
+    config = open_clip.get_model_config(model)
+    vision = asdict(CLIPVisionCfg(**config["vision_cfg"]))
+    preprocess = open_clip.get_model_preprocess_cfg(clip)
+    return {
+        "vision_cfg": vision,
+        "embed_dim": config["embed_dim"],
+        "quick_gelu": any(isinstance(layer, QuickGELU) for layer in clip.visual.modules()),
+        "mean": list(preprocess["mean"]),
+        "std": list(preprocess["std"]),
+    }
+
+
+def _file(model: str, source: str) -> Path:
+    """Path of a checkpoint that was named, or that the hub hands out for a tag."""
+    from open_clip import pretrained
+
+    if Path(source).suffix or Path(source).is_file():
+        require_file(Path(source))
+        return Path(source)
+    cfg = pretrained.get_pretrained_cfg(model, source)
+    if not cfg:
+        tags = pretrained.list_pretrained_tags_by_model(model)
+        raise WeightsError(
+            f"OpenCLIP has no weights {source!r} of {model}; it has {tags}. Choose one of them, or "
+            "give the path of a checkpoint."
+        )
+    try:
+        return Path(pretrained.download_pretrained(cfg))
+    except (OSError, RuntimeError, ValueError) as error:
+        where = cfg.get("hf_hub") or cfg.get("url")
+        quick = cfg.get("quick_gelu") and not model.endswith("quickgelu")
+        named = f", naming the model {model}-quickgelu, which has their activation" if quick else ""
+        raise WeightsError(
+            f"the weights {source!r} of OpenCLIP's {model} could not be downloaded "
+            f"({type(error).__name__}). On a machine with a network, download them from {where} "
+            f"and give the path of the file instead{named}. For text prompts alone, "
+            "`--encoder hashing` needs no weights."
+        ) from error

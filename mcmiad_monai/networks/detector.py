@@ -1,0 +1,85 @@
+"""The whole road of a slice: image → features → reconstruction → heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.head import MCMIADHead
+from mcmiad_monai.scoring import AnomalyScore
+
+
+class MCMIADDetector(nn.Module):
+    """Slice → heatmap.
+
+    Parameters
+    ----------
+    encoder : FrozenEncoder
+    head : MCMIADHead
+        Built for the encoder's channels and grid.
+    score : AnomalyScore, optional
+        The paper's score (Eq. 6) by default.
+
+    Attributes
+    ----------
+    heat_scale : Tensor of shape ()
+        Divides the score map. Calibration sets it so that 1.0 is the threshold of a pixel.
+    calibration, provenance : dict
+        What a package carries beside the weights.
+
+    Raises
+    ------
+    ValueError
+        If the head was built for another encoder.
+    """
+
+    heat_scale: Tensor
+
+    def __init__(
+        self, encoder: FrozenEncoder, head: MCMIADHead, score: AnomalyScore | None = None
+    ) -> None:
+        super().__init__()
+        found, expected = head.config["in_channels"], encoder.out_channels
+        if found != expected or head.grid != encoder.grid:
+            raise ValueError(
+                f"the head takes {found} channels on a grid of {head.grid}, but the encoder gives "
+                f"{expected} on {encoder.grid}; build the head from the encoder's out_channels, "
+                "stage_channels and grid."
+            )
+        self.encoder, self.head = encoder, head
+        self.score = AnomalyScore() if score is None else score
+        self.register_buffer("heat_scale", torch.ones(()))
+        self.calibration: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {
+            "encoder": encoder.provenance,
+            "text_prior": head.prior_provenance,
+        }
+
+    def features(self, image: Tensor) -> Tensor:
+        """Encode images (B, 1, H, W) in [0, 1] to features (B, C, grid, grid)."""
+        return self.encoder(image)
+
+    def heatmap_from_features(self, features: Tensor, size: Sequence[int]) -> Tensor:
+        """Heatmaps (B, 1, H, W), float32, from features; for features that were kept."""
+        output = self.head(features)
+        heatmap = self.score(output.target, output.reconstruction, size)  # (B, 1, H, W)
+        return heatmap / self.heat_scale.float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Heatmaps of images.
+
+        Parameters
+        ----------
+        image : Tensor of shape (B, 1, H, W)
+            Values in [0, 1]; 224×224 in the paper.
+
+        Returns
+        -------
+        Tensor of shape (B, 1, H, W)
+            float32, at least 0; 1.0 is the threshold of a pixel once calibrated.
+        """
+        return self.heatmap_from_features(self.features(image), image.shape[-2:])

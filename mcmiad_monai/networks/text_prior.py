@@ -1,0 +1,195 @@
+"""The text prior (§3.2, A.2): embeddings of normal-anatomy prompts, computed once and stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.networks.weights import WeightsError, tensors_sha256
+
+HASHING_FEATURES = 4096
+"""Buckets of the hashed word n-grams before their projection."""
+
+
+@dataclass(frozen=True)
+class TextPrior:
+    """Embedded prompts.
+
+    Attributes
+    ----------
+    embeddings : Tensor of shape (P, D)
+        One L2-normalised row for each prompt.
+    prompts : tuple of str
+        The P prompts.
+    encoder : str
+        What embedded them.
+    weights : str
+        Source and digest of its weights.
+    """
+
+    embeddings: Tensor
+    prompts: tuple[str, ...]
+    encoder: str
+    weights: str
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or len(self.prompts) != len(self.embeddings):
+            raise ValueError(
+                f"{len(self.prompts)} prompts have embeddings of shape "
+                f"{tuple(self.embeddings.shape)}; one row for each prompt is needed."
+            )
+        norms = self.embeddings.norm(dim=1)
+        if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+            raise ValueError(
+                f"prompt embeddings have norms from {norms.min():.3g} to {norms.max():.3g}; each "
+                "row must be L2-normalised (§3.2)."
+            )
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the normalised embeddings, e_txt of §3.2, of shape (D,)."""
+        return self.embeddings.mean(dim=0)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Encoder, weights, prompts and a digest of the embeddings, fit for JSON."""
+        return {
+            "encoder": self.encoder,
+            "weights": self.weights,
+            "prompts": list(self.prompts),
+            "embeddings_sha256": tensors_sha256({"embeddings": self.embeddings}),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        metadata = {
+            "format": "mcmiad text prior 1",
+            "encoder": self.encoder,
+            "weights": self.weights,
+            "prompts": json.dumps(self.prompts),
+        }
+        tensors = {"embeddings": self.embeddings.float().contiguous()}
+        replace_atomically(path, lambda partial: save_file(tensors, partial, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> TextPrior:
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        WeightsError
+            If there is no such file, or it is not a text prior.
+        """
+        if not Path(path).is_file():
+            raise WeightsError(f"there is no text prior {path}; make one with `mcmiad text-prior`.")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                embeddings = file.get_tensor("embeddings")
+            prompts = tuple(json.loads(metadata["prompts"]))
+            return cls(embeddings, prompts, metadata["encoder"], metadata["weights"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise WeightsError(
+                f"{path} is not a text prior ({error}): needed is a safetensors file with the "
+                "tensor 'embeddings' and metadata for encoder, weights and prompts."
+            ) from error
+
+
+def encode_open_clip(
+    prompts: Sequence[str],
+    *,
+    model: str = "ViT-B-16",
+    pretrained: str = "openai",
+    sha256: str | None = None,
+) -> TextPrior:
+    """Embed prompts with CLIP's text tower (§3.2).
+
+    Parameters
+    ----------
+    prompts : sequence of str
+    model : str
+        OpenCLIP's name of the model.
+    pretrained : str
+        A tag of OpenCLIP, or the path of a checkpoint.
+    sha256 : str, optional
+        Expected digest of the checkpoint.
+
+    Raises
+    ------
+    WeightsError
+        If the weights cannot be had.
+    """
+    import open_clip
+
+    from mcmiad_monai.networks.clip import load_clip
+
+    _require_prompts(prompts)
+    with torch.random.fork_rng(devices=[]):
+        clip, source = load_clip(model, pretrained, sha256=sha256)
+    tokens = open_clip.get_tokenizer(model)(list(prompts))  # (P, context length)
+    with torch.no_grad():
+        rows = F.normalize(clip.encode_text(tokens).float(), dim=1)  # type: ignore[operator]
+    weights = f"{source['weights']}, {source['file']}, sha256 {source['file_sha256']}"
+    return TextPrior(rows, tuple(prompts), f"OpenCLIP {model} text tower", weights)
+
+
+def encode_hashing(prompts: Sequence[str], *, dim: int = 512, seed: int = 0) -> TextPrior:
+    """Embed prompts by hashed words and word pairs; needs no weights and is not CLIP.
+
+    It keeps apart prompts with different words, and knows nothing of images.
+
+    Parameters
+    ----------
+    prompts : sequence of str
+    dim : int
+        Size of an embedding.
+    seed : int
+        Seed of the Gaussian projection.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.random_projection import GaussianRandomProjection
+
+    _require_prompts(prompts)
+    words = HashingVectorizer(n_features=HASHING_FEATURES, ngram_range=(1, 2))
+    project = GaussianRandomProjection(dim, random_state=seed)
+    projected = project.fit_transform(words.transform(prompts).toarray())  # (P, D), float64
+    rows = F.normalize(torch.from_numpy(projected), dim=1).float()
+    encoder = "hashing: word n-grams with a random projection; not CLIP, knows nothing of images"
+    return TextPrior(rows, tuple(prompts), encoder, f"none: seeded projection, seed {seed}")
+
+
+def resolve_text_prior(source: str, prompts: Sequence[str]) -> TextPrior:
+    """Make or read the prior that a configuration names.
+
+    Parameters
+    ----------
+    source : str
+        ``"hashing"``, ``"open_clip"``, ``"open_clip:MODEL/PRETRAINED"``, or the path of a file
+        that `TextPrior.save` wrote, which brings its own prompts.
+    prompts : sequence of str
+        Prompts to embed.
+    """
+    if source == "hashing":
+        return encode_hashing(prompts)
+    kind, _, rest = source.partition(":")
+    if kind == "open_clip":
+        model, _, pretrained = rest.partition("/")
+        return encode_open_clip(
+            prompts, model=model or "ViT-B-16", pretrained=pretrained or "openai"
+        )
+    return TextPrior.load(source)
+
+
+def _require_prompts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str) or not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError(f"prompts are {prompts!r}; a list of sentences is needed.")

@@ -1,0 +1,235 @@
+"""Pretrained image models cut behind the last stage that is used, behind one small interface."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcmiad_monai.networks.weights import WeightsError, require_keys
+
+OPEN_CLIP_PREFIX = "open_clip:"
+"""Encoder names that begin like this are visual towers of OpenCLIP."""
+
+MAX_STRIDE = 16
+"""Deepest stride of the default stages: one token of the 14×14 grid at 224×224 pixels (§3.2)."""
+
+TOWER_SIZE = 224
+"""Image size for which models with position embeddings are built, in pixels."""
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """All that is needed to rebuild an empty trunk without a network.
+
+    Attributes
+    ----------
+    name : str
+        A timm name, or ``"open_clip:"`` and an OpenCLIP name.
+    indices : tuple of int
+        Stages (or blocks) that are used, shallow to deep.
+    plain : bool
+        True for models without a pyramid (ViT), whose final norm is applied to the tokens.
+    mean, std : tuple of float
+        Normalisation of an RGB image in [0, 1].
+    tower : str
+        For OpenCLIP the visual tower's configuration as JSON, otherwise empty.
+    """
+
+    name: str
+    indices: tuple[int, ...]
+    plain: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tower: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings, fit for JSON."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> TrunkConfig:
+        """Rebuild what `to_dict` returned."""
+        sequences = {key: tuple(config[key]) for key in ("indices", "mean", "std")}
+        return cls(**{**config, **sequences})
+
+
+class Trunk(nn.Module):
+    """A truncated model that maps (B, 3, H, W) to one feature map for each stage.
+
+    Attributes
+    ----------
+    config : TrunkConfig
+        How to rebuild it.
+    channels : tuple of int
+        Channels of each stage.
+    """
+
+    def __init__(self, model: nn.Module, config: TrunkConfig, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model, self.config, self.channels = model, config, channels
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w) of the stages, shallow to deep."""
+        options = {"indices": list(self.config.indices), "intermediates_only": True}
+        if self.config.name.startswith(OPEN_CLIP_PREFIX):
+            output = self.model.forward_intermediates(  # type: ignore[operator]
+                image, stop_early=True, normalize_intermediates=self.config.plain, **options
+            )
+            return list(output["image_intermediates"])
+        return list(
+            self.model.forward_intermediates(  # type: ignore[operator]
+                image, stop_early=True, norm=self.config.plain, output_fmt="NCHW", **options
+            )
+        )
+
+
+def timm_trunk(
+    name: str, indices: Sequence[int] | None, state: dict[str, Tensor] | None, source: str
+) -> Trunk:
+    """Build a timm model, fill it from `state` where given, and cut it.
+
+    Raises
+    ------
+    WeightsError
+        If `state` does not fit.
+    ValueError
+        If timm does not know the model, or it has no stages at the strides that are needed.
+    """
+    model, cfg = _timm_model(name)
+    known = set(model.state_dict())
+    state = _converted(model, state)
+    stages = model.feature_info if isinstance(model.feature_info, list) else model.feature_info.info
+    plain = len({stage["reduction"] for stage in stages}) == 1
+    chosen = _indices(name, indices, [stage["reduction"] for stage in stages], plain)
+    config = TrunkConfig(name, chosen, plain, tuple(cfg.mean), tuple(cfg.std))
+    model.prune_intermediate_layers(list(chosen), prune_norm=not plain, prune_head=True)
+    fill(model, state, known=known, name=name, source=source)
+    return Trunk(model, config, tuple(stages[index]["num_chs"] for index in chosen))
+
+
+def open_clip_trunk(
+    name: str,
+    indices: Sequence[int] | None,
+    tower: nn.Module,
+    tower_config: dict[str, Any],
+) -> Trunk:
+    """Cut a visual tower of OpenCLIP.
+
+    Raises
+    ------
+    ValueError
+        If the tower is not a plain vision transformer.
+    """
+    from open_clip.transformer import VisionTransformer
+
+    if not isinstance(tower, VisionTransformer):
+        raise ValueError(
+            f"the visual tower of {name!r} is a {type(tower).__name__}; OpenCLIP's own vision "
+            "transformers are supported, for example open_clip:ViT-B-16. Use timm for others."
+        )
+    blocks = len(tower.transformer.resblocks)
+    chosen = _indices(name, indices, [tower.patch_size[0]] * blocks, plain=True)
+    mean, std = tower_config["mean"], tower_config["std"]
+    config = TrunkConfig(name, chosen, True, tuple(mean), tuple(std), json.dumps(tower_config))
+    tower.prune_intermediate_layers(list(chosen), prune_norm=False, prune_head=True)
+    return Trunk(tower, config, (tower.conv1.out_channels,) * len(chosen))
+
+
+def empty_tower(tower_config: dict[str, Any]) -> nn.Module:
+    """Build an OpenCLIP visual tower without weights from its own configuration."""
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    vision = CLIPVisionCfg(**tower_config["vision_cfg"])
+    return _build_vision_tower(tower_config["embed_dim"], vision, tower_config["quick_gelu"])
+
+
+def fill(
+    model: nn.Module, state: dict[str, Tensor] | None, *, known: set[str], name: str, source: str
+) -> None:
+    """Copy the tensors of a truncated model out of `state`; without one it stays as built."""
+    if state is None:
+        return
+    needed = model.state_dict()
+    require_keys(state, needed=needed, known=known, model=name, source=source)
+    model.load_state_dict({k: state.get(k, v) for k, v in needed.items()})
+
+
+def timm_hub_file(name: str) -> Path:
+    """Path of a timm model's pretrained weights, downloaded if the cache lacks them.
+
+    Raises
+    ------
+    WeightsError
+        If they cannot be had; the message names the file to bring.
+    """
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        url = cfg.url if cfg is not None else None
+        raise WeightsError(
+            f"the model hub holds no pretrained weights of {name}"
+            + (f"; download {url}" if url else "")
+            + " and pass weights=<path of the file> (in bundles and commands: --weights <path>)."
+        )
+    file = cfg.hf_hub_filename or "model.safetensors"
+    try:
+        return Path(hf_hub_download(cfg.hf_hub_id, file))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"the pretrained weights of {name} could not be downloaded "
+            f"({type(error).__name__}). On a machine with a network, download {file} of "
+            f"https://huggingface.co/{cfg.hf_hub_id}, bring it here and pass weights=<path of the "
+            "file> (in bundles and commands: --weights <path>)."
+        ) from error
+
+
+def _timm_model(name: str) -> tuple[Any, Any]:
+    import timm
+
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+        size: dict[str, Any] = (
+            {"img_size": TOWER_SIZE} if cfg is not None and cfg.fixed_input_size else {}
+        )
+        model = timm.create_model(name, pretrained=False, **size)
+    except (RuntimeError, ValueError) as error:
+        close = timm.list_models(f"*{name[:8]}*")[:5]
+        raise ValueError(f"timm does not know the model {name!r}; similar are {close}.") from error
+    if not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"timm's {name} cannot hand out its stages; choose another model.")
+    return model, model.pretrained_cfg if cfg is None else cfg
+
+
+def _converted(model: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Bring published checkpoints to the model's names and size, as timm itself does."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if state is None or convert is None or set(state) <= set(model.state_dict()):
+        return state
+    with torch.no_grad():
+        return dict(convert(state, model))
+
+
+def _indices(
+    name: str, indices: Sequence[int] | None, strides: list[int], plain: bool
+) -> tuple[int, ...]:
+    """Stages to use: by default the last block of a ViT, or all strides up to 16 of a pyramid."""
+    if indices is None:
+        last = len(strides) - 1
+        deep = [i for i, stride in enumerate(strides) if stride <= MAX_STRIDE]
+        indices = [last] if plain else deep
+    chosen = tuple(sorted(i % len(strides) for i in indices if -len(strides) <= i < len(strides)))
+    if len(chosen) != len(indices) or not chosen:
+        raise ValueError(
+            f"{name} has {len(strides)} stages with strides {strides}; the stages "
+            f"{list(indices)} cannot be taken from it."
+        )
+    return chosen

@@ -1,0 +1,272 @@
+"""What a study leaves on disk: heatmap, mask and scores, each written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.image_writer import NibabelWriter
+from monai.transforms import MapTransform
+
+from mcmiad_monai.calibration import Calibration
+from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.inferers import SLICE_SCORES
+from mcmiad_monai.scoring import volume_score
+from mcmiad_monai.transforms.positions import source_slices
+
+logger = logging.getLogger(__name__)
+
+#: Heatmaps are in units of the pixel threshold.
+HEATMAP_THRESHOLD = 1.0
+
+
+class AtomicNibabelWriter(NibabelWriter):
+    """MONAI's NIfTI writer, with a rename at the end."""
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj: Any) -> None:
+        """Write the volume that was set before."""
+        replace_atomically(filename, lambda p: super(AtomicNibabelWriter, self).write(p, verbose, **obj))
+
+
+def case_name(meta: Mapping[str, Any], _saver: Any = None) -> dict[str, Any]:
+    """Output names from the case, not from the file: many studies are called ``flair.nii.gz``."""
+    return {"subject": meta["case"], "idx": None}
+
+
+class AnomalyMaskd(MapTransform):
+    """Add ``mask``: uint8, 1 where the heatmap exceeds the calibrated threshold.
+
+    Parameters
+    ----------
+    keys : str
+        The heatmap.
+    threshold : float
+        In units of the heatmap, where 1.0 is the calibrated pixel threshold.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", *, threshold: float = HEATMAP_THRESHOLD
+    ) -> None:
+        super().__init__(keys)
+        self.threshold = threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Threshold the heatmap.
+
+        Raises
+        ------
+        TypeError
+            If the heatmap is a plain tensor, whose geometry is lost.
+        """
+        result = dict(data)
+        heatmap = data[self.first_key(result)]
+        if not isinstance(heatmap, MetaTensor):
+            raise TypeError(
+                f"the heatmap is a {type(heatmap).__name__} without geometry; a MetaTensor is "
+                "needed. Use SliceHeatmapInferer, and Invertd with to_tensor: true."
+            )
+        mask = MetaTensor(heatmap.as_tensor() > self.threshold).to(torch.uint8)
+        mask.copy_meta_from(heatmap)
+        result["mask"] = mask
+        return result
+
+
+def study_scores(
+    heatmap: MetaTensor, *, slice_axis: int, calibration: Calibration | None
+) -> dict[str, Any]:
+    """Scores of a study, ready for JSON.
+
+    Parameters
+    ----------
+    heatmap : MetaTensor (1, X, Y, Z)
+        On the source grid, with ``meta["slice_scores"]`` of the canonical slices.
+    slice_axis : int
+        Canonical slice axis of the inferer.
+    calibration : Calibration or None
+        Gives the thresholds; without one there is no verdict.
+
+    Returns
+    -------
+    dict
+        ``volume_score``, its threshold and verdict, and a list of slices with the array index of
+        the source volume.
+    """
+    scores = torch.as_tensor(heatmap.meta[SLICE_SCORES]).reshape(-1).double()
+    looked_at = torch.isfinite(scores)
+    volume = float(volume_score(scores[looked_at])) if looked_at.any() else 0.0
+    axis, indices = source_slices(heatmap, slice_axis)
+    limit = calibration.slice_threshold if calibration else math.inf
+    return {
+        "case": str(heatmap.meta["case"]),
+        "volume_score": volume,
+        **verdict("volume", volume, calibration.volume_threshold if calibration else math.inf),
+        "slice_axis": axis,
+        "slices_scored": int(looked_at.sum()),
+        "slices_skipped": int((~looked_at).sum()),
+        "slices": [
+            {"index": indices[k], "score": float(scores[k]), **verdict("slice", scores[k], limit)}
+            for k in torch.nonzero(looked_at).flatten().tolist()
+        ],
+    }
+
+
+def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
+    """Threshold and decision; both are null where the threshold could not be set."""
+    finite = math.isfinite(threshold)
+    return {
+        f"{what}_threshold": threshold if finite else None,
+        "anomalous": bool(score > threshold) if finite else None,
+    }
+
+
+class SaveScoresd(MapTransform):
+    """Write ``<case>/<case>_scores.json`` and keep the scores under ``scores``.
+
+    Parameters
+    ----------
+    keys : str
+        The heatmap on the source grid.
+    output_dir : path
+        The cohort's folder.
+    slice_axis : int
+        Canonical slice axis of the inferer.
+    calibration : dict, optional
+        Of the packaged detector.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        *,
+        output_dir: str | Path,
+        slice_axis: int = 2,
+        calibration: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir, self.slice_axis = Path(output_dir), slice_axis
+        self.calibration = Calibration.from_dict(dict(calibration)) if calibration else None
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the scores of one study."""
+        result = dict(data)
+        heatmap = data[self.first_key(result)]
+        scores = study_scores(
+            heatmap, slice_axis=self.slice_axis, calibration=self.calibration
+        )
+        name = scores["case"]
+        write_text(self.output_dir / name / f"{name}_scores.json", json.dumps(scores, indent=1))
+        result["scores"] = scores
+        return result
+
+
+class CohortIncomplete(SystemExit):
+    """Some studies failed; as an exit code it is 1, with the message on standard error."""
+
+
+class CohortReport:
+    """Collect the scores of a cohort and say which studies failed.
+
+    Writes ``scores.json`` and ``scores.csv`` (one row a slice) into the output folder when the
+    evaluator completes, also if it is stopped by an exception.
+
+    Parameters
+    ----------
+    output_dir : path
+        The cohort's folder.
+    provenance : mapping, optional
+        What produced the scores: goes into ``scores.json``.
+    calibration : mapping, optional
+        Thresholds of the model: goes into ``scores.json``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.provenance, self.calibration = dict(provenance or {}), dict(calibration or {})
+        self.scores: list[dict[str, Any]] = []
+        self.failures: dict[str, str] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Collect after each study and write at the end."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._write_and_raise)
+
+    def _collect(self, engine: Engine) -> None:
+        self.scores += [item["scores"] for item in engine.state.output]
+
+    def _write_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._write(engine)
+        raise error
+
+    def _write(self, engine: Engine) -> None:
+        self.failures = dict(getattr(engine, "failures", {}))
+        report = {
+            "studies": len(self.scores) + len(self.failures),
+            "failed": self.failures,
+            "heatmap_unit": "1.0 is the calibrated pixel threshold",
+            "calibration": self.calibration,
+            "provenance": self.provenance,
+            "scores": self.scores,
+        }
+        write_text(self.output_dir / "scores.json", json.dumps(report, indent=1, default=str))
+        write_text(self.output_dir / "scores.csv", self._table())
+        logger.info("%s", self.summary())
+
+    def _table(self) -> str:
+        """One row a slice; a failed study has one row with its error."""
+        stream = io.StringIO()
+        rows = csv.writer(stream)
+        rows.writerow(["case", "volume_score", "slice", "slice_score", "anomalous", "error"])
+        for study in self.scores:
+            for entry in study["slices"]:
+                rows.writerow(
+                    [study["case"], f"{study['volume_score']:.6g}", entry["index"]]
+                    + [f"{entry['score']:.6g}", entry["anomalous"], ""]
+                )
+        for name, error in self.failures.items():
+            rows.writerow([name, "", "", "", "", error])
+        return stream.getvalue()
+
+    def summary(self) -> str:
+        """One line, with the failures after it."""
+        lines = [f"{len(self.scores)} studies done, {len(self.failures)} failed: {self.output_dir}"]
+        lines += [f"  {name}: {error}" for name, error in self.failures.items()]
+        return "\n".join(lines)
+
+    def finish(self) -> None:
+        """Tell the caller if anything failed.
+
+        Raises
+        ------
+        CohortIncomplete
+            If a study failed; everything else has been written.
+        """
+        if self.failures:
+            raise CohortIncomplete(self.summary())
+
+
+def to_plain(value: Any) -> Any:
+    """Tensors, arrays and NaN as JSON has them; an undefined figure becomes null."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

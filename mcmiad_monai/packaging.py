@@ -1,0 +1,194 @@
+"""The last step of training: best weights, thresholds from held-out normals, one model file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections import defaultdict
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcmiad_monai import __version__
+from mcmiad_monai.calibration import (
+    FALSE_POSITIVE_RATE,
+    PIXEL_FALSE_POSITIVE_RATE,
+    Calibration,
+    conformal_threshold,
+)
+from mcmiad_monai.data.features import FeatureDataset
+from mcmiad_monai.files import write_text
+from mcmiad_monai.handlers import Checkpoints
+from mcmiad_monai.metrics import ScoreHistogram
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.package import save_package
+from mcmiad_monai.networks.text_prior import TextPrior
+from mcmiad_monai.scoring import volume_score
+
+logger = logging.getLogger(__name__)
+
+
+class CalibrationError(RuntimeError):
+    """There are no held-out normals to set thresholds from."""
+
+
+@torch.inference_mode()
+def calibrate(
+    detector: MCMIADDetector,
+    dataset: FeatureDataset,
+    *,
+    pixel_false_positive_rate: float = PIXEL_FALSE_POSITIVE_RATE,
+    false_positive_rate: float = FALSE_POSITIVE_RATE,
+    device: str | torch.device = "cpu",
+    batch_size: int = 32,
+) -> Calibration:
+    """Set the detector's unit and thresholds from the normal slices of held-out studies.
+
+    Afterwards 1.0 in a heatmap is the score that a share ``pixel_false_positive_rate`` of normal
+    foreground pixels exceeds, and slice and volume scores are in the same unit.
+
+    Parameters
+    ----------
+    detector : MCMIADDetector
+        Its ``heat_scale`` is set in place.
+    dataset : FeatureDataset
+        Validation slices: studies the head was not trained on.
+
+    Raises
+    ------
+    CalibrationError
+        If the dataset has no normal slice.
+    """
+    normal = [i for i, r in enumerate(dataset.records) if not r.anomalous]
+    if not normal:
+        raise CalibrationError(
+            "thresholds need normal slices in the validation studies; found none. Give more "
+            "normal studies, or another split seed."
+        )
+    detector = detector.to(device).eval()
+    detector.heat_scale.fill_(1.0)
+    histogram = ScoreHistogram()
+    per_study: dict[str, list[float]] = defaultdict(list)
+    for start in range(0, len(normal), batch_size):
+        rows = normal[start : start + batch_size]
+        inside = dataset.foreground(rows).to(device)  # (n, 1, S, S)
+        features = dataset.batch(rows).to(device)  # (n, C, g, g)
+        maps = detector.heatmap_from_features(features, inside.shape[-2:]) * inside
+        histogram.update(maps[inside])
+        for row, score in zip(rows, detector.score.slice_score(maps, inside).tolist(), strict=True):
+            per_study[dataset.records[row].case].append(score)
+    unit = histogram.quantile(1 - pixel_false_positive_rate)
+    detector.heat_scale.fill_(unit)
+    slices = [score / unit for scores in per_study.values() for score in scores]
+    volumes = [float(volume_score(torch.tensor(s))) / unit for s in per_study.values()]
+    calibration = Calibration(
+        pixel_threshold=unit,
+        pixel_false_positive_rate=pixel_false_positive_rate,
+        slice_threshold=conformal_threshold(slices, false_positive_rate),
+        volume_threshold=conformal_threshold(volumes, false_positive_rate),
+        false_positive_rate=false_positive_rate,
+        normal_pixels=histogram.total,
+        normal_slices=len(slices),
+        normal_volumes=len(volumes),
+    )
+    logger.info("calibrated: %s", calibration.summary())
+    return calibration
+
+
+def software() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("torch", "monai", "timm", "open_clip_torch", "numpy")
+    return {
+        "mcmiad_monai": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+class Packager:
+    """Write ``models/model.pt``: encoder, text prior, head and calibration in one file.
+
+    Parameters
+    ----------
+    detector : MCMIADDetector
+        Holds the head that was trained.
+    prior : TextPrior
+        What the head's fusion was built with.
+    checkpoints : Checkpoints
+        Its ``best.pt`` is packaged.
+    calibration_data : FeatureDataset
+        Validation slices.
+    path : path
+        The package.
+    training : mapping
+        Plain values about the run, for the model card.
+    """
+
+    def __init__(
+        self,
+        *,
+        detector: MCMIADDetector,
+        prior: TextPrior,
+        checkpoints: Checkpoints,
+        calibration_data: FeatureDataset,
+        path: str | Path,
+        training: Mapping[str, Any],
+        pixel_false_positive_rate: float = PIXEL_FALSE_POSITIVE_RATE,
+        false_positive_rate: float = FALSE_POSITIVE_RATE,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.detector, self.prior, self.checkpoints = detector, prior, checkpoints
+        self.calibration_data, self.path = calibration_data, Path(path)
+        self.training, self.device = dict(training), device
+        self.rates = {
+            "pixel_false_positive_rate": pixel_false_positive_rate,
+            "false_positive_rate": false_positive_rate,
+        }
+
+    def run(self) -> Path:
+        """Load the best epoch, calibrate, and write the package and its model card."""
+        best = self.checkpoints.load_network(self.checkpoints.best)
+        calibration = calibrate(
+            self.detector, self.calibration_data, device=self.device, **self.rates
+        )
+        provenance = {
+            **self.detector.provenance,
+            "text_prior": self.prior.provenance,
+            "training": {**self.training, "best_epoch": best["best_epoch"]},
+            "software": software(),
+        }
+        save_package(
+            self.path,
+            self.detector,
+            calibration=calibration.to_dict(),
+            provenance=provenance,
+        )
+        card = self.path.with_name("MODEL_CARD.md")
+        write_text(card, model_card(provenance, calibration))
+        logger.info("packaged %s", self.path)
+        return self.path
+
+
+def model_card(provenance: Mapping[str, Any], calibration: Calibration) -> str:
+    """Markdown that tells what the model is made of, warnings first."""
+    encoder, prior = provenance["encoder"], provenance["text_prior"]
+    warnings = []
+    if str(encoder["weights"]).startswith("random"):
+        warnings.append(
+            "**The encoder has random weights.** Its features were never trained on any image; "
+            "the model shows that the software works and detects nothing that can be relied on."
+        )
+    if "hashing" in prior["encoder"]:
+        warnings.append(
+            "**The text prior is not CLIP.** It is made of hashed words, which carry no meaning "
+            "across words; it stands in where CLIP cannot be had."
+        )
+    lines = ["# Model card", "", "Research software, not a medical device.", ""]
+    lines += [f"> {w}\n" for w in warnings]
+    lines += ["## Thresholds", "", f"{calibration.summary()}.", "", "## Provenance", ""]
+    lines += ["```json", json.dumps(provenance, indent=1, default=str), "```", ""]
+    return "\n".join(lines)

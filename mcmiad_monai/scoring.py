@@ -1,0 +1,200 @@
+"""Feature distance → score map → slice score → volume score (§3.6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped]
+
+MSEReduction = Literal["sum", "mean"]
+Terms = Literal["both", "mse", "cos"]
+
+SLICE_WEIGHTS = (0.5, 0.3, 0.2)
+"""Weights of maximum, mean and top-K mean in a slice's score (§3.6, Eq. 7)."""
+
+VOLUME_FRACTION = 0.05
+"""Share of a volume's slices, those with the highest scores, that make its score."""
+
+
+class AnomalyScore(nn.Module):
+    """How far features are from their reconstruction.
+
+    Parameters
+    ----------
+    mse_reduction : {"sum", "mean"}
+        The squared error is summed over channels (Eq. 4) or averaged.
+    mse_weight : float, optional
+        λ of λ · S_MSE + (1 − λ) · S_cos; §4.2 names 0.7. None is the plain sum of Eq. 6.
+    terms : {"both", "mse", "cos"}
+        Which of the two terms to use.
+    stage_weights : sequence of float, optional
+        One weight for each encoder stage: of its squared differences, and of its share in the
+        inner products of the cosine.
+    stage_channels : sequence of int, optional
+        Channels of the stages; needed with `stage_weights`.
+    smooth_sigma : float
+        Standard deviation, in pixels, of a Gaussian on the upsampled map; 0 for none.
+    top_k : float
+        K of the slice score: a number of pixels (5 in Eq. 7), or, below 1, a fraction of them.
+
+    Raises
+    ------
+    ValueError
+        If an option is not known or out of range.
+    """
+
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        mse_reduction: MSEReduction = "sum",
+        mse_weight: float | None = None,
+        terms: Terms = "both",
+        stage_weights: Sequence[float] | None = None,
+        stage_channels: Sequence[int] | None = None,
+        smooth_sigma: float = 0.0,
+        top_k: float = 5,
+    ) -> None:
+        super().__init__()
+        _require(mse_reduction in ("sum", "mean"), "mse_reduction", mse_reduction, "sum or mean")
+        _require(terms in ("both", "mse", "cos"), "terms", terms, "both, mse or cos")
+        _require(mse_weight is None or 0 <= mse_weight <= 1, "mse_weight", mse_weight, "in [0, 1]")
+        _require(smooth_sigma >= 0, "smooth_sigma", smooth_sigma, "at least 0 pixels")
+        whole = float(top_k).is_integer()
+        _require(top_k > 0 and (top_k < 1 or whole), "top_k", top_k, "a count or a fraction")
+        self.config: dict[str, Any] = {
+            "mse_reduction": mse_reduction,
+            "mse_weight": mse_weight,
+            "terms": terms,
+            "stage_weights": None if stage_weights is None else list(stage_weights),
+            "stage_channels": None if stage_channels is None else list(stage_channels),
+            "smooth_sigma": smooth_sigma,
+            "top_k": top_k,
+        }
+        self.mse_reduction, self.mse_weight, self.terms = mse_reduction, mse_weight, terms
+        self.smooth_sigma, self.top_k = smooth_sigma, top_k
+        weights = channel_weights(stage_weights, stage_channels)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def score_map(self, target: Tensor, reconstruction: Tensor) -> Tensor:
+        """Score every place of the grid in float32: two times (B, C, h, w) → (B, 1, h, w)."""
+        weights = self._weights(target)[:, None, None]  # (C, 1, 1)
+        target, restored = target.float(), reconstruction.float()
+        squared = (weights * (target - restored).square()).sum(dim=1, keepdim=True)
+        if self.mse_reduction == "mean":
+            squared = squared / weights.sum()
+        if self.terms == "mse":
+            return squared
+        root = weights.sqrt()
+        cosine = F.cosine_similarity(root * target, root * restored, dim=1)[:, None]
+        distance = (1 - cosine).clamp_min(0)  # (B, 1, h, w); rounding can make it negative
+        if self.terms == "cos":
+            return distance
+        if self.mse_weight is None:
+            return squared + distance
+        return self.mse_weight * squared + (1 - self.mse_weight) * distance
+
+    def upsample(self, score_map: Tensor, size: Sequence[int]) -> Tensor:
+        """Bilinear to `size` = (H, W), then smoothed if asked for: (B, 1, h, w) → (B, 1, H, W)."""
+        upsampled = F.interpolate(score_map, tuple(size), mode="bilinear", align_corners=False)
+        if self.smooth_sigma == 0:
+            return upsampled
+        kernel = 2 * math.ceil(3 * self.smooth_sigma) + 1  # three standard deviations each way
+        return gaussian_blur(upsampled, [kernel, kernel], [self.smooth_sigma, self.smooth_sigma])
+
+    def forward(self, target: Tensor, reconstruction: Tensor, size: Sequence[int]) -> Tensor:
+        """Score map, upsampled: two times (B, C, h, w) → (B, 1, H, W)."""
+        return self.upsample(self.score_map(target, reconstruction), size)
+
+    def slice_score(self, maps: Tensor, foreground: Tensor | None = None) -> Tensor:
+        """Score each slice: 0.5 · max + 0.3 · mean + 0.2 · mean of the top K (Eq. 7).
+
+        Parameters
+        ----------
+        maps : Tensor of shape (B, 1, H, W)
+            Heatmaps.
+        foreground : Tensor of shape (B, 1, H, W), bool, optional
+            Count these pixels only. A slice without any scores 0.
+
+        Returns
+        -------
+        Tensor of shape (B,)
+        """
+        if foreground is None:
+            return torch.stack([self._one_slice(one.flatten()) for one in maps])
+        pairs = zip(maps, foreground.bool(), strict=True)
+        return torch.stack([self._one_slice(one[mask]) for one, mask in pairs])
+
+    def volume_score(self, slice_scores: Tensor) -> Tensor:
+        """Score a volume from its slice scores; see the function `volume_score`."""
+        return volume_score(slice_scores)
+
+    def _one_slice(self, pixels: Tensor) -> Tensor:
+        if pixels.numel() == 0:
+            return pixels.new_zeros(())
+        top = pixels.topk(_count(self.top_k, pixels.numel())).values  # highest first
+        parts = torch.stack([top[0], pixels.mean(), top.mean()])
+        return torch.dot(parts, parts.new_tensor(SLICE_WEIGHTS))
+
+    def _weights(self, target: Tensor) -> Tensor:
+        if self.weights is None:
+            return torch.ones(target.shape[1], device=target.device)
+        return self.weights.float()
+
+
+def volume_score(slice_scores: Tensor) -> Tensor:
+    """Mean of the top 5 % of a volume's slice scores (S,), rounded, at least one: a scalar.
+
+    Raises
+    ------
+    ValueError
+        If there is no slice.
+    """
+    if slice_scores.numel() == 0:
+        raise ValueError("a volume without slices has no score; give at least one slice.")
+    count = _count(VOLUME_FRACTION, slice_scores.numel())
+    return slice_scores.flatten().topk(count).values.mean()
+
+
+def channel_weights(
+    stage_weights: Sequence[float] | None, stage_channels: Sequence[int] | None
+) -> Tensor | None:
+    """Spread one weight for each stage over its channels: (C,), or None without weights.
+
+    Raises
+    ------
+    ValueError
+        If the two do not have the same length, or the weights are negative or all zero.
+    """
+    if stage_weights is None:
+        return None
+    if stage_channels is None or len(stage_weights) != len(stage_channels):
+        raise ValueError(
+            f"stage_weights {list(stage_weights)} need stage_channels of the same length; found "
+            f"{None if stage_channels is None else list(stage_channels)}. "
+            "Take stage_channels from the encoder."
+        )
+    if min(stage_weights) < 0 or max(stage_weights) == 0:
+        raise ValueError(
+            f"stage_weights are {list(stage_weights)}; none may be negative and one must be "
+            "positive."
+        )
+    weights = torch.tensor(list(stage_weights), dtype=torch.float32)
+    return weights.repeat_interleave(torch.tensor(list(stage_channels)))
+
+
+def _count(top: float, total: int) -> int:
+    """Turn a count or a fraction into a number of elements from 1 to `total`."""
+    count = int(top * total + 0.5) if top < 1 else int(top)
+    return min(max(count, 1), total)
+
+
+def _require(ok: bool, name: str, found: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} is {found!r}; it must be {expected}.")

@@ -1,0 +1,150 @@
+"""Where the body is: head in MRI, trunk in CT."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Mask = NDArray[np.bool_]
+Volume = NDArray[np.float32]
+
+STATISTICS_VOXELS = 500_000
+"""Thresholds and percentiles are taken on an even subsample of about this many voxels."""
+
+PADDED_SHARE = 0.1
+"""A minimum or zero that fills at least this share of the volume is empty background."""
+
+DARK_LEVEL = 0.15
+"""Relative to bright tissue: what is darker may be noise of the air."""
+
+NOISE_SHARE = 0.1
+"""With fewer dark voxels than this outside the empty background, the air is free of noise."""
+
+LOG_GAIN = 20.0
+"""Intensity over bright tissue is multiplied by this before the logarithm, which tames the skull."""
+
+AIR_TO_TISSUE = 0.3
+"""Air is darker than this share of tissue; otherwise the dark class is tissue as well."""
+
+SPECK_SHARE = 0.02
+"""Components smaller than this share of the largest one are dropped."""
+
+BODY_THRESHOLD = -500.0
+"""Hounsfield units between air with lung (below) and soft tissue with fat (above)."""
+
+
+def mri_foreground(values: Volume, *, axis: int = 2) -> Mask:
+    """Head or body in an MR volume.
+
+    Air is either one exact value (skull-stripped or masked volumes, whatever their sign), or dark
+    noise that Otsu's threshold on logarithmic intensities separates from tissue. The logarithm
+    keeps a skull that is several times brighter than the brain from forming a class of its own.
+    A volume without air is foreground as a whole.
+
+    Parameters
+    ----------
+    values : (X, Y, Z) ndarray of float32
+        Intensities.
+    axis : {0, 1, 2}
+        Slice axis; holes are filled within slices.
+    """
+    sample = subsample(values)
+    padding = _padding(sample)
+    if padding is not None and _noiseless(sample, padding):
+        return fill_holes(values != padding, axis=axis)
+    threshold = _tissue_threshold(sample)
+    if threshold is None:
+        return np.ones(values.shape, dtype=bool)
+    return fill_holes(largest_components(values > threshold), axis=axis)
+
+
+def ct_foreground(hounsfield: Volume, *, axis: int = 2) -> Mask:
+    """Body in a CT volume: the largest components above -500 HU, with lungs and bowel gas filled.
+
+    Parameters
+    ----------
+    hounsfield : (X, Y, Z) ndarray of float32
+        Hounsfield units.
+    axis : {0, 1, 2}
+        Slice axis; holes are filled within slices.
+    """
+    return fill_holes(largest_components(hounsfield > BODY_THRESHOLD), axis=axis)
+
+
+def subsample(values: Volume) -> Volume:
+    """An even subsample in the two longest axes that keeps at least every slice of the third."""
+    step = max(1, int(np.sqrt(values.size / STATISTICS_VOXELS)))
+    longest = np.argsort(values.shape)[-2:]
+    return values[tuple(slice(None, None, step if a in longest else 1) for a in range(3))]
+
+
+def largest_components(mask: Mask) -> Mask:
+    """Drop components that are small against the largest one."""
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel(order="K"))
+    sizes[0] = 0
+    kept = sizes >= SPECK_SHARE * sizes.max()
+    return kept[labels]  # type: ignore[no-any-return]
+
+
+def fill_holes(mask: Mask, *, axis: int = 2) -> Mask:
+    """Fill what is enclosed within its slice: one labelling of the background for all slices."""
+    in_plane = ndimage.generate_binary_structure(3, 1)
+    in_plane[tuple(slice(None) if a != axis else [0, 2] for a in range(3))] = False
+    labels, _ = ndimage.label(~mask, structure=in_plane)
+    open_labels = np.zeros(labels.max() + 1, dtype=bool)
+    for side in (a for a in range(3) if a != axis):
+        for end in (0, -1):
+            open_labels[np.unique(labels.take(end, axis=side))] = True
+    open_labels[0] = False  # label 0 is the mask itself
+    return ~open_labels[labels]
+
+
+def _padding(sample: Volume) -> float | None:
+    """The exact value of empty background, if there is one."""
+    for value in (float(sample.min()), 0.0):
+        if float((sample == value).mean()) >= PADDED_SHARE:
+            return value
+    return None
+
+
+def _noiseless(sample: Volume, padding: float) -> bool:
+    """Whether everything that differs from the padding is tissue."""
+    if float(sample.min()) < padding:
+        return True  # tissue on both sides of zero: standardised after masking
+    tissue = sample[sample != padding] - padding
+    if tissue.size == 0:
+        return False
+    return float((tissue < DARK_LEVEL * np.percentile(tissue, 75)).mean()) < NOISE_SHARE
+
+
+def _tissue_threshold(sample: Volume) -> float | None:
+    """Threshold between air and tissue, or None where there is no air."""
+    low = float(sample.min())
+    raised = (sample - low).ravel()
+    if not raised.any():
+        return None
+    bright = float(np.median(raised[raised > raised.mean()]))
+    cut = float(np.expm1(_otsu(np.log1p(LOG_GAIN / bright * raised))) * bright / LOG_GAIN)
+    below, above = raised[raised <= cut], raised[raised > cut]
+    if below.size == 0 or above.size == 0:
+        return None
+    if np.median(below) > AIR_TO_TISSUE * np.median(above):
+        return None
+    return low + cut
+
+
+def _otsu(values: NDArray[np.float32], bins: int = 256) -> float:
+    """Otsu's threshold: the cut with the largest variance between the two classes."""
+    counts, edges = np.histogram(values, bins=bins)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1]
+    above = counts.sum() - below
+    total = np.cumsum(counts * centres)
+    mean_below = total[:-1] / np.maximum(below, 1)
+    mean_above = (total[-1] - total[:-1]) / np.maximum(above, 1)
+    between = below * above * (mean_below - mean_above) ** 2.0
+    return float(edges[1 + int(np.argmax(between))])

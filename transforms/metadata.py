@@ -1,0 +1,65 @@
+"""The metadata of volumes: what MONAI's Invertd and SaveImaged ask for, the same for every format."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
+
+PICTURE = "picture"
+"""Metadata key: the volume came from a PNG, JPEG, TIFF or BMP, so it holds display grey levels."""
+
+
+def new_volume(
+    values: NDArray[np.float32], affine: NDArray[np.float64], path: Path, *, picture: bool
+) -> MetaTensor:
+    """Volume (1, X, Y, Z) float32 with the metadata of MONAI's LoadImage.
+
+    A picture's identity affine is read as LPS, the way pictures are shown: x to the patient's left,
+    y to the back. So `CanonicalOrientation` leaves it upright.
+    """
+    meta: dict[str, Any] = {
+        MetaKeys.ORIGINAL_AFFINE.value: affine.copy(),
+        MetaKeys.SPATIAL_SHAPE.value: np.asarray(values.shape),
+        MetaKeys.SPACE.value: (SpaceKeys.LPS if picture else SpaceKeys.RAS).value,
+        MetaKeys.ORIGINAL_CHANNEL_DIM.value: float("nan"),
+        "filename_or_obj": str(path),
+        PICTURE: picture,
+    }
+    voxels = torch.from_numpy(np.ascontiguousarray(values))[None]  # (1, X, Y, Z)
+    return MetaTensor(voxels, affine=torch.from_numpy(affine.copy()), meta=meta)
+
+
+def with_metadata_of(values: torch.Tensor, like: MetaTensor) -> MetaTensor:
+    """Wrap `values` with copies of the affine, the metadata and the trace of `like`."""
+    return MetaTensor(
+        values,
+        meta=deepcopy(like.meta),
+        applied_operations=deepcopy(like.applied_operations),
+    )
+
+
+def plain(volume: torch.Tensor) -> torch.Tensor:
+    """The same storage without metadata, for arithmetic that should not carry it along."""
+    return volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+
+
+def check_volume(volume: torch.Tensor) -> None:
+    """Refuse anything but one channel of three spatial axes.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not (1, X, Y, Z).
+    """
+    if volume.ndim != 4 or volume.shape[0] != 1:
+        raise ValueError(
+            f"a tensor of shape {tuple(volume.shape)} is no volume; (1, X, Y, Z) is expected. Add "
+            "the channel axis, and give one volume at a time."
+        )

@@ -1,0 +1,178 @@
+"""File formats: each reader returns the voxels as stored and an affine in RAS millimetres.
+
+A reader looks at the header before it reads voxels, so that an unsuitable file is refused quickly.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from mcmiad_monai.transforms.checks import VolumeError, check_affine, check_dtype, spatial_shape
+
+NIFTI_LABEL_INTENTS = (1002, 1003)
+"""NIfTI intent codes of label maps: NIFTI_INTENT_LABEL and NIFTI_INTENT_NEURONAME."""
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""ITK and DICOM count millimetres to the left and to the back, NIfTI to the right and the front."""
+
+GREY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes that hold one grey value a pixel."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """Voxels as read.
+
+    Attributes
+    ----------
+    values : (X, Y, Z) ndarray
+        Voxels, with the scaling of the header applied.
+    affine : (4, 4) ndarray of float64
+        Voxel indices to millimetres in RAS.
+    is_label : bool
+        The header itself says that this is a label map.
+    is_picture : bool
+        A PNG, JPEG, TIFF or BMP: grey levels of a display rather than measured intensities.
+    """
+
+    values: NDArray[Any]
+    affine: NDArray[np.float64]
+    is_label: bool = False
+    is_picture: bool = False
+
+
+def read_image(path: Path) -> Image:
+    """Read one file or one folder with a DICOM series.
+
+    Raises
+    ------
+    VolumeError
+        If the path does not exist, is empty, of an unknown type, damaged, or no single volume.
+    """
+    if not path.exists():
+        raise VolumeError(f"{path} does not exist; a file or a DICOM folder is needed.")
+    if path.is_dir():
+        return _read_dicom_folder(path)
+    if path.stat().st_size == 0:
+        raise VolumeError(f"{path} is empty (0 bytes). Copy or export the file again.")
+    reader = _reader_for(path)
+    with _damage_reported(path):
+        return reader(path)
+
+
+def _reader_for(path: Path) -> Callable[[Path], Image]:
+    name = path.name.lower()
+    for suffixes, reader in _READERS.items():
+        if name.endswith(suffixes):
+            return reader
+    known = ", ".join(suffix for suffixes in _READERS for suffix in suffixes)
+    raise VolumeError(
+        f"{path} is of an unknown type; expected one of {known} or a folder with one DICOM series. "
+        "Convert it, for example with dcm2niix."
+    )
+
+
+@contextmanager
+def _damage_reported(path: Path) -> Iterator[None]:
+    """Turn the many errors of the libraries for a damaged file into one."""
+    try:
+        yield
+    except VolumeError:
+        raise
+    except (OSError, EOFError, ValueError, RuntimeError, ImageFileError, zlib.error) as error:
+        raise VolumeError(
+            f"{path} could not be read; it is damaged, cut short, or not what its name says "
+            f"({type(error).__name__}: {error}). Copy or export the file again."
+        ) from error
+
+
+def _read_nibabel(path: Path) -> Image:
+    """NIfTI and FreeSurfer MGH; scaling by slope and intercept is nibabel's."""
+    stored: Any = nib.load(path)  # type: ignore[attr-defined]
+    shape = spatial_shape(stored.shape, path)
+    check_dtype(stored.get_data_dtype(), path)
+    affine = np.asarray(stored.affine, dtype=np.float64)
+    check_affine(affine, path)
+    intent = int(stored.header["intent_code"]) if "intent_code" in stored.header else 0
+    values = np.asanyarray(stored.dataobj).reshape(shape)
+    return Image(values, affine, is_label=intent in NIFTI_LABEL_INTENTS)
+
+
+def _read_itk(path: Path) -> Image:
+    """NRRD and MetaImage through SimpleITK."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    shape = spatial_shape(reader.GetSize(), path)
+    if reader.GetNumberOfComponents() > 1:
+        raise VolumeError(
+            f"{path} has {reader.GetNumberOfComponents()} numbers per voxel; one is needed. Export "
+            "one channel, or the series from which a colour map was made."
+        )
+    affine = itk_affine(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    check_affine(affine, path)
+    stored = sitk.GetArrayFromImage(reader.Execute())  # reversed axes: (Z, Y, X)
+    check_dtype(stored.dtype, path)
+    return Image(stored.T.reshape(shape), affine)
+
+
+def itk_affine(
+    spacing: tuple[float, ...], origin: tuple[float, ...], direction: tuple[float, ...]
+) -> NDArray[np.float64]:
+    """Affine (4, 4) in RAS from the geometry of an ITK image of 2, 3 or more dimensions."""
+    rank, axes = len(spacing), min(len(spacing), 3)
+    affine = np.eye(4)
+    cosines = np.asarray(direction, dtype=np.float64).reshape(rank, rank)
+    affine[:axes, :axes] = (cosines * np.asarray(spacing))[:axes, :axes]
+    affine[:axes, 3] = origin[:axes]
+    return LPS_TO_RAS @ affine  # type: ignore[no-any-return]
+
+
+def _read_picture(path: Path) -> Image:
+    """One 2-D image: x to the right, y down; colour becomes luminance."""
+    from PIL import Image as Pillow
+
+    with Pillow.open(path) as picture:
+        if getattr(picture, "n_frames", 1) > 1:
+            raise VolumeError(
+                f"{path} has {picture.n_frames} pages; one 2-D image is needed. Save each page as a "
+                "file of its own, or the stack as NIfTI."
+            )
+        if picture.mode in GREY_MODES:
+            grey = np.asarray(picture)  # (H, W)
+        else:
+            grey = np.asarray(picture.convert("RGB").convert("L"))  # (H, W), ITU-R 601 luma
+    return Image(grey.T[:, :, None], np.eye(4), is_picture=True)
+
+
+def _read_dicom_file(path: Path) -> Image:
+    from mcmiad_monai.transforms.dicom import read_dicom_files
+
+    return read_dicom_files([path], source=path)
+
+
+def _read_dicom_folder(path: Path) -> Image:
+    from mcmiad_monai.transforms.dicom import read_dicom_folder
+
+    with _damage_reported(path):
+        return read_dicom_folder(path)
+
+
+_READERS: dict[tuple[str, ...], Callable[[Path], Image]] = {
+    (".nii", ".nii.gz", ".mgz", ".mgh"): _read_nibabel,
+    (".nrrd", ".nhdr", ".mha", ".mhd"): _read_itk,
+    (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"): _read_picture,
+    (".dcm", ".ima"): _read_dicom_file,
+}

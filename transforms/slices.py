@@ -1,0 +1,271 @@
+"""Volume to network slices, and where every network pixel lies in the patient.
+
+A network slice is the plane across the slice axis with the two remaining axes (x, y), in order, as
+columns and rows. Only this file and `restore` know that layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.utils import TraceKeys
+from numpy.typing import NDArray
+
+from mcmiad_monai.transforms.metadata import check_volume, plain, with_metadata_of
+from mcmiad_monai.transforms.restore import insert_slices, restore_maps
+
+NETWORK_SIZE = 224
+"""Rows and columns of a network slice (§4.2)."""
+
+SLICES = "slices"
+"""Metadata key of `ExtractSlices`: indices, axis and source shape."""
+
+Mode = Literal["bilinear", "nearest"]
+
+
+def slice_batch(
+    volume: torch.Tensor,
+    indices: Sequence[int],
+    *,
+    axis: int = 2,
+    size: int = NETWORK_SIZE,
+    mode: Mode = "bilinear",
+) -> torch.Tensor:
+    """Cut slices and resize them to the network's square.
+
+    Parameters
+    ----------
+    volume : (1, X, Y, Z) tensor
+        Normalised volume, or a mask with ``mode="nearest"``.
+    indices : sequence of int
+        Slices to cut, in the order of the result; negative ones count from the end.
+    axis : {0, 1, 2}
+        Spatial axis across which slices lie.
+    size : int
+        Rows and columns of the result.
+    mode : {"bilinear", "nearest"}
+        Bilinear is smoothed first where the plane shrinks; both follow the half-pixel convention.
+
+    Returns
+    -------
+    (n, 1, size, size) tensor
+        Plain tensor, rows = y, columns = x.
+    """
+    check_volume(volume)
+    planes = plain(volume)[0].movedim(axis, 0)  # (N, X, Y), a view
+    chosen = planes[list(indices)].transpose(1, 2)[:, None]  # (n, 1, Y, X)
+    if mode == "nearest":
+        return F.interpolate(chosen, size=(size, size), mode="nearest-exact")
+    shrinks = max(chosen.shape[-2:]) > size
+    return F.interpolate(
+        chosen, size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks
+    )
+
+
+def foreground_slices(
+    volume: torch.Tensor, *, axis: int = 2, min_fraction: float = 0.02
+) -> list[int]:
+    """Indices of the slices in which at least a share of the voxels is above 0.
+
+    Parameters
+    ----------
+    volume : (1, X, Y, Z) tensor
+        Normalised volume, 0 outside the foreground.
+    axis : {0, 1, 2}
+        Spatial axis across which slices lie.
+    min_fraction : float
+        Smallest share of foreground, 0 to 1; a slice without any foreground never counts.
+    """
+    check_volume(volume)
+    inside = (plain(volume)[0] > 0).movedim(axis, 0).flatten(1)  # (N, X * Y)
+    counts = inside.sum(dim=1)  # (N,)
+    needed = max(min_fraction * inside.shape[1], 1)
+    return torch.nonzero(counts >= needed).flatten().tolist()  # type: ignore[no-any-return]
+
+
+def slice_to_world(
+    affine: torch.Tensor | NDArray[np.float64],
+    volume_shape: Sequence[int],
+    *,
+    axis: int,
+    index: int,
+    size: int = NETWORK_SIZE,
+) -> NDArray[np.float64]:
+    """Matrix from network pixels to millimetres.
+
+    Parameters
+    ----------
+    affine : (4, 4) tensor or ndarray
+        Of the volume from which the slice was cut.
+    volume_shape : sequence of int
+        (X, Y, Z), or (1, X, Y, Z).
+    axis, index, size : int
+        As for `slice_batch`.
+
+    Returns
+    -------
+    (4, 4) ndarray of float64
+        Maps (column, row, 0, 1) at a pixel centre to the world; the third coordinate counts slices.
+    """
+    shape = tuple(volume_shape)[-3:]
+    pixel_to_voxel = np.zeros((4, 4))
+    pixel_to_voxel[3, 3] = 1.0
+    columns, rows = (a for a in range(3) if a != axis)
+    for pixel_axis, voxel_axis in ((0, columns), (1, rows)):
+        scale = shape[voxel_axis] / size
+        pixel_to_voxel[voxel_axis, pixel_axis] = scale
+        pixel_to_voxel[voxel_axis, 3] = 0.5 * scale - 0.5  # centres, not corners, are counted
+    pixel_to_voxel[axis, 2] = 1.0
+    pixel_to_voxel[axis, 3] = index % shape[axis]
+    return np.asarray(affine, dtype=np.float64) @ pixel_to_voxel  # type: ignore[no-any-return]
+
+
+class ExtractSlices(InvertibleTransform):
+    """A volume as a stack of network slices that remembers where each one came from.
+
+    The inverse takes a stack of maps of any resolution, one for each slice, and returns the volume
+    on the source grid with the source affine, zero in slices that were not cut.
+
+    Parameters
+    ----------
+    axis : {0, 1, 2}
+        Spatial axis across which slices lie.
+    size : int
+        Rows and columns of a slice.
+    indices : sequence of int, optional
+        Slices to cut; by default those with enough foreground.
+    min_fraction : float
+        Smallest share of foreground of a slice that is cut by default.
+    mode : {"bilinear", "nearest"}
+        ``"nearest"`` for masks.
+    """
+
+    def __init__(
+        self,
+        *,
+        axis: int = 2,
+        size: int = NETWORK_SIZE,
+        indices: Sequence[int] | None = None,
+        min_fraction: float = 0.02,
+        mode: Mode = "bilinear",
+    ) -> None:
+        self.axis = axis
+        self.size = size
+        self.indices = None if indices is None else list(indices)
+        self.min_fraction = min_fraction
+        self.mode = mode
+
+    def __call__(self, volume: MetaTensor) -> MetaTensor:
+        """Cut a volume (1, X, Y, Z) into slices (N, 1, size, size).
+
+        Raises
+        ------
+        ValueError
+            If no slice has enough foreground.
+        """
+        indices = self.indices
+        if indices is None:
+            indices = foreground_slices(volume, axis=self.axis, min_fraction=self.min_fraction)
+        return self.cut(volume, indices)
+
+    def cut(self, volume: MetaTensor, indices: Sequence[int]) -> MetaTensor:
+        """Cut the given slices of a volume (1, X, Y, Z) into (N, 1, size, size).
+
+        Raises
+        ------
+        ValueError
+            If there are none.
+        """
+        if not indices:
+            raise ValueError(
+                f"no slice of the volume {tuple(volume.shape)} along axis {self.axis} has "
+                f"{self.min_fraction:.1%} of foreground; at least one is needed. Lower min_fraction, "
+                "give the indices, or check the normalisation."
+            )
+        batch = slice_batch(volume, indices, axis=self.axis, size=self.size, mode=self.mode)
+        stack = with_metadata_of(batch, volume)  # (N, 1, size, size)
+        origin = {
+            "indices": list(indices),
+            "axis": self.axis,
+            "source_shape": list(volume.shape[1:]),
+        }
+        stack.meta[SLICES] = origin
+        extra = {**origin, "affine": volume.affine.cpu().numpy().copy()}
+        self.push_transform(stack, orig_size=tuple(volume.shape[1:]), extra_info=extra)
+        return stack
+
+    def inverse(self, maps: MetaTensor) -> MetaTensor:
+        """Put maps (N, 1, h, w) back into a volume (1, X, Y, Z)."""
+        origin: dict[str, Any] = self.pop_transform(maps)[TraceKeys.EXTRA_INFO]
+        axis, shape = origin["axis"], origin["source_shape"]
+        plane_shape = tuple(size for a, size in enumerate(shape) if a != axis)
+        volume = torch.zeros((1, *shape), dtype=maps.dtype, device=maps.device)
+        planes = restore_maps(plain(maps), plane_shape=plane_shape)  # (N, X, Y)
+        insert_slices(volume, planes, origin["indices"], axis=axis)
+        out = with_metadata_of(volume, maps)
+        out.affine = torch.from_numpy(np.array(origin["affine"], dtype=np.float64))
+        out.meta.pop(SLICES, None)
+        return out
+
+
+class ExtractSlicesd(MapTransform, InvertibleTransform):
+    """`ExtractSlices` of the volumes under `keys`; all keys are cut at the slices of the first.
+
+    Parameters
+    ----------
+    keys : KeysCollection
+        The first key decides which slices have enough foreground.
+    axis, size, indices, min_fraction
+        As for `ExtractSlices`.
+    mode : {"bilinear", "nearest"} or sequence of these
+        One for all keys, or one for each.
+    allow_missing_keys : bool
+        Whether a missing key is passed over.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        axis: int = 2,
+        size: int = NETWORK_SIZE,
+        indices: Sequence[int] | None = None,
+        min_fraction: float = 0.02,
+        mode: Mode | Sequence[Mode] = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        modes: list[Any] = [mode] * len(self.keys) if isinstance(mode, str) else list(mode)
+        if len(modes) != len(self.keys):
+            raise ValueError(
+                f"{len(modes)} modes were given for {len(self.keys)} keys; one for each is expected."
+            )
+        self.axis, self.indices, self.min_fraction = axis, indices, min_fraction
+        self.extract = {
+            key: ExtractSlices(axis=axis, size=size, indices=indices, mode=m)
+            for key, m in zip(self.keys, modes, strict=True)
+        }
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Cut every key at the same slices."""
+        d = dict(data)
+        indices = self.indices
+        for key in self.key_iterator(d):
+            if indices is None:
+                indices = foreground_slices(d[key], axis=self.axis, min_fraction=self.min_fraction)
+            d[key] = self.extract[key].cut(d[key], indices)
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Put the maps of every key back into a volume."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.extract[key].inverse(d[key])
+        return d

@@ -1,0 +1,164 @@
+"""Loading: a path becomes a checked volume (1, X, Y, Z) in RAS millimetres."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+
+from mcmiad_monai.transforms.checks import (
+    VolumeError,
+    check_not_label_map,
+    check_values,
+    raise_label_map,
+)
+from mcmiad_monai.transforms.metadata import new_volume, with_metadata_of
+from mcmiad_monai.transforms.readers import Image, read_image
+
+__all__ = ["LoadMaskd", "LoadVolume", "LoadVolumed", "VolumeError", "load_mask", "load_volume"]
+
+MASK_OFFSET_VOXELS = 0.5
+"""How far, in voxels, a corner of a mask may lie from the same corner of its image."""
+
+PathLike = str | os.PathLike[str]
+
+
+def load_volume(path: PathLike) -> MetaTensor:
+    """Load one image: NIfTI, MGH, NRRD, MetaImage, a picture, or a folder with a DICOM series.
+
+    Returns
+    -------
+    MetaTensor
+        Volume (1, X, Y, Z), float32, in the units of the file (Hounsfield units for CT), with a
+        float64 affine in RAS millimetres. A picture is (1, W, H, 1) with the identity.
+
+    Raises
+    ------
+    VolumeError
+        If the file cannot be read or is no single 3-D image: several time points, colour or complex
+        voxels, NaN, no contrast, a label map, a singular affine, uneven DICOM slices.
+    """
+    source = Path(path).expanduser()
+    image = read_image(source)
+    if image.is_label:
+        raise_label_map(source, "the intent code of its header says so")
+    values = _as_float32(image)
+    check_values(values, source)
+    check_not_label_map(values, source)
+    return new_volume(values, image.affine, source, picture=image.is_picture)
+
+
+def load_mask(path: PathLike) -> MetaTensor:
+    """Load a lesion mask (1, X, Y, Z) as float32 zeros and ones: whatever is above 0 is lesion.
+
+    An empty mask is a good mask, so neither contrast nor grey values are asked for; the geometry
+    is checked as for `load_volume`.
+
+    Raises
+    ------
+    VolumeError
+        If the file cannot be read, is no single 3-D volume, or has NaN.
+    """
+    source = Path(path).expanduser()
+    image = read_image(source)
+    values = _as_float32(image)
+    if np.isnan(values).any():
+        raise VolumeError(
+            f"{source} has NaN voxels; a mask needs 0 outside lesions and > 0 inside."
+        )
+    mask = (values > 0).astype(np.float32)
+    return new_volume(mask, image.affine, source, picture=image.is_picture)
+
+
+def _as_float32(image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
+        return np.ascontiguousarray(image.values, dtype=np.float32)
+
+
+class LoadVolume(Transform):
+    """`load_volume` as a MONAI transform."""
+
+    def __call__(self, path: PathLike) -> MetaTensor:
+        """Load the volume (1, X, Y, Z) at a path."""
+        return load_volume(path)
+
+
+class LoadVolumed(MapTransform):
+    """Replace the paths under `keys` by their volumes (1, X, Y, Z)."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load every key; see `load_volume` for what is refused."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = load_volume(d[key])
+        return d
+
+
+class LoadMaskd(MapTransform):
+    """Replace mask paths by masks (1, X, Y, Z) on the grid of the loaded image.
+
+    A key that is missing or None stands for a healthy study: its mask is all zero. Use this before
+    the image is reoriented.
+
+    Parameters
+    ----------
+    keys : KeysCollection
+        Keys of the masks.
+    ref_key : str
+        Key of the loaded image.
+    """
+
+    def __init__(self, keys: KeysCollection, ref_key: str = "image") -> None:
+        super().__init__(keys)
+        self.ref_key = ref_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load every key.
+
+        Raises
+        ------
+        VolumeError
+            If a mask has another shape than the image or lies elsewhere in the world.
+        """
+        d = dict(data)
+        image = d[self.ref_key]
+        for key in self.keys:
+            d[key] = _mask_on_grid_of(image, d.get(key))
+        return d
+
+
+def _mask_on_grid_of(image: MetaTensor, path: PathLike | None) -> MetaTensor:
+    if path is None:
+        return with_metadata_of(torch.zeros(tuple(image.shape)), image)
+    mask = load_mask(path)
+    if mask.shape != image.shape:
+        raise VolumeError(
+            f"{path} has shape {tuple(mask.shape[1:])}, but its image has "
+            f"{tuple(image.shape[1:])}; a mask drawn on this image is needed. Resample the mask to "
+            "the image's grid, or check that the two belong together."
+        )
+    offset = _corner_offset(mask, image)
+    if offset > MASK_OFFSET_VOXELS:
+        raise VolumeError(
+            f"{path} has the shape of its image but lies up to {offset:.1f} voxels away from it; "
+            "equal affines are needed. Resample the mask to the image's grid, or copy the image's "
+            "header to the mask if only the header is wrong."
+        )
+    located = with_metadata_of(mask.as_tensor(), image)  # one grid, so one affine and one space
+    located.meta["filename_or_obj"] = mask.meta["filename_or_obj"]
+    return located
+
+
+def _corner_offset(mask: MetaTensor, image: MetaTensor) -> float:
+    """Largest distance of a corner of the mask from that of the image, in image voxels."""
+    ends = [(0, size - 1) for size in image.shape[1:]]
+    corners = np.stack([*np.meshgrid(*ends), np.ones((2, 2, 2))]).reshape(4, 8)  # (4, 8)
+    mask_to_image = np.linalg.solve(image.affine.numpy(), mask.affine.numpy())
+    return float(np.abs(mask_to_image @ corners - corners).max())
