@@ -44,8 +44,8 @@ def spatial_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
         sizes.pop()
     if len(sizes) not in (2, 3):
         raise VolumeError(
-            f"{path} has {len(sizes)} dimensions {tuple(sizes)}; a 3-D volume (or one 2-D image) is "
-            "needed. Pick one time point, echo or channel first, for example with "
+            f"{path} has {len(sizes)} dimensions {tuple(sizes)}; a 3-D volume (or one 2-D image) "
+            "is needed. Pick one time point, echo or channel first, for example with "
             "nibabel.four_to_three."
         )
     x, y, z = (*sizes, 1)[:3]
@@ -62,9 +62,9 @@ def check_affine(affine: NDArray[np.float64], path: Path) -> None:
     """
     columns = affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)  # (3,)
-    if np.isfinite(affine).all() and (lengths > 0).all():
-        if abs(np.linalg.det(columns / lengths)) > SINGULAR_TOLERANCE:
-            return
+    regular = np.isfinite(affine).all() and (lengths > 0).all()
+    if regular and abs(np.linalg.det(columns / lengths)) > SINGULAR_TOLERANCE:
+        return
     raise VolumeError(
         f"{path} has the affine {np.round(affine, 4).tolist()}, which is singular or not finite; "
         "three independent voxel axes are needed. Repair the header (sform, qform, voxel sizes) or "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.checks import VolumeError, check_affine
@@ -155,8 +155,8 @@ def _slice(path: Path, header: Any) -> Slice:
     spacing = _numbers(header, PIXEL_SPACING, 2)
     if position is None or axes is None or spacing is None:
         raise VolumeError(
-            f"{path} lacks an image position, orientation or pixel spacing; all three are needed to "
-            "place a slice. Use the original series instead of a screen capture."
+            f"{path} lacks an image position, orientation or pixel spacing; all three are needed "
+            "to place a slice. Use the original series instead of a screen capture."
         )
     thickness = _numbers(header, SLICE_SPACING, 1)
     if thickness is None:
@@ -185,7 +185,7 @@ def _stack_affine(slices: Sequence[Slice], source: Path) -> NDArray[np.float64]:
     affine[:3, 1] = first.axes[1] * first.spacing[1]
     affine[:3, 2] = _slice_step(slices, source)
     affine[:3, 3] = first.position
-    return LPS_TO_RAS @ affine  # type: ignore[no-any-return]
+    return LPS_TO_RAS @ affine
 
 
 def _check_same_plane(first: Slice, other: Slice, source: Path) -> None:
@@ -214,7 +214,7 @@ def _slice_step(slices: Sequence[Slice], source: Path) -> NDArray[np.float64]:
             "mm between neighbours; even steps are needed. Restore missing slices, separate phases "
             "and repeated slices into folders of their own, or resample the series evenly first."
         )
-    return step  # type: ignore[no-any-return]
+    return step
 
 
 @contextmanager

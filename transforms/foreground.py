@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 Volume = NDArray[np.float32]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 STATISTICS_VOXELS = 500_000
 """Thresholds and percentiles are taken on an even subsample of about this many voxels."""
@@ -22,13 +25,19 @@ NOISE_SHARE = 0.1
 """With fewer dark voxels than this outside the empty background, the air is free of noise."""
 
 LOG_GAIN = 20.0
-"""Intensity over bright tissue is multiplied by this before the logarithm, which tames the skull."""
+"""Intensity over bright tissue is multiplied by this before the logarithm that tames the skull."""
 
 AIR_TO_TISSUE = 0.3
 """Air is darker than this share of tissue; otherwise the dark class is tissue as well."""
 
 SPECK_SHARE = 0.02
 """Components smaller than this share of the largest one are dropped."""
+
+LIMB_SHARE = 0.1
+"""The same for CT: legs and arms are kept, the table is not."""
+
+OPENING_WIDTH = 5
+"""Voxels: thinner sheets in a CT slice, such as the shell of the table, are no body."""
 
 BODY_THRESHOLD = -500.0
 """Hounsfield units between air with lung (below) and soft tissue with fat (above)."""
@@ -62,6 +71,8 @@ def mri_foreground(values: Volume, *, axis: int = 2) -> Mask:
 def ct_foreground(hounsfield: Volume, *, axis: int = 2) -> Mask:
     """Body in a CT volume: the largest components above -500 HU, with lungs and bowel gas filled.
 
+    An opening within slices comes first, so that the thin shell of the table falls off.
+
     Parameters
     ----------
     hounsfield : (X, Y, Z) ndarray of float32
@@ -69,25 +80,29 @@ def ct_foreground(hounsfield: Volume, *, axis: int = 2) -> Mask:
     axis : {0, 1, 2}
         Slice axis; holes are filled within slices.
     """
-    return fill_holes(largest_components(hounsfield > BODY_THRESHOLD), axis=axis)
+    body = fill_holes(hounsfield > BODY_THRESHOLD, axis=axis)
+    opened = _open(body, axis)  # after filling, or a thin chest wall would fall off as well
+    body = opened if opened.any() else body  # tiny volumes do not outlive an opening
+    return largest_components(body, LIMB_SHARE)
 
 
-def subsample(values: Volume) -> Volume:
+def subsample(values: NDArray[Scalar]) -> NDArray[Scalar]:
     """An even subsample in the two longest axes that keeps at least every slice of the third."""
     step = max(1, int(np.sqrt(values.size / STATISTICS_VOXELS)))
     longest = np.argsort(values.shape)[-2:]
     return values[tuple(slice(None, None, step if a in longest else 1) for a in range(3))]
 
 
-def largest_components(mask: Mask) -> Mask:
-    """Drop components that are small against the largest one."""
+def largest_components(mask: Mask, share: float = SPECK_SHARE) -> Mask:
+    """Drop components of less than a share of the largest one."""
     labels, count = ndimage.label(mask)
     if count < 2:
         return mask
     sizes = np.bincount(labels.ravel(order="K"))
     sizes[0] = 0
-    kept = sizes >= SPECK_SHARE * sizes.max()
-    return kept[labels]  # type: ignore[no-any-return]
+    kept = sizes >= share * sizes.max()
+    large: Mask = kept[labels]
+    return large
 
 
 def fill_holes(mask: Mask, *, axis: int = 2) -> Mask:
@@ -100,7 +115,18 @@ def fill_holes(mask: Mask, *, axis: int = 2) -> Mask:
         for end in (0, -1):
             open_labels[np.unique(labels.take(end, axis=side))] = True
     open_labels[0] = False  # label 0 is the mask itself
-    return ~open_labels[labels]
+    filled: Mask = ~open_labels[labels]
+    return filled
+
+
+def _open(mask: Mask, axis: int) -> Mask:
+    """Opening by a square within slices."""
+    out = mask.view(np.uint8)
+    for filter1d in (ndimage.minimum_filter1d, ndimage.maximum_filter1d):
+        for side in (a for a in range(3) if a != axis):
+            out = filter1d(out, OPENING_WIDTH, axis=side)
+    opened: Mask = out.view(np.bool_)
+    return opened
 
 
 def _padding(sample: Volume) -> float | None:

@@ -4,8 +4,9 @@ A normalised volume is float32, exactly 0 outside the foreground and within [FOR
 inside. So ``image > 0`` is the foreground mask, and one channel carries both.
 
 These transforms are no MONAI InvertibleTransforms on purpose and leave no trace in
-`applied_operations`: MONAI's Invertd takes heatmaps home, and a heatmap must have its geometry undone
-and never its intensities. What was done stands in ``meta["intensity"]``, and `inverse` reads it.
+`applied_operations`: MONAI's Invertd takes heatmaps home, and a heatmap must have its geometry
+undone and never its intensities. What was done stands in ``meta["intensity"]``, which `inverse`
+reads.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ MRI_LOW_PERCENTILE = 1.0
 """Percentile of MR tissue that becomes the floor."""
 
 CORE_DEPTH = 0.12
-"""Depth of the core below the surface, as a share of the width of the foreground: past the skull."""
+"""Depth of the core below the surface, past the skull, as a share of the foreground's width."""
 
 CT_WINDOW = (-200.0, 250.0)
 """Hounsfield units of the abdominal window in which BMAD prepares its liver slices."""
@@ -127,8 +128,8 @@ class _Normalize(Transform):
 class NormalizeMRI(_Normalize):
     """Linear map of MR intensities with the median of deep tissue at 0.4.
 
-    The limits come from the core of the foreground, which lies deeper than skull and scalp, and from
-    central percentiles of it. So neither a bright skull nor a lesion moves the grey of the brain.
+    The limits are central percentiles of the core of the foreground, which lies deeper than skull
+    and scalp. So neither a bright skull nor a lesion moves the grey of the brain.
     """
 
     recipe = "mri"

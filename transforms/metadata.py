@@ -1,4 +1,4 @@
-"""The metadata of volumes: what MONAI's Invertd and SaveImaged ask for, the same for every format."""
+"""The metadata of volumes: what MONAI's Invertd and SaveImaged ask for, whatever the format."""
 
 from __future__ import annotations
 

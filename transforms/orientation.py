@@ -69,8 +69,9 @@ class CanonicalOrientation(InvertibleTransform):
         self, volume: MetaTensor, turn: NDArray[Any], affine: NDArray[np.float64]
     ) -> MetaTensor:
         info = self.get_transform_info()
-        out: MetaTensor = orientation(volume, affine, turn, lazy=False, transform_info=info)
-        return out.contiguous()  # type: ignore[no-any-return]
+        out: Any = orientation(volume, affine, turn, lazy=False, transform_info=info)
+        contiguous: MetaTensor = out.contiguous()
+        return contiguous
 
     def _target(self, volume: MetaTensor) -> NDArray[Any]:
         lps = volume.meta.get(MetaKeys.SPACE) == SpaceKeys.LPS.value

@@ -98,7 +98,7 @@ def _damage_reported(path: Path) -> Iterator[None]:
 
 def _read_nibabel(path: Path) -> Image:
     """NIfTI and FreeSurfer MGH; scaling by slope and intercept is nibabel's."""
-    stored: Any = nib.load(path)  # type: ignore[attr-defined]
+    stored: Any = nib.load(path)
     shape = spatial_shape(stored.shape, path)
     check_dtype(stored.get_data_dtype(), path)
     affine = np.asarray(stored.affine, dtype=np.float64)
@@ -110,7 +110,7 @@ def _read_nibabel(path: Path) -> Image:
 
 def _read_itk(path: Path) -> Image:
     """NRRD and MetaImage through SimpleITK."""
-    import SimpleITK as sitk
+    import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -137,7 +137,7 @@ def itk_affine(
     cosines = np.asarray(direction, dtype=np.float64).reshape(rank, rank)
     affine[:axes, :axes] = (cosines * np.asarray(spacing))[:axes, :axes]
     affine[:axes, 3] = origin[:axes]
-    return LPS_TO_RAS @ affine  # type: ignore[no-any-return]
+    return LPS_TO_RAS @ affine
 
 
 def _read_picture(path: Path) -> Image:
@@ -147,8 +147,8 @@ def _read_picture(path: Path) -> Image:
     with Pillow.open(path) as picture:
         if getattr(picture, "n_frames", 1) > 1:
             raise VolumeError(
-                f"{path} has {picture.n_frames} pages; one 2-D image is needed. Save each page as a "
-                "file of its own, or the stack as NIfTI."
+                f"{path} has {picture.n_frames} pages; one 2-D image is needed. Save each page as "
+                "a file of its own, or the stack as NIfTI."
             )
         if picture.mode in GREY_MODES:
             grey = np.asarray(picture)  # (H, W)

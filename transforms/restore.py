@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.metadata import plain, with_metadata_of
+from mcmiad_monai.transforms.resize import resize_bilinear
 
 
 def restore_maps(maps: torch.Tensor, *, plane_shape: Sequence[int]) -> torch.Tensor:
@@ -32,10 +32,7 @@ def restore_maps(maps: torch.Tensor, *, plane_shape: Sequence[int]) -> torch.Ten
     if maps.ndim != 4 or maps.shape[1] != 1:
         raise ValueError(f"maps have shape {tuple(maps.shape)}; (n, 1, h, w) is expected.")
     x, y = plane_shape
-    shrinks = maps.shape[-1] > x or maps.shape[-2] > y
-    resized = F.interpolate(
-        plain(maps), size=(y, x), mode="bilinear", align_corners=False, antialias=shrinks
-    )  # (n, 1, Y, X)
+    resized = resize_bilinear(plain(maps), (y, x))  # (n, 1, Y, X)
     return resized[:, 0].transpose(1, 2)  # (n, X, Y)
 
 
@@ -83,6 +80,6 @@ def as_heatmap(array: torch.Tensor | NDArray[Any], like: MetaTensor) -> MetaTens
     if values.shape != like.shape:
         raise ValueError(
             f"a heatmap of shape {tuple(values.shape)} does not fit a volume of shape "
-            f"{tuple(like.shape)}; equal shapes are expected. Restore it to the volume's grid first."
+            f"{tuple(like.shape)}; equal shapes are expected. Restore it to the volume's grid."
         )
     return with_metadata_of(values.to(torch.float32), like)

@@ -19,6 +19,7 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.metadata import check_volume, plain, with_metadata_of
+from mcmiad_monai.transforms.resize import resize_bilinear
 from mcmiad_monai.transforms.restore import insert_slices, restore_maps
 
 NETWORK_SIZE = 224
@@ -63,10 +64,7 @@ def slice_batch(
     chosen = planes[list(indices)].transpose(1, 2)[:, None]  # (n, 1, Y, X)
     if mode == "nearest":
         return F.interpolate(chosen, size=(size, size), mode="nearest-exact")
-    shrinks = max(chosen.shape[-2:]) > size
-    return F.interpolate(
-        chosen, size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks
-    )
+    return resize_bilinear(chosen, (size, size))
 
 
 def foreground_slices(
@@ -87,7 +85,7 @@ def foreground_slices(
     inside = (plain(volume)[0] > 0).movedim(axis, 0).flatten(1)  # (N, X * Y)
     counts = inside.sum(dim=1)  # (N,)
     needed = max(min_fraction * inside.shape[1], 1)
-    return torch.nonzero(counts >= needed).flatten().tolist()  # type: ignore[no-any-return]
+    return torch.nonzero(counts >= needed).flatten().tolist()
 
 
 def slice_to_world(
@@ -124,7 +122,7 @@ def slice_to_world(
         pixel_to_voxel[voxel_axis, 3] = 0.5 * scale - 0.5  # centres, not corners, are counted
     pixel_to_voxel[axis, 2] = 1.0
     pixel_to_voxel[axis, 3] = index % shape[axis]
-    return np.asarray(affine, dtype=np.float64) @ pixel_to_voxel  # type: ignore[no-any-return]
+    return np.asarray(affine, dtype=np.float64) @ pixel_to_voxel
 
 
 class ExtractSlices(InvertibleTransform):
@@ -186,8 +184,8 @@ class ExtractSlices(InvertibleTransform):
         if not indices:
             raise ValueError(
                 f"no slice of the volume {tuple(volume.shape)} along axis {self.axis} has "
-                f"{self.min_fraction:.1%} of foreground; at least one is needed. Lower min_fraction, "
-                "give the indices, or check the normalisation."
+                f"{self.min_fraction:.1%} of foreground; at least one is needed. Lower "
+                "min_fraction, give the indices, or check the normalisation."
             )
         batch = slice_batch(volume, indices, axis=self.axis, size=self.size, mode=self.mode)
         stack = with_metadata_of(batch, volume)  # (N, 1, size, size)
@@ -245,7 +243,7 @@ class ExtractSlicesd(MapTransform, InvertibleTransform):
         modes: list[Any] = [mode] * len(self.keys) if isinstance(mode, str) else list(mode)
         if len(modes) != len(self.keys):
             raise ValueError(
-                f"{len(modes)} modes were given for {len(self.keys)} keys; one for each is expected."
+                f"{len(modes)} modes were given for {len(self.keys)} keys; one for each is needed."
             )
         self.axis, self.indices, self.min_fraction = axis, indices, min_fraction
         self.extract = {

@@ -27,6 +27,9 @@ __all__ = ["LoadMaskd", "LoadVolume", "LoadVolumed", "VolumeError", "load_mask",
 MASK_OFFSET_VOXELS = 0.5
 """How far, in voxels, a corner of a mask may lie from the same corner of its image."""
 
+JPEG_MASK_LEVEL = 127
+"""Half of white: compression leaves small grey values around the lesions of a JPEG mask."""
+
 PathLike = str | os.PathLike[str]
 
 
@@ -58,6 +61,8 @@ def load_volume(path: PathLike) -> MetaTensor:
 def load_mask(path: PathLike) -> MetaTensor:
     """Load a lesion mask (1, X, Y, Z) as float32 zeros and ones: whatever is above 0 is lesion.
 
+    In a JPEG, whose compression leaves grey around lesions, it is what is above half of white.
+
     An empty mask is a good mask, so neither contrast nor grey values are asked for; the geometry
     is checked as for `load_volume`.
 
@@ -73,7 +78,8 @@ def load_mask(path: PathLike) -> MetaTensor:
         raise VolumeError(
             f"{source} has NaN voxels; a mask needs 0 outside lesions and > 0 inside."
         )
-    mask = (values > 0).astype(np.float32)
+    jpeg = source.suffix.lower() in (".jpg", ".jpeg")
+    mask = (values > (JPEG_MASK_LEVEL if jpeg else 0)).astype(np.float32)
     return new_volume(mask, image.affine, source, picture=image.is_picture)
 
 

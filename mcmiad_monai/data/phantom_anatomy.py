@@ -166,7 +166,7 @@ def _cerebrum(local: Array, slow: Array) -> tuple[Array, Array]:
     half[0] = np.abs(local[0])
     temporal = ellipsoid(half, (39.0, -2.0, -24.0), (23.0, 42.0, 24.0)) + 1.5 * slow
     lobes = np.maximum(local[2] - _floor(local), temporal)
-    hollow = np.maximum(_cerebellum(local) + 2.5, _stem(local) + 3.0)
+    hollow = np.maximum(_cerebellum(local) + 1.2, _stem(local) + 1.2)
     return np.minimum(np.minimum(hull, lobes), -hollow), hull
 
 
@@ -283,9 +283,8 @@ def _paint_deep_grey(signal: Array, local: Array, cerebrum: Array, subject: Subj
             ellipsoid(half, (11.0, -11.0, 4.0), (8.0, 12.0, 9.0)),
         )
     )
-    return paint(
-        signal, subject.grey - 0.02, np.float32(0.75) * step(islands, 2.5) * step(cerebrum)
-    )
+    weight = np.float32(0.75) * step(islands, 2.5) * step(cerebrum)
+    return paint(signal, subject.grey - 0.02, weight)
 
 
 def _paint_hindbrain(signal: Array, local: Array, subject: Subject) -> tuple[Array, Array]:
@@ -298,8 +297,7 @@ def _paint_hindbrain(signal: Array, local: Array, subject: Subject) -> tuple[Arr
     shallow = np.clip(1.0 - lobes / 16.0, 0.0, 1.0)
     leaves = subject.white + (subject.grey - subject.white) * shallow - 0.07 * shallow * folia
     signal = paint(signal, leaves, weight)
-    vermis = np.abs(local[0]) - 1.0 + np.maximum(-60.0 - local[1], 0.0) * -0.15
-    signal = paint(
-        signal, subject.fluid, 0.5 * weight * step(-vermis, 1.4) * step(-44.0 - local[1], 20.0)
-    )
+    notch = 1.0 + 0.15 * np.maximum(-60.0 - local[1], 0.0) - np.abs(local[0])
+    behind = step(-44.0 - local[1], 20.0)
+    signal = paint(signal, subject.fluid, np.float32(0.5) * weight * step(notch, 1.4) * behind)
     return paint(signal, subject.white, stem), np.asarray(np.maximum(weight, stem))

@@ -54,7 +54,8 @@ def load_clip(
     pretrained = source if file != Path(source) else str(file)
     try:
         built = open_clip.create_model(model, pretrained=pretrained).eval()
-    except (RuntimeError, OSError, KeyError, ValueError) as error:
+    # OpenCLIP asserts the width of position embeddings
+    except (RuntimeError, OSError, KeyError, ValueError, AssertionError) as error:
         problem = str(error).strip()[:300]
         raise WeightsError(f"{file} does not fit OpenCLIP's {model}: {problem}") from error
     weights = "file" if pretrained == str(file) else f"open_clip: {model}/{source}"
@@ -96,7 +97,7 @@ def _file(model: str, source: str) -> Path:
     try:
         return Path(pretrained.download_pretrained(cfg))
     except (OSError, RuntimeError, ValueError) as error:
-        where = cfg.get("hf_hub") or cfg.get("url")
+        where = _where(cfg)
         quick = cfg.get("quick_gelu") and not model.endswith("quickgelu")
         named = f", naming the model {model}-quickgelu, which has their activation" if quick else ""
         raise WeightsError(
@@ -105,3 +106,12 @@ def _file(model: str, source: str) -> Path:
             f"and give the path of the file instead{named}. For text prompts alone, "
             "`--encoder hashing` needs no weights."
         ) from error
+
+
+def _where(cfg: dict[str, Any]) -> str:
+    """Say which file of which repository holds the weights of a tag."""
+    owner, _, rest = str(cfg.get("hf_hub") or "").partition("/")
+    repository, _, file = rest.partition("/")
+    if not repository:
+        return str(cfg.get("url"))
+    return f"https://huggingface.co/{owner}/{repository} ({file or 'open_clip_model.safetensors'})"

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.encoder import empty_encoder
+from mcmiad_monai.networks.head import build_head
+from mcmiad_monai.networks.package import load_package, package, save_package
+from mcmiad_monai.networks.text_prior import encode_hashing
+from mcmiad_monai.networks.weights import WeightsError
+from mcmiad_monai.scoring import AnomalyScore
+
+
+@pytest.fixture
+def detector() -> MCMIADDetector:
+    encoder = empty_encoder("test_efficientnet", grid=7, seed=11)
+    head = build_head(
+        in_channels=encoder.out_channels,
+        stage_channels=encoder.stage_channels,
+        prior=encode_hashing(["healthy"], dim=32),
+        dim=16,
+        heads=4,
+        hidden=24,
+        grid=7,
+        neighbourhood=3,
+        standardize_features=True,
+        seed=12,
+    )
+    head.set_feature_statistics(torch.full((120,), 0.1), torch.full((120,), 2.0))
+    score = AnomalyScore(
+        terms="cos", stage_weights=(0, 0, 1, 2), stage_channels=encoder.stage_channels
+    )
+    built = MCMIADDetector(encoder, head, score).eval()
+    built.heat_scale.fill_(0.3)
+    return built
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked for something")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_package_brings_back_the_detector_without_a_network(detector, tmp_path):
+    save_package(tmp_path / "model.pt", detector, calibration={"slice": 1.5}, provenance={"n": 3})
+    loaded = load_package(tmp_path / "model.pt")
+    image = torch.rand(2, 1, 112, 112)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), detector(image))
+    assert not loaded.training
+    assert loaded.calibration == {"slice": 1.5}
+    assert loaded.provenance["n"] == 3
+    assert loaded.provenance["encoder"] == detector.encoder.provenance
+    assert loaded.provenance["text_prior"]["prompts"] == ["healthy"]
+
+
+def test_packing_again_keeps_everything(detector, tmp_path):
+    save_package(tmp_path / "a.pt", detector, calibration={"slice": 1.5}, provenance={"n": 3})
+    first = load_package(tmp_path / "a.pt")
+    save_package(tmp_path / "b.pt", first)
+    second = load_package(tmp_path / "b.pt")
+    assert second.calibration == first.calibration
+    assert second.provenance == first.provenance
+    assert second.encoder.provenance == detector.encoder.provenance
+
+
+def test_package_holds_tensors_strings_and_a_number(detector, tmp_path):
+    save_package(tmp_path / "model.pt", detector)
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert content.keys() == {"model", "config", "provenance", "calibration", "format"}
+    assert all(isinstance(tensor, torch.Tensor) for tensor in content["model"].values())
+    assert json.loads(content["calibration"]) == {}
+    assert json.loads(content["config"]).keys() == {"encoder", "head", "score"}
+    assert content["format"] == 1
+
+
+def test_a_failed_write_leaves_the_old_package_and_no_litter(detector, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    save_package(path, detector)
+    old = path.read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_package(path, detector, provenance={"n": 1})
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_default_package_is_about_27_megabytes(tmp_path):
+    encoder = empty_encoder()
+    detector = MCMIADDetector(encoder, build_head(prior=torch.eye(15, 512)))
+    save_package(tmp_path / "model.pt", detector)
+    assert (tmp_path / "model.pt").stat().st_size < 27.5e6
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="there is no packaged model"):
+        load_package(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2]])
+def test_a_checkpoint_that_is_no_package_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="is not a packaged model: it holds"):
+        load_package(tmp_path / "model.pt")
+
+
+def test_a_damaged_file_is_refused(detector, tmp_path):
+    path: Path = tmp_path / "model.pt"
+    save_package(path, detector)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="is not a packaged model"):
+        load_package(path)
+
+
+def test_a_newer_layout_is_refused(detector, tmp_path):
+    torch.save({**package(detector), "format": 2}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"layout 2.*update"):
+        load_package(tmp_path / "model.pt")
+
+
+def test_tensors_that_do_not_fit_are_refused(detector, tmp_path):
+    content = package(detector)
+    del content["model"]["head.project.weight"]
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="do not fit the model"):
+        load_package(tmp_path / "model.pt")

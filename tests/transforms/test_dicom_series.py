@@ -1,0 +1,154 @@
+"""DICOM folders: geometry from slice positions, and refusals that name the trouble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 (the name in its manual)
+
+from mcmiad_monai.transforms import VolumeError, load_volume
+
+ROW, COLUMN = np.array([0.8, 0.6, 0.0]), np.array([-0.6, 0.8, 0.0])
+
+
+def _write_slice(
+    path: Path,
+    pixels: np.ndarray,
+    position: np.ndarray,
+    *,
+    uid: str = "1.2.3.4",
+    number: int = 1,
+    spacing: tuple[float, float] = (0.75, 1.5),
+    intercept: str = "-1000",
+) -> None:
+    image = sitk.GetImageFromArray(pixels.astype("i2"))
+    image.SetSpacing(spacing)  # (x, y); the writer makes PixelSpacing of it
+    tags = {
+        "0008|0060": "CT",
+        "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
+        "0020|000d": "1.2.3",
+        "0020|000e": uid,
+        "0020|0011": str(number),
+        "0008|103e": f"series {number}",
+        "0020|0032": "\\".join(f"{v:.6f}" for v in position),
+        "0020|0037": "\\".join(f"{v:.6f}" for v in (*ROW, *COLUMN)),
+        "0018|0050": "3.0",
+        "0028|1052": intercept,
+        "0028|1053": "2",
+    }
+    for key, value in tags.items():
+        image.SetMetaData(key, value)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    writer.Execute(image)
+
+
+def _write_series(
+    folder: Path, positions: np.ndarray, *, size: tuple[int, int] = (6, 8), number: int = 1
+) -> np.ndarray:
+    folder.mkdir(exist_ok=True)
+    hounsfield = np.random.default_rng(0).integers(-400, 400, (len(positions), *size)) * 2
+    order = np.random.default_rng(1).permutation(len(positions))  # file names tell nothing
+    for name, k in enumerate(order):
+        path = folder / f"{number}_{name:03d}.dcm"
+        _write_slice(path, hounsfield[k], positions[k], uid=f"1.2.3.{number}", number=number)
+    return hounsfield
+
+
+def _even(n: int, step: tuple[float, float, float] = (0.0, 0.0, 2.5)) -> np.ndarray:
+    return np.array([10.0, -20.0, 30.0]) + np.arange(n)[:, None] * np.array(step)
+
+
+@pytest.mark.parametrize("step", [(0.0, 0.0, 2.5), (0.0, 0.8, 2.5)])
+def test_series_is_sorted_and_placed_by_positions(
+    tmp_path: Path, step: tuple[float, float, float]
+) -> None:
+    positions = _even(5, step)  # the second step is that of a tilted gantry: a sheared affine
+    _write_series(tmp_path / "s", positions)
+    volume = load_volume(tmp_path / "s")
+    assert volume.shape == (1, 8, 6, 5)
+    column, row, k = 5, 2, 3
+    lps = positions[k] + column * 0.75 * ROW + row * 1.5 * COLUMN
+    world = volume.affine.numpy() @ [column, row, k, 1]
+    np.testing.assert_allclose(world[:3], lps * [-1, -1, 1], atol=1e-4)
+    single = sorted((tmp_path / "s").iterdir())[0]
+    assert load_volume(single).shape == (1, 8, 6, 1)
+
+
+def test_voxels_are_hounsfield_units_in_slice_order(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    _write_series(folder, _even(4))
+    volume = load_volume(folder)
+    stored = {}
+    for path in folder.iterdir():
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        image = reader.Execute()
+        k = round((float(reader.GetMetaData("0020|0032").split("\\")[2]) - 30.0) / 2.5)
+        stored[k] = sitk.GetArrayFromImage(image)[0]
+    for k in range(4):
+        np.testing.assert_array_equal(volume[0, :, :, k].numpy(), stored[k].T)
+    assert volume.min() < -500  # the intercept has been applied
+
+
+def test_several_series_are_listed_and_refused(tmp_path: Path) -> None:
+    _write_series(tmp_path, _even(3), number=1)
+    _write_series(tmp_path, _even(2), number=7, size=(4, 4))
+    with pytest.raises(VolumeError, match="2 DICOM series") as caught:
+        load_volume(tmp_path)
+    text = str(caught.value)
+    assert "number 1 'series 1': 3 files of 8x6" in text
+    assert "number 7 'series 7': 2 files of 4x4" in text
+    assert "one folder per series" in text
+
+
+@pytest.mark.parametrize(
+    ("positions", "reason"),
+    [
+        (_even(6)[[0, 1, 2, 4, 5]], "unevenly spaced"),
+        (_even(3)[[0, 1, 1, 2]], "unevenly spaced"),
+        (_even(3)[[0, 0]], "unevenly spaced"),
+    ],
+    ids=["missing slice", "repeated slice", "one place"],
+)
+def test_uneven_slices_are_refused(tmp_path: Path, positions: np.ndarray, reason: str) -> None:
+    _write_series(tmp_path / "s", positions)
+    with pytest.raises(VolumeError, match=reason):
+        load_volume(tmp_path / "s")
+
+
+def test_slices_of_unequal_pixel_spacing_are_refused(tmp_path: Path) -> None:
+    pixels = np.arange(48).reshape(6, 8)
+    for k, spacing in enumerate(((0.75, 1.5), (1.5, 1.5))):
+        _write_slice(tmp_path / f"{k}.dcm", pixels, _even(2)[k], spacing=spacing)
+    with pytest.raises(VolumeError, match="orientation or pixel spacing"):
+        load_volume(tmp_path)
+
+
+def test_real_chaos_series_lies_where_its_headers_say(shared: Path) -> None:
+    volume = load_volume(shared / "data" / "dicom" / "chaos_ct")
+    assert volume.shape == (1, 512, 512, 78)
+    expected = np.diag([-0.7265625, -0.7265625, 2.0, 1.0])
+    expected[:3, 3] = [185.0, 98.0, 1536.5]
+    np.testing.assert_allclose(volume.affine.numpy(), expected, atol=1e-6)
+    assert -1100 < float(volume.min()) < -900  # air
+
+
+def test_real_sagittal_series_of_a_patient_on_the_side(shared: Path) -> None:
+    volume = load_volume(shared / "data" / "dicom" / "mr_decubitus_sagittal")
+    assert volume.shape == (1, 256, 256, 35)
+    assert nib.aff2axcodes(volume.affine.numpy()) == ("P", "I", "R")
+    assert float(volume.affine[:3, 2].norm()) == pytest.approx(4.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("ct_gantry_tilt_ge", "unevenly spaced"), ("ct_mixed_sizes", "unequal size")],
+)
+def test_real_broken_series_are_refused(shared: Path, name: str, reason: str) -> None:
+    with pytest.raises(VolumeError, match=reason):
+        load_volume(shared / "data" / "dicom" / name)

@@ -1,0 +1,330 @@
+"""Every kind of file that is accepted, and every one that is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 (the name in its manual)
+import torch
+from PIL import Image
+
+from mcmiad_monai.transforms import LoadMaskd, LoadVolume, VolumeError, load_mask, load_volume
+
+OBLIQUE = np.array(
+    [[-1.9, 0.3, 0.1, 12.5], [0.2, 1.1, -0.7, -30.25], [0.1, 0.5, 2.9, 7.0], [0, 0, 0, 1.0]]
+)
+
+
+def _noise(shape: tuple[int, ...] = (9, 8, 7), high: int = 200) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, high, shape)
+
+
+def _nifti(path: Path, values: np.ndarray, affine: np.ndarray = OBLIQUE) -> Path:
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", ">f4", "<f8", "<i4", "<u2"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_voxels_and_affine_survive_every_dtype(
+    tmp_path: Path, dtype: str, suffix: str
+) -> None:
+    values = _noise().astype(dtype)
+    header = nib.Nifti1Header(endianness=">" if dtype.startswith(">") else "<")
+    header.set_data_dtype(np.dtype(dtype))
+    path = tmp_path / f"v{suffix}"
+    nib.save(nib.Nifti1Image(values, OBLIQUE, header), path)
+    volume = load_volume(path)
+    assert volume.shape == (1, 9, 8, 7)
+    assert volume.dtype == torch.float32
+    assert volume.affine.dtype == torch.float64
+    np.testing.assert_array_equal(volume[0].numpy(), values.astype("f4"))
+    np.testing.assert_allclose(volume.affine.numpy(), OBLIQUE, atol=1e-5)
+    assert volume.meta["filename_or_obj"] == str(path)
+    np.testing.assert_array_equal(volume.meta["original_affine"], volume.affine.numpy())
+
+
+def test_header_scaling_is_applied(tmp_path: Path) -> None:
+    values = _noise()
+    stored = nib.Nifti1Image(values.astype("i2"), np.eye(4))
+    stored.header.set_slope_inter(0.5, -100.0)
+    nib.save(stored, tmp_path / "v.nii")
+    # nibabel keeps the slope on saving only if the array is already in stored units
+    proxy = nib.load(tmp_path / "v.nii")
+    np.testing.assert_allclose(load_volume(tmp_path / "v.nii")[0], proxy.get_fdata(), rtol=1e-6)
+    raw = (tmp_path / "v.nii").read_bytes()
+    scaled = bytearray(raw)
+    scaled[112:120] = np.array([0.5, -100.0], dtype="<f4").tobytes()  # scl_slope, scl_inter
+    (tmp_path / "s.nii").write_bytes(bytes(scaled))
+    unscaled = np.asarray(nib.load(tmp_path / "s.nii").dataobj.get_unscaled())
+    volume = load_volume(tmp_path / "s.nii")
+    np.testing.assert_allclose(volume[0].numpy(), unscaled * 0.5 - 100.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 7, 1), (9, 8, 7, 1, 1)])
+def test_trailing_singletons_are_squeezed(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = _nifti(tmp_path / "v.nii", _noise(shape).astype("i2"))
+    volume = load_volume(path)
+    assert volume.shape == (1, 9, 8, 7)
+    assert tuple(volume.meta["spatial_shape"]) == (9, 8, 7)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 1), (9, 8), (1, 8, 9), (7, 5, 3)])
+def test_thin_and_tiny_volumes_load(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    volume = load_volume(_nifti(tmp_path / "v.nii", _noise(shape, 2).astype("u1")))
+    assert volume.shape == (1, *shape, 1)[:4]
+
+
+def test_mgz_loads(tmp_path: Path) -> None:
+    values = _noise().astype("f4")
+    nib.save(nib.MGHImage(values, OBLIQUE.astype("f4")), tmp_path / "v.mgz")
+    volume = load_volume(tmp_path / "v.mgz")
+    np.testing.assert_array_equal(volume[0].numpy(), values)
+    np.testing.assert_allclose(
+        volume.affine.numpy(), nib.load(tmp_path / "v.mgz").affine, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
+def test_itk_geometry_agrees_with_nifti_of_the_same_image(tmp_path: Path, suffix: str) -> None:
+    image = sitk.GetImageFromArray(_noise((7, 8, 9)).astype("i2"))
+    turn = np.linalg.qr(OBLIQUE[:3, :3])[0]
+    image.SetDirection((turn * np.sign(np.linalg.det(turn))).ravel().tolist())
+    image.SetSpacing((0.9, 1.3, 2.5))
+    image.SetOrigin((11.0, -22.0, 33.0))
+    sitk.WriteImage(image, str(tmp_path / f"v{suffix}"))
+    sitk.WriteImage(image, str(tmp_path / "v.nii"))
+    ours, reference = load_volume(tmp_path / f"v{suffix}"), load_volume(tmp_path / "v.nii")
+    np.testing.assert_array_equal(ours.numpy(), reference.numpy())
+    np.testing.assert_allclose(ours.affine.numpy(), reference.affine.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".bmp"])
+def test_picture_is_width_by_height_with_identity(tmp_path: Path, suffix: str) -> None:
+    grey = _noise((20, 30)).astype("u1")
+    Image.fromarray(grey).save(tmp_path / f"p{suffix}")
+    volume = load_volume(tmp_path / f"p{suffix}")
+    assert volume.shape == (1, 30, 20, 1)
+    assert volume[0, 5, 3, 0] == grey[3, 5]
+    np.testing.assert_array_equal(volume.affine.numpy(), np.eye(4))
+
+
+def test_sixteen_bit_picture_keeps_its_grey_levels(tmp_path: Path) -> None:
+    grey = _noise((20, 30), 60000).astype("u2")
+    Image.fromarray(grey).save(tmp_path / "p.png")
+    np.testing.assert_array_equal(load_volume(tmp_path / "p.png")[0, :, :, 0].numpy(), grey.T)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colour_picture_becomes_luminance(tmp_path: Path, mode: str) -> None:
+    rgb = _noise((20, 30, 3), 256).astype("u1")
+    rgb[2, 4] = (255, 0, 0)
+    rgb = np.ascontiguousarray(np.repeat(rgb[:1], 20, 0)) if mode == "P" else rgb
+    picture = Image.fromarray(rgb).convert(mode)
+    picture.save(tmp_path / "p.png")
+    red, green, blue = np.asarray(picture.convert("RGB"), dtype="f8").transpose(2, 1, 0)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    loaded = load_volume(tmp_path / "p.png")[0, :, :, 0].numpy()
+    np.testing.assert_allclose(loaded, luma, atol=1.0)
+
+
+def test_jpeg_loads(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(np.arange(200, dtype="u1"), (40, 1))).save(tmp_path / "p.jpg")
+    volume = load_volume(tmp_path / "p.jpg")
+    assert volume.shape == (1, 200, 40, 1)
+    assert float(volume[0, 150, 20, 0]) == pytest.approx(150, abs=4)
+
+
+def _label_blocks() -> np.ndarray:
+    labels = np.zeros((30, 30, 30), dtype="i2")
+    labels[5:15, 5:25, 5:25] = 1
+    labels[15:25, 5:25, 5:25] = 2
+    labels[10:12, 10:20, 10:20] = 4
+    return labels
+
+
+def _with_intent(path: Path) -> None:
+    image = nib.Nifti1Image(_noise().astype("i2"), np.eye(4))
+    image.header.set_intent("label")
+    nib.save(image, path)
+
+
+def _truncated(path: Path, size: int = 400) -> None:
+    _nifti(path, _noise((30, 30, 30)).astype("f4"))
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def _with(value: float) -> np.ndarray:
+    values = _noise().astype("f4")
+    values[1, 2, 3] = value
+    return values
+
+
+def _rgb() -> np.ndarray:
+    colour = np.zeros((5, 4, 3), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    colour["R"] = _noise((5, 4, 3))
+    return colour
+
+
+def _zero_axis(path: Path) -> None:
+    _nifti(path, _noise().astype("u1"))
+    raw = bytearray(path.read_bytes())
+    raw[42:44] = np.array([0], dtype="<i2").tobytes()  # dim[1]
+    path.write_bytes(bytes(raw))
+
+
+def _zero_column(path: Path) -> None:
+    image = nib.Nifti1Image(_noise().astype("i2"), np.eye(4))
+    image.header["srow_z"] = 0.0
+    image.header["pixdim"][3] = 0.0
+    nib.save(image, path)
+
+
+def _itk_colour(path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(_noise((4, 5, 6, 3)).astype("u1"), True), str(path))
+
+
+def _pages(path: Path) -> None:
+    page = Image.fromarray(_noise((20, 30)).astype("u1"))
+    page.save(path, save_all=True, append_images=[page])
+
+
+REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "4-D": ("v.nii", lambda p: _nifti(p, _noise((9, 8, 7, 3)).astype("i2")), "4 dimensions"),
+    "1-D": ("v.nii", lambda p: _nifti(p, _noise((9,)).astype("i2")), "1 dimensions"),
+    "colour": ("v.nii", lambda p: _nifti(p, _rgb()), "colour"),
+    "itk colour": ("v.mha", _itk_colour, "3 numbers per voxel"),
+    "complex": ("v.nii", lambda p: _nifti(p, _noise().astype("c8")), "complex"),
+    "NaN": ("v.nii", lambda p: _nifti(p, _with(np.nan)), "1 NaN and 0 infinite"),
+    "infinite": ("v.nii", lambda p: _nifti(p, _with(-np.inf)), "0 NaN and 1 infinite"),
+    "too large": ("v.nii", lambda p: _nifti(p, _noise() * 1e300), "infinite"),
+    "constant": ("v.nii", lambda p: _nifti(p, np.full((9, 8, 7), 7, "i2")), "constant.*7"),
+    "labels": ("v.nii.gz", lambda p: _nifti(p, _label_blocks()), "label map"),
+    "float labels": ("v.nii", lambda p: _nifti(p, _label_blocks().astype("f4")), "label map"),
+    "mask": ("v.nii", lambda p: _nifti(p, (_label_blocks() > 0).astype("u1")), "mask"),
+    "label intent": ("v.nii", _with_intent, "intent"),
+    "truncated": ("v.nii", _truncated, "could not be read"),
+    "truncated gz": ("v.nii.gz", _truncated, "could not be read"),
+    "truncated header": ("v.nii", lambda p: _truncated(p, 90), "could not be read"),
+    "empty": ("v.nii", lambda p: p.write_bytes(b""), "0 bytes"),
+    "missing": ("v.nii", Path.exists, "does not exist"),
+    "unknown type": ("v.docx", lambda p: p.write_text("text"), "unknown type"),
+    "not what it says": ("v.nii", lambda p: p.write_text("no volume" * 90), "could not be read"),
+    "broken picture": ("v.png", lambda p: p.write_text("no picture"), "could not be read"),
+    "broken nrrd": ("v.nrrd", lambda p: p.write_text("no volume"), "could not be read"),
+    "singular": (
+        "v.nii",
+        _zero_column,
+        "singular",
+    ),
+    "parallel axes": (
+        "v.nii",
+        lambda p: _nifti(p, _noise().astype("i2"), np.array(
+            [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])),
+        "singular",
+    ),
+    "no voxels": ("v.nii", _zero_axis, "no voxels|could not be read"),
+    "pages": ("v.tiff", _pages, "2 pages"),
+    "folder": ("v", lambda p: p.mkdir(), "without DICOM"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_unsuitable_file_is_refused_with_path_and_reason(tmp_path: Path, kind: str) -> None:
+    name, write, reason = REFUSED[kind]
+    path = tmp_path / name
+    write(path)
+    with pytest.raises(VolumeError, match=reason) as caught:
+        load_volume(path)
+    assert str(path) in str(caught.value)
+
+
+def test_transform_equals_function(tmp_path: Path) -> None:
+    path = _nifti(tmp_path / "v.nii", _noise().astype("i2"))
+    assert torch.equal(LoadVolume()(path).as_tensor(), load_volume(path).as_tensor())
+
+
+def test_binary_checkerboard_of_105_voxels_is_an_image(tmp_path: Path) -> None:
+    tiny = (np.indices((7, 5, 3)).sum(0) % 2).astype("u1")
+    assert load_volume(_nifti(tmp_path / "v.nii", tiny)).sum() == tiny.sum()
+
+
+def test_saturated_image_with_large_padding_is_no_label_map(tmp_path: Path) -> None:
+    values = np.zeros((40, 40, 40), dtype="i2")
+    values[10:30, 10:30, 10:30] = np.clip(_noise((20, 20, 20), 400), 0, 255)
+    assert load_volume(_nifti(tmp_path / "v.nii", values)).max() == 255
+
+
+def test_mask_is_binarised_and_may_be_empty(tmp_path: Path) -> None:
+    labels = _label_blocks()
+    mask = load_mask(_nifti(tmp_path / "m.nii.gz", labels))
+    np.testing.assert_array_equal(mask[0].numpy(), labels > 0)
+    assert load_mask(_nifti(tmp_path / "e.nii", np.zeros((4, 4, 4), "u1"))).sum() == 0
+
+
+def test_jpeg_mask_ignores_compression_noise(tmp_path: Path) -> None:
+    drawn = np.zeros((64, 64), dtype="u1")
+    drawn[20:33, 21:40] = 255
+    Image.fromarray(drawn).save(tmp_path / "m.jpg", quality=60)
+    mask = load_mask(tmp_path / "m.jpg")
+    np.testing.assert_array_equal(mask[0, :, :, 0].numpy(), drawn.T > 0)
+
+
+@pytest.mark.parametrize("case", [{"label": None}, {}])
+def test_absent_mask_is_empty_on_the_image_grid(tmp_path: Path, case: dict[str, None]) -> None:
+    image = load_volume(_nifti(tmp_path / "v.nii", _noise().astype("i2")))
+    mask = LoadMaskd("label")({"image": image, **case})["label"]
+    assert mask.shape == image.shape
+    assert mask.sum() == 0
+    assert torch.equal(mask.affine, image.affine)
+
+
+def test_mask_of_other_shape_place_or_existence_is_refused(tmp_path: Path) -> None:
+    image = load_volume(_nifti(tmp_path / "v.nii", _noise().astype("i2")))
+    load = LoadMaskd("label")
+    other = _nifti(tmp_path / "o.nii", _noise((9, 8, 6), 2).astype("u1"))
+    flipped = _nifti(tmp_path / "f.nii", _noise(high=2).astype("u1"), np.diag([-1, 1, 1, 1.0]))
+    for path, reason in ((other, "shape"), (flipped, "voxels away"), (tmp_path / "x.nii", "exist")):
+        with pytest.raises(VolumeError, match=reason):
+            load({"image": image, "label": str(path)})
+
+
+def test_4d_and_nan_masks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="4 dimensions"):
+        load_mask(_nifti(tmp_path / "a.nii", _noise((4, 4, 4, 2), 2).astype("u1")))
+    with pytest.raises(VolumeError, match="NaN"):
+        load_mask(_nifti(tmp_path / "b.nii", _with(np.nan)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FLAIR.nii.gz", "shear.nii.gz", "AIL.nii.gz", "norm.mgz", "T2w.nii.gz", "CT_pitch.nii.gz",
+     "chris_t1.nii.gz", "example_ct.nii.gz", "low_res.nii.gz"],
+)  # fmt: skip
+def test_real_images_load_as_nibabel_reads_them(shared: Path, name: str) -> None:
+    path = shared / "data" / "volumes" / name
+    volume, reference = load_volume(path), nib.load(path)
+    np.testing.assert_array_equal(volume.affine.numpy(), reference.affine)
+    np.testing.assert_array_equal(volume[0].numpy(), reference.get_fdata(dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("complex", "complex"), ("ct_perfusion", "colour"), ("mpld_asl", "4 dimensions"),
+     ("example4d", "4 dimensions"), ("label_gif", "label map")],
+)  # fmt: skip
+def test_real_unsuitable_files_are_refused(shared: Path, name: str, reason: str) -> None:
+    with pytest.raises(VolumeError, match=reason):
+        load_volume(shared / "data" / "volumes" / f"{name}.nii.gz")
+
+
+def test_real_pictures_are_images_and_real_masks_are_masks(shared: Path) -> None:
+    data = shared / "data" / "oct_dme"
+    for path in sorted((data / "img").iterdir())[::20]:
+        assert load_volume(path).shape[-1] == 1
+    mask = load_mask(sorted((data / "mask").iterdir())[0])
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
