@@ -85,7 +85,9 @@ def _get_parser() -> argparse.ArgumentParser:
 
     prompts = command("prompts", _prompts, "show the prompts, or encode them into a prior file")
     prompts.add_argument("action", choices=["show", "encode"])
-    prompts.add_argument("--encoder", default="open_clip", help="open_clip[:MODEL/WEIGHTS], hashing")
+    prompts.add_argument(
+        "--encoder", default="open_clip", help="open_clip[:MODEL/WEIGHTS], hashing"
+    )
     prompts.add_argument("--out", type=Path, default=Path("text_prior.safetensors"))
     return parser
 

@@ -85,7 +85,7 @@ class HeadTrainer(SupervisedTrainer):
         train_handlers: Sequence[Any] | None = None,
         amp: bool = False,
         amp_kwargs: dict[str, Any] | None = None,
-        compile: bool = False,  # noqa: A002 - MONAI's name
+        compile: bool = False,
     ) -> None:
         super().__init__(
             device=torch.device(device),

@@ -133,7 +133,7 @@ class EvaluationReport:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
-    def _collect(self, engine: Engine) -> None:
+    def _collect(self, engine: Any) -> None:
         for item in engine.state.output:
             scores, labels, _ = study_slices(item, self.axis)
             heat, mask = torch.as_tensor(item["pred"]), torch.as_tensor(item["label"]) > 0
@@ -158,9 +158,7 @@ class EvaluationReport:
             "failed": dict(getattr(engine, "failures", {})),
             "provenance": self.provenance,
         }
-        write_text(
-            self.output_dir / "metrics.json", json.dumps(self.report, indent=1, default=str)
-        )
+        write_text(self.output_dir / "metrics.json", json.dumps(self.report, indent=1, default=str))
         stream = io.StringIO()
         if self.rows:
             table = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
@@ -179,7 +177,9 @@ class EvaluationReport:
         failed = self.report.get("failed", {})
         if failed:
             told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
-            raise CohortIncomplete(f"{len(self.rows)} studies evaluated, {len(failed)} failed:{told}")
+            raise CohortIncomplete(
+                f"{len(self.rows)} studies evaluated, {len(failed)} failed:{told}"
+            )
 
 
 def dice(prediction: Tensor, truth: Tensor) -> float | None:

@@ -26,7 +26,7 @@ def replace_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

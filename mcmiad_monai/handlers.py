@@ -55,7 +55,7 @@ class GradientClip:
         """Clip between backward pass and optimiser step."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         """Clip now; a non-finite norm stops the run while the last checkpoint is good."""
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:
@@ -94,10 +94,14 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         fingerprint: Mapping[str, Any] | None = None,
-        validator: Engine | None = None,
+        validator: Any = None,
     ) -> None:
         self.directory = Path(directory)
-        self._parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self._parts: dict[str, Any] = {
+            "network": network,
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+        }
         self.fingerprint = json.dumps(dict(fingerprint or {}), sort_keys=True, default=str)
         self.validator = validator
         self.best_metric, self.best_epoch = -math.inf, 0
@@ -178,7 +182,7 @@ class Checkpoints:
         self._parts["network"].load_state_dict(content["network"])
         return content
 
-    def resume(self, trainer: Engine, path: str | Path) -> None:
+    def resume(self, trainer: Any, path: str | Path) -> None:
         """Continue a run: weights, optimiser, schedule and epoch, so that it equals a straight one.
 
         Raises
@@ -218,7 +222,7 @@ class TrainingProgress:
         Show nothing.
     """
 
-    def __init__(self, validator: Engine | None = None, *, disable: bool = False) -> None:
+    def __init__(self, validator: Any = None, *, disable: bool = False) -> None:
         self.validator, self.disable = validator, disable
 
     def attach(self, engine: Engine) -> None:
@@ -229,19 +233,19 @@ class TrainingProgress:
         engine.add_event_handler(Events.COMPLETED, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Any) -> None:
         total = engine.state.max_epochs * (engine.state.epoch_length or 0)
         self._bar = tqdm(total=total, desc="training", unit=" steps", disable=self.disable)
         self._bar.update(engine.state.iteration)
 
-    def _step(self, engine: Engine) -> None:
+    def _step(self, _engine: Engine) -> None:
         self._bar.update(1)
 
-    def _epoch(self, engine: Engine) -> None:
+    def _epoch(self, engine: Any) -> None:
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"}
         shown["loss"] = f"{engine.state.output['loss']:.4g}"
         if self.validator is not None:
-            shown.update({k: f"{v:.4g}" for k, v in self.validator.state.metrics.items()})
+            shown.update({k: f"{float(v):.4g}" for k, v in self.validator.state.metrics.items()})
         self._bar.set_postfix(shown)
 
     def _close(self, _engine: Engine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.data import MetaTensor
@@ -103,13 +103,13 @@ class SliceHeatmapInferer(Inferer):
         heat = torch.zeros(inputs.shape, dtype=torch.float32)
         scores = torch.full((inputs.shape[0], inputs.shape[2 + self.axis]), torch.nan)
         for b in range(inputs.shape[0]):
-            self._one_volume(inputs[b], network, heat[b], scores[b], args, kwargs)
+            self._one_volume(cast(MetaTensor, inputs[b]), network, heat[b], scores[b], args, kwargs)
         heatmap = as_heatmap(heat, like=inputs)
         heatmap.meta[SLICE_SCORES] = scores
         return heatmap
 
     @torch.inference_mode()
-    def _one_volume(
+    def _one_volume(  # noqa: PLR0917 - private, one call
         self,
         volume: MetaTensor,
         network: Callable[..., Tensor],

@@ -37,7 +37,9 @@ class AtomicNibabelWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj: Any) -> None:
         """Write the volume that was set before."""
-        replace_atomically(filename, lambda p: super(AtomicNibabelWriter, self).write(p, verbose, **obj))
+        replace_atomically(
+            Path(filename), lambda p: super(AtomicNibabelWriter, self).write(p, verbose, **obj)
+        )
 
 
 def case_name(meta: Mapping[str, Any], _saver: Any = None) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class AnomalyMaskd(MapTransform):
                 f"the heatmap is a {type(heatmap).__name__} without geometry; a MetaTensor is "
                 "needed. Use SliceHeatmapInferer, and Invertd with to_tensor: true."
             )
-        mask = MetaTensor(heatmap.as_tensor() > self.threshold).to(torch.uint8)
+        mask = MetaTensor((heatmap.as_tensor() > self.threshold).to(torch.uint8))
         mask.copy_meta_from(heatmap)
         result["mask"] = mask
         return result
@@ -162,9 +164,7 @@ class SaveScoresd(MapTransform):
         """Write the scores of one study."""
         result = dict(data)
         heatmap = data[self.first_key(result)]
-        scores = study_scores(
-            heatmap, slice_axis=self.slice_axis, calibration=self.calibration
-        )
+        scores = study_scores(heatmap, slice_axis=self.slice_axis, calibration=self.calibration)
         name = scores["case"]
         write_text(self.output_dir / name / f"{name}_scores.json", json.dumps(scores, indent=1))
         result["scores"] = scores
@@ -209,7 +209,7 @@ class CohortReport:
         engine.add_event_handler(Events.COMPLETED, self._write)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._write_and_raise)
 
-    def _collect(self, engine: Engine) -> None:
+    def _collect(self, engine: Any) -> None:
         self.scores += [item["scores"] for item in engine.state.output]
 
     def _write_and_raise(self, engine: Engine, error: BaseException) -> None:
@@ -237,9 +237,9 @@ class CohortReport:
         rows.writerow(["case", "volume_score", "slice", "slice_score", "anomalous", "error"])
         for study in self.scores:
             for entry in study["slices"]:
+                volume, score = f"{study['volume_score']:.6g}", f"{entry['score']:.6g}"
                 rows.writerow(
-                    [study["case"], f"{study['volume_score']:.6g}", entry["index"]]
-                    + [f"{entry['score']:.6g}", entry["anomalous"], ""]
+                    [study["case"], volume, entry["index"], score, entry["anomalous"], ""]
                 )
         for name, error in self.failures.items():
             rows.writerow([name, "", "", "", "", error])

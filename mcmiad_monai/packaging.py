@@ -144,7 +144,7 @@ class Packager:
         self.detector, self.prior, self.checkpoints = detector, prior, checkpoints
         self.calibration_data, self.path = calibration_data, Path(path)
         self.training, self.device = dict(training), device
-        self.rates = {
+        self.rates: dict[str, Any] = {
             "pixel_false_positive_rate": pixel_false_positive_rate,
             "false_positive_rate": false_positive_rate,
         }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -149,7 +148,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             raise ValueError('cache="disk" needs a cache_dir: the folder to keep features in.')
         self.size = size
         self.encoder = encoder
-        self.options = {
+        self.options: dict[str, Any] = {
             "modality": modality,
             "only_normal": only_normal,
             "size": size,
@@ -254,7 +253,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         (partial / "index.json").write_text(json.dumps(index))
         if folder.exists():  # another process was faster, with the same content
             return
-        os.replace(partial, folder)
+        partial.replace(folder)
 
     def _open(self, folder: Path) -> None:
         if not folder.exists():

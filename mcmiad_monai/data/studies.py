@@ -148,7 +148,7 @@ def select_slices(
     return [k for k in kept if low <= k < max(high, low + 1)]
 
 
-def iterate_slices(  # noqa: PLR0913 - one keyword an option of the selection
+def iterate_slices(
     cases: Iterable[dict[str, Any]],
     modality: str | Modality,
     *,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class SliceAUROC(Metric):
 
         scores, labels = torch.cat(self._scores), torch.cat(self._labels)
         if idist.get_world_size() > 1:
-            pairs = idist.utils.all_gather((scores.tolist(), labels.tolist()))
+            pairs: Any = idist.utils.all_gather((scores.tolist(), labels.tolist()))  # type: ignore[arg-type]
             scores = torch.tensor([s for part in pairs for s in part[0]], dtype=torch.float64)
             labels = torch.tensor([y for part in pairs for y in part[1]])
         return auroc(scores.numpy(), labels.numpy())
@@ -120,10 +121,13 @@ class PixelAUROC(Metric):
             )
         lesion = mask.reshape(-1) > 0
         flat = heatmap.reshape(-1)
-        for counts, pixels in ((self._positive, flat[lesion]), (self._negative, flat[~lesion])):
-            histogram = ScoreHistogram(self._bins)
-            histogram.update(pixels)
-            counts += histogram.counts.to(counts.device)
+        self._positive += self._count(flat[lesion])
+        self._negative += self._count(flat[~lesion])
+
+    def _count(self, pixels: Tensor) -> Tensor:
+        histogram = ScoreHistogram(self._bins)
+        histogram.update(pixels)
+        return histogram.counts.to(self._device)
 
     @sync_all_reduce("_positive", "_negative")
     def compute(self) -> float:
