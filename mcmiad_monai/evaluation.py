@@ -1,8 +1,9 @@
 """What is measured on volumes with lesion masks, and the report of it.
 
 A study's output holds ``image`` (normalised), ``label`` (lesion mask) and ``pred`` (heatmap), all
-(1, X, Y, Z) on the canonical grid. Slices without foreground are never looked at: normal ones are
-left out of every figure, because they would only flatter it; a lesion in one counts as missed.
+(1, X, Y, Z) on the canonical grid. Slices outside the chosen range are no part of any figure.
+Within it, slices without foreground are never looked at: normal ones are left out of every figure,
+because they would only flatter it; a lesion in one counts as missed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from torch import Tensor
 
+from mcmiad_monai.data.studies import slices_in_range
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inferers import SLICE_SCORES
 from mcmiad_monai.metrics import PixelAUROC, SliceAUROC
@@ -34,32 +37,50 @@ def slice_labels(mask: Tensor, axis: int) -> Tensor:
     return (mask > 0).movedim(1 + axis, 0).flatten(1).any(1)
 
 
-def study_slices(item: Mapping[str, Any], axis: int) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Slices:
+    """Which slices are measured.
+
+    Attributes
+    ----------
+    axis : int
+        Slice axis of the canonical volumes.
+    slice_range : (float, float)
+        Share of the slices of a study, as the inferer was told.
+    """
+
+    axis: int
+    slice_range: tuple[float, float] = (0.0, 1.0)
+
+
+def study_slices(item: Mapping[str, Any], which: Slices) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, labels and indices of the slices of a study that count, (m,) each."""
     scores = torch.as_tensor(item["pred"].meta[SLICE_SCORES]).reshape(-1)
-    labels = slice_labels(torch.as_tensor(item["label"]), axis)
+    labels = slice_labels(torch.as_tensor(item["label"]), which.axis)
     known = item["pred"].meta.get("anomalous")
     if known is not None and bool(torch.as_tensor(known)):
         labels = labels | (scores.shape[0] == 1)  # an image whose folder says so, without a mask
-    counted = torch.isfinite(scores) | labels
+    inside = torch.zeros_like(labels)
+    inside[slices_in_range(len(labels), which.slice_range)] = True
+    counted = (torch.isfinite(scores) | labels) & inside
     return torch.nan_to_num(scores, nan=0.0)[counted], labels[counted], counted.nonzero().flatten()
 
 
-def slice_pairs(axis: int) -> Pairs:
+def slice_pairs(which: Slices) -> Pairs:
     """Slice scores and labels of an output."""
 
     def pairs(output: Output) -> tuple[Tensor, Tensor]:
-        parts = [study_slices(item, axis)[:2] for item in output]
+        parts = [study_slices(item, which)[:2] for item in output]
         return concatenate([s for s, _ in parts]), concatenate([y for _, y in parts])
 
     return pairs
 
 
-def volume_pairs(axis: int) -> Pairs:
+def volume_pairs(which: Slices) -> Pairs:
     """Volume scores and labels of an output."""
 
     def pairs(output: Output) -> tuple[Tensor, Tensor]:
-        parts = [study_slices(item, axis)[:2] for item in output]
+        parts = [study_slices(item, which)[:2] for item in output]
         parts = [(s, y) for s, y in parts if s.numel()]
         scores = [volume_score(s).reshape(1) for s, _ in parts]
         return concatenate(scores), concatenate([y.any().reshape(1) for _, y in parts])
@@ -67,15 +88,15 @@ def volume_pairs(axis: int) -> Pairs:
     return pairs
 
 
-def pixel_pairs(axis: int, *, foreground: bool = False) -> Pairs:
+def pixel_pairs(which: Slices, *, foreground: bool = False) -> Pairs:
     """Heatmap and mask voxels of the slices that count; all of them, or the foreground's."""
 
     def pairs(output: Output) -> tuple[Tensor, Tensor]:
         heat, lesion = [], []
         for item in output:
-            chosen = study_slices(item, axis)[2]
+            chosen = study_slices(item, which)[2]
             parts = [
-                torch.as_tensor(item[key]).index_select(1 + axis, chosen)
+                torch.as_tensor(item[key]).index_select(1 + which.axis, chosen)
                 for key in ("pred", "label", "image")
             ]
             keep = (parts[2] > 0) | (parts[1] > 0) if foreground else torch.ones_like(parts[2]) > 0
@@ -91,19 +112,22 @@ def concatenate(parts: list[Tensor]) -> Tensor:
     return torch.cat([p.reshape(-1) for p in parts]) if parts else torch.zeros(0)
 
 
-def study_metrics(axis: int) -> dict[str, Metric]:
+def study_metrics(axis: int, slice_range: Sequence[float] = (0.0, 1.0)) -> dict[str, Metric]:
     """Metrics of whole studies, for a :class:`~mcmiad_monai.engines.StudyEvaluator`.
 
     Parameters
     ----------
     axis : int
         Slice axis of the canonical volumes.
+    slice_range : (float, float)
+        Share of the slices that the inferer looks at.
     """
+    which = Slices(axis, (float(slice_range[0]), float(slice_range[1])))
     return {
-        "slice_auroc": SliceAUROC(slice_pairs(axis)),
-        "volume_auroc": SliceAUROC(volume_pairs(axis)),
-        "pixel_auroc": PixelAUROC(pixel_pairs(axis)),
-        "pixel_auroc_foreground": PixelAUROC(pixel_pairs(axis, foreground=True)),
+        "slice_auroc": SliceAUROC(slice_pairs(which)),
+        "volume_auroc": SliceAUROC(volume_pairs(which)),
+        "pixel_auroc": PixelAUROC(pixel_pairs(which)),
+        "pixel_auroc_foreground": PixelAUROC(pixel_pairs(which, foreground=True)),
     }
 
 
@@ -116,14 +140,22 @@ class EvaluationReport:
         Where to.
     axis : int
         Slice axis of the canonical volumes.
+    slice_range : (float, float)
+        Share of the slices that the inferer looks at.
     provenance : mapping, optional
         What produced the figures.
     """
 
     def __init__(
-        self, output_dir: str | Path, *, axis: int, provenance: Mapping[str, Any] | None = None
+        self,
+        output_dir: str | Path,
+        *,
+        axis: int,
+        slice_range: Sequence[float] = (0.0, 1.0),
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        self.output_dir, self.axis = Path(output_dir), axis
+        self.output_dir = Path(output_dir)
+        self.which = Slices(axis, (float(slice_range[0]), float(slice_range[1])))
         self.provenance = dict(provenance or {})
         self.rows: list[dict[str, Any]] = []
         self.report: dict[str, Any] = {}
@@ -135,7 +167,7 @@ class EvaluationReport:
 
     def _collect(self, engine: Any) -> None:
         for item in engine.state.output:
-            scores, labels, _ = study_slices(item, self.axis)
+            scores, labels, _ = study_slices(item, self.which)
             heat, mask = torch.as_tensor(item["pred"]), torch.as_tensor(item["label"]) > 0
             self.rows.append(
                 {
@@ -152,6 +184,7 @@ class EvaluationReport:
         self.report = {
             "metrics": {k: to_plain(v) for k, v in engine.state.metrics.items()},
             "undefined": "null: only one class was present",
+            "slice_range": list(self.which.slice_range),
             "studies": len(self.rows),
             "slices": sum(r["slices"] for r in self.rows),
             "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcmiad_monai.files import replace_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -184,8 +186,7 @@ def montage(
     _colour_bar(figure, axes, scale)
     if title is not None:
         figure.suptitle(title, color=TEXT, fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor=BACKGROUND)
+    replace_atomically(path, lambda partial: figure.savefig(partial, facecolor=BACKGROUND))
     return path
 
 

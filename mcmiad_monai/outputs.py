@@ -19,6 +19,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.image_writer import NibabelWriter
 from monai.transforms import MapTransform
+from torch import Tensor
 
 from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.files import replace_atomically, write_text
@@ -45,6 +46,17 @@ class AtomicNibabelWriter(NibabelWriter):
 def case_name(meta: Mapping[str, Any], _saver: Any = None) -> dict[str, Any]:
     """Output names from the case, not from the file: many studies are called ``flair.nii.gz``."""
     return {"subject": meta["case"], "idx": None}
+
+
+class KeepSliceScoresd(MapTransform):
+    """Put the heatmap's slice scores under ``slice_scores``: ``Invertd`` renews its metadata."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Copy the scores (n,) of the canonical slices."""
+        result = dict(data)
+        heatmap = data[self.first_key(result)]
+        result[SLICE_SCORES] = torch.as_tensor(heatmap.meta[SLICE_SCORES]).reshape(-1)
+        return result
 
 
 class AnomalyMaskd(MapTransform):
@@ -86,14 +98,20 @@ class AnomalyMaskd(MapTransform):
 
 
 def study_scores(
-    heatmap: MetaTensor, *, slice_axis: int, calibration: Calibration | None
+    heatmap: MetaTensor,
+    slice_scores: Tensor,
+    *,
+    slice_axis: int,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     """Scores of a study, ready for JSON.
 
     Parameters
     ----------
     heatmap : MetaTensor (1, X, Y, Z)
-        On the source grid, with ``meta["slice_scores"]`` of the canonical slices.
+        On the source grid.
+    slice_scores : Tensor (n,)
+        Of the canonical slices, NaN where a slice was skipped.
     slice_axis : int
         Canonical slice axis of the inferer.
     calibration : Calibration or None
@@ -105,7 +123,7 @@ def study_scores(
         ``volume_score``, its threshold and verdict, and a list of slices with the array index of
         the source volume.
     """
-    scores = torch.as_tensor(heatmap.meta[SLICE_SCORES]).reshape(-1).double()
+    scores = slice_scores.double()
     looked_at = torch.isfinite(scores)
     volume = float(volume_score(scores[looked_at])) if looked_at.any() else 0.0
     axis, indices = source_slices(heatmap, slice_axis)
@@ -136,6 +154,8 @@ def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
 class SaveScoresd(MapTransform):
     """Write ``<case>/<case>_scores.json`` and keep the scores under ``scores``.
 
+    Reads ``slice_scores``, which :class:`KeepSliceScoresd` puts there before ``Invertd``.
+
     Parameters
     ----------
     keys : str
@@ -164,7 +184,12 @@ class SaveScoresd(MapTransform):
         """Write the scores of one study."""
         result = dict(data)
         heatmap = data[self.first_key(result)]
-        scores = study_scores(heatmap, slice_axis=self.slice_axis, calibration=self.calibration)
+        scores = study_scores(
+            heatmap,
+            data[SLICE_SCORES],
+            slice_axis=self.slice_axis,
+            calibration=self.calibration,
+        )
         name = scores["case"]
         write_text(self.output_dir / name / f"{name}_scores.json", json.dumps(scores, indent=1))
         result["scores"] = scores

@@ -28,6 +28,7 @@ from mcmiad_monai.transforms.volume import (
     LoadMaskd,
     LoadVolume,
     LoadVolumed,
+    load_heatmap,
     load_mask,
     load_volume,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "as_heatmap",
     "foreground_slices",
     "insert_slices",
+    "load_heatmap",
     "load_mask",
     "load_volume",
     "normalizer",

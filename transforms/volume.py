@@ -22,7 +22,15 @@ from mcmiad_monai.transforms.checks import (
 from mcmiad_monai.transforms.metadata import new_volume, with_metadata_of
 from mcmiad_monai.transforms.readers import Image, read_image
 
-__all__ = ["LoadMaskd", "LoadVolume", "LoadVolumed", "VolumeError", "load_mask", "load_volume"]
+__all__ = [
+    "LoadMaskd",
+    "LoadVolume",
+    "LoadVolumed",
+    "VolumeError",
+    "load_heatmap",
+    "load_mask",
+    "load_volume",
+]
 
 MASK_OFFSET_VOXELS = 0.5
 """How far, in voxels, a corner of a mask may lie from the same corner of its image."""
@@ -81,6 +89,22 @@ def load_mask(path: PathLike) -> MetaTensor:
     jpeg = source.suffix.lower() in (".jpg", ".jpeg")
     mask = (values > (JPEG_MASK_LEVEL if jpeg else 0)).astype(np.float32)
     return new_volume(mask, image.affine, source, picture=image.is_picture)
+
+
+def load_heatmap(path: PathLike) -> MetaTensor:
+    """Load a heatmap (1, X, Y, Z), float32; one that is zero everywhere is a good heatmap.
+
+    Raises
+    ------
+    VolumeError
+        If the file cannot be read, is no single 3-D volume, or has values that are not finite.
+    """
+    source = Path(path).expanduser()
+    image = read_image(source)
+    values = _as_float32(image)
+    if not np.isfinite(values).all():
+        raise VolumeError(f"{source} has NaN or infinite voxels; a heatmap has finite values.")
+    return new_volume(values, image.affine, source, picture=image.is_picture)
 
 
 def _as_float32(image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:

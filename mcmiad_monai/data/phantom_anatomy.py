@@ -52,7 +52,7 @@ class Subject:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Subject:
         """Draw a person at random."""
-        overall = rng.normal(1.0, 0.025)
+        overall = rng.normal(1.0, 0.02)
         white = rng.uniform(0.40, 0.47)
         return cls(
             size=(
@@ -62,13 +62,13 @@ class Subject:
             ),
             ventricles=float(np.exp(rng.normal(0.0, 0.22))),
             asymmetry=float(rng.normal(0.0, 0.08)),
-            sulci=float(rng.uniform(0.8, 1.5)),
-            skull=float(rng.uniform(5.0, 7.5)),
-            scalp=float(rng.uniform(3.5, 6.5)),
+            sulci=float(rng.uniform(0.8, 1.2)),
+            skull=float(rng.uniform(5.5, 7.0)),
+            scalp=float(rng.uniform(4.5, 6.0)),
             white=float(white),
-            grey=float(white + rng.uniform(0.10, 0.16)),
+            grey=float(white + rng.uniform(0.08, 0.12)),
             fluid=float(rng.uniform(0.09, 0.15)),
-            fat=float(rng.uniform(0.62, 0.95)),
+            fat=float(rng.uniform(0.52, 0.62)),
             fold=SmoothField(rng, wavelength=FOLD_WAVELENGTH * float(rng.uniform(0.92, 1.08))),
             folia=SmoothField(rng, wavelength=FOLIA_WAVELENGTH),
             slow=SmoothField(rng, wavelength=48.0, order=1),

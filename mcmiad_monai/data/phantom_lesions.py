@@ -116,8 +116,8 @@ def _mass(
     oedema = blob.distance(points, radius * rng.uniform(1.4, 1.9), uneven=0.32)
     core = blob.distance(points, radius)
     extent = step(np.maximum(oedema, core), 3.0) * head.tissue
-    signal = paint(head.signal, subject.white + rng.uniform(0.18, 0.28), extent)
-    bright = subject.white + rng.uniform(0.30, 0.45) + 0.05 * blob.outline(2.0 * points)
+    signal = paint(head.signal, subject.white + rng.uniform(0.30, 0.40), extent)
+    bright = subject.white + rng.uniform(0.42, 0.58) + 0.05 * blob.outline(2.0 * points)
     return paint(signal, bright, step(core, 2.0) * head.tissue), extent
 
 
@@ -130,8 +130,8 @@ def _ring(
     outer = blob.distance(points, radius)
     oedema = blob.distance(points, radius * rng.uniform(1.2, 1.6), uneven=0.3)
     extent = step(np.maximum(oedema, outer), 3.0) * head.tissue
-    signal = paint(head.signal, subject.white + rng.uniform(0.14, 0.22), extent)
-    ring = subject.white + rng.uniform(0.35, 0.5)
+    signal = paint(head.signal, subject.white + rng.uniform(0.30, 0.40), extent)
+    ring = subject.white + rng.uniform(0.45, 0.6)
     signal = paint(signal, ring, step(outer, 2.0) * head.tissue)
     core = step(outer - rng.uniform(3.0, 5.0), 2.0) * head.tissue
     return paint(signal, rng.uniform(0.15, 0.28), core), extent
@@ -142,11 +142,11 @@ def _hypointense(
 ) -> tuple[Array, Array]:
     """A dark, fluid-like defect with a thin bright rim, as an old infarct."""
     blob = Blob.draw(rng, _place(head, points, rng, depth=(6.0, 26.0)))
-    outer = blob.distance(points, rng.uniform(8.0, 16.0), uneven=0.25)
+    outer = blob.distance(points, rng.uniform(11.0, 18.0), uneven=0.25)
     extent = step(outer, 1.6) * head.tissue
     signal = paint(head.signal, subject.grey + 0.08, extent)
     core = step(outer - 2.0, 2.0) * head.tissue
-    return paint(signal, subject.fluid + rng.uniform(0.02, 0.10), core), extent
+    return paint(signal, subject.fluid * rng.uniform(0.3, 0.9), core), extent
 
 
 def _diffuse(
@@ -156,7 +156,7 @@ def _diffuse(
     blob = Blob.draw(rng, _place(head, points, rng, depth=(10.0, 40.0)))
     extent = step(blob.distance(points, rng.uniform(16.0, 26.0), uneven=0.3), 6.0) * head.tissue
     not_fluid = step(head.signal - (subject.fluid + subject.white) / 2, 0.1)
-    return head.signal + rng.uniform(0.09, 0.16) * extent * not_fluid, extent * not_fluid
+    return head.signal + rng.uniform(0.18, 0.26) * extent * not_fluid, extent * not_fluid
 
 
 def _multiple(
@@ -167,8 +167,8 @@ def _multiple(
     for _ in range(int(rng.integers(5, 11))):
         place = _place(head, points, rng, depth=(10.0, 60.0), clear=(3.0, 18.0))
         blob = Blob.draw(rng, place)
-        focus = step(blob.distance(points, rng.uniform(3.2, 6.0)), 1.6) * head.tissue
-        signal = paint(signal, subject.white + rng.uniform(0.26, 0.42), focus)
+        focus = step(blob.distance(points, rng.uniform(4.0, 7.0)), 1.6) * head.tissue
+        signal = paint(signal, subject.white + rng.uniform(0.38, 0.52), focus)
         extent = np.maximum(extent, focus)
     return signal, extent
 

@@ -12,17 +12,13 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.transforms import (
-    CanonicalOrientationd,
-    LoadMaskd,
-    LoadVolumed,
     foreground_slices,
-    normalizer,
+    preprocessing,
     slice_batch,
 )
 
@@ -79,30 +75,6 @@ def root_message(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def study_transform(modality: str | Modality, *, with_mask: bool = False) -> Compose:
-    """Load, orient and normalise the image of a case, and its lesion mask if asked for.
-
-    Parameters
-    ----------
-    modality : str or Modality
-        Decides orientation and intensity recipe.
-    with_mask : bool
-        Load ``label`` as well; a case without one gets an empty mask.
-    """
-    kind = get_modality(modality) if isinstance(modality, str) else modality
-    normalise = normalizer(kind.intensity)
-    keys = ("image", "label") if with_mask else ("image",)
-
-    def normalise_image(sample: dict[str, Any]) -> dict[str, Any]:
-        return {**sample, "image": normalise(sample["image"])}
-
-    steps: list[Callable[..., Any]] = [LoadVolumed(keys="image")]
-    if with_mask:
-        steps.append(LoadMaskd(keys="label", ref_key="image"))
-    steps += [CanonicalOrientationd(keys=keys, axcodes=kind.axcodes), normalise_image]
-    return Compose(steps)
-
-
 @dataclass(frozen=True)
 class SliceSample:
     """One slice on the network grid.
@@ -143,9 +115,15 @@ def select_slices(
         Share of the slices to look at, ``[int(a·n), int(b·n))``.
     """
     n = volume.shape[1 + axis]
-    low, high = int(slice_range[0] * n), int(slice_range[1] * n)
     kept = foreground_slices(volume, axis=axis, min_fraction=min_foreground)
-    return [k for k in kept if low <= k < max(high, low + 1)]
+    inside = slices_in_range(n, slice_range)
+    return [k for k in kept if inside.start <= k < inside.stop]
+
+
+def slices_in_range(n: int, slice_range: Sequence[float]) -> slice:
+    """Share of ``n`` slices as indices ``[int(a·n), int(b·n))``, at least one."""
+    low, high = int(slice_range[0] * n), int(slice_range[1] * n)
+    return slice(low, max(high, low + 1))
 
 
 def iterate_slices(
@@ -169,7 +147,7 @@ def iterate_slices(
         Receives ``case → message`` for every case that could not be read.
     """
     kind = get_modality(modality) if isinstance(modality, str) else modality
-    dataset = StudyDataset(list(cases), study_transform(kind, with_mask=True))
+    dataset = StudyDataset(list(cases), preprocessing(kind, mask_key="label"))
     for position in range(len(dataset)):
         sample = dataset[position]
         name = sample["case"]

@@ -76,7 +76,7 @@ class SliceAUROC(Metric):
 
         scores, labels = torch.cat(self._scores), torch.cat(self._labels)
         if idist.get_world_size() > 1:
-            pairs: Any = idist.utils.all_gather((scores.tolist(), labels.tolist()))  # type: ignore[arg-type]
+            pairs: Any = idist.utils.all_gather((scores.tolist(), labels.tolist()))
             scores = torch.tensor([s for part in pairs for s in part[0]], dtype=torch.float64)
             labels = torch.tensor([y for part in pairs for y in part[1]])
         return auroc(scores.numpy(), labels.numpy())
