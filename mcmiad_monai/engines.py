@@ -177,7 +177,11 @@ class MeanOfBatches(Average):
     def update(self, output: Tensor) -> None:
         """Take the value of a batch, (1,), or an empty tensor."""
         if output.numel():
-            super().update(output)
+            super().update(output.item())
+
+    def compute(self) -> float:
+        """The mean as a number, so that MONAI can compare epochs."""
+        return float(super().compute())
 
 
 def select(pred: Any, rows: Tensor) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mcmiad_monai.data.phantom import write_phantom_cohort
+
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)
 
@@ -20,3 +22,17 @@ def shared() -> Path:
     if not SHARED.exists():
         pytest.skip("no ../shared folder beside the checkout: real images and weights are absent")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few small phantom studies with a datalist; read it, do not write into it."""
+    return write_phantom_cohort(
+        tmp_path_factory.mktemp("phantoms") / "cohort",
+        train=4,
+        val=4,
+        test_normal=2,
+        test_lesion=2,
+        shape=(40, 48, 10),
+        progress=False,
+    )
