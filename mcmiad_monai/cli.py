@@ -104,10 +104,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         if options.verbose:
             raise
-        root: BaseException = error
-        while root.__cause__ is not None:  # MONAI wraps what a configuration raises
-            root = root.__cause__
-        print(f"mcmiad: {root}", file=sys.stderr)
+        from mcmiad_monai.errors import unwrap
+
+        print(f"mcmiad: {unwrap(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -108,11 +108,11 @@ class HeadTrainer(SupervisedTrainer):
         )
         self.lr_scheduler = lr_scheduler
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Any]:
-        output: dict[str, Any] = super()._iteration(engine, batchdata)
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Any:
+        output: Any = super()._iteration(engine, batchdata)
         self.lr_scheduler.step()
-        # the reconstruction is not needed again, and TensorBoard handlers must not find it
-        return {Keys.LOSS: output[Keys.LOSS].item()}
+        # a list of one, as MONAI's tracking handlers expect it; the reconstruction is let go
+        return [{Keys.LOSS: output[Keys.LOSS].item()}]
 
 
 class HeadValidator(SupervisedEvaluator):

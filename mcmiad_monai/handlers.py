@@ -141,6 +141,8 @@ class Checkpoints:
         if self.validator is None:
             self.best_epoch = epoch
             return True
+        if self.validator.state.epoch != epoch:  # not validated in this epoch
+            return False
         name = self.validator.state.key_metric_name
         metric = float(self.validator.state.metrics[name])
         if math.isnan(metric) or metric < self.best_metric:  # of equals, the longer trained
@@ -211,6 +213,15 @@ class Checkpoints:
         logger.info("resumed %s after epoch %d", path, content["epoch"])
 
 
+def use(handler: Any) -> Any:
+    """Name a handler that is defined elsewhere in a configuration.
+
+    MONAI's check of a bundle's properties takes every entry of a list of handlers for a mapping, so
+    a bare reference cannot stand there.
+    """
+    return handler
+
+
 class TrainingProgress:
     """One progress bar over all steps, with the loss and the newest validation metric.
 
@@ -243,7 +254,7 @@ class TrainingProgress:
 
     def _epoch(self, engine: Any) -> None:
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"}
-        shown["loss"] = f"{engine.state.output['loss']:.4g}"
+        shown["loss"] = f"{engine.state.output[0]['loss']:.4g}"
         if self.validator is not None:
             shown.update({k: f"{float(v):.4g}" for k, v in self.validator.state.metrics.items()})
         self._bar.set_postfix(shown)

@@ -34,7 +34,15 @@ HEATMAP_THRESHOLD = 1.0
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer, with a rename at the end."""
+    """MONAI's NIfTI writer with a rename at the end, which keeps the axis of a single slice."""
+
+    def set_data_array(
+        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **_: Any
+    ) -> None:
+        """Take one channel (1, X, Y, Z); the file is (X, Y, Z) even if Z is 1."""
+        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, spatial_ndim=3)
+        if squeeze_end_dims:
+            self.data_obj = self.data_obj[..., 0]
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj: Any) -> None:
         """Write the volume that was set before."""

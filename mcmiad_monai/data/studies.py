@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mcmiad_monai.errors import unwrap
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.transforms import (
     foreground_slices,
@@ -69,10 +70,9 @@ class StudyDataset(Dataset[dict[str, Any]]):
 
 
 def root_message(error: BaseException) -> str:
-    """Message of the error that started a chain: MONAI wraps what a transform raises."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"
+    """Kind and message of an error, without what MONAI wraps around it."""
+    below = unwrap(error)
+    return f"{type(below).__name__}: {below}"
 
 
 @dataclass(frozen=True)

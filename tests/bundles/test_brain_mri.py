@@ -1,0 +1,286 @@
+"""The bundle as a user runs it: train, evaluate, infer, on small phantoms with a small encoder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow
+from mcmiad_monai.data.volumes import find_cases
+from mcmiad_monai.errors import unwrap
+from mcmiad_monai.files import save_torch
+from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.outputs import CohortIncomplete
+
+NAME = "brain_mri_anomaly"
+SMALL: dict[str, Any] = {
+    "encoder_name": "test_efficientnet.r160_in1k",
+    "weights": "random",
+    "text_prior": "hashing",
+    "max_epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 0.002,
+    "standardize_features": True,
+    "slice_range": [0.3, 0.8],
+    "device": "cpu",
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle trained on phantoms; its files are read by the tests below."""
+    root = copy_bundle(NAME, tmp_path_factory.mktemp("bundle") / NAME)
+    overrides = {**SMALL, "dataset_dir": str(cohort / "datalist.json")}
+    open_workflow(root, "train", overrides).run()
+    return root
+
+
+def bundle_run(root: Path, config_file: str, **overrides: Any) -> subprocess.CompletedProcess[str]:
+    """``python -m monai.bundle run``, from a folder that is not the repository."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file]
+    for key, value in {"bundle_root": str(root), "progress": "False", **overrides}.items():
+        command += [f"--{key}", str(value)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def test_training_leaves_a_package_that_stands_alone(trained: Path) -> None:
+    detector = load_package(trained / "models" / "model.pt")
+    assert detector.provenance["encoder"]["weights"] == "random, seed 0"
+    assert detector.provenance["training"]["training_studies"] == 4
+    assert detector.provenance["training"]["slice_range"] == [0.3, 0.8]
+    assert detector.calibration["pixel_threshold"] > 0
+    assert detector.calibration["normal_volumes"] >= 2
+    with torch.no_grad():
+        heatmap = detector(torch.rand(1, 1, 224, 224))
+    assert torch.isfinite(heatmap).all()
+
+
+def test_model_card_warns_of_random_weights_and_of_the_stand_in_for_clip(trained: Path) -> None:
+    card = (trained / "models" / "MODEL_CARD.md").read_text()
+    assert "encoder has random weights" in card
+    assert "text prior is not CLIP" in card
+    assert "threshold not set" in card  # two healthy validation studies carry no 5 % rate
+
+
+def test_training_writes_loss_and_key_metric_to_tensorboard(trained: Path) -> None:
+    tags: dict[str, int] = {}
+    for file in (trained / "eval").rglob("events.out.tfevents*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        tags.update({tag: len(events.Scalars(tag)) for tag in events.Tags()["scalars"]})
+    assert tags["train_loss"] > 0
+    assert tags["val_slice_auroc"] == 2
+    assert tags["val_neg_loss"] == 2
+
+
+def test_evaluation_reports_every_figure(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    overrides = {
+        "dataset_dir": str(cohort / "datalist.json"),
+        "output_dir": str(tmp_path),
+        "progress": False,
+    }
+    open_workflow(trained, ("train", "evaluate"), overrides).run()
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    names = {"slice_auroc", "volume_auroc", "pixel_auroc", "pixel_auroc_foreground"}
+    assert set(report["metrics"]) == names
+    assert all(0 <= value <= 1 for value in report["metrics"].values())
+    assert report["studies"] == 4
+    assert report["slices"] == 4 * 5  # [0.3, 0.8) of ten slices
+    assert len(list(csv.DictReader((tmp_path / "studies.csv").open()))) == 4
+
+
+def test_inference_writes_heatmap_mask_and_scores_in_each_study_s_geometry(
+    trained: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("inference went for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    overrides = {
+        "dataset_dir": str(cohort / "datalist.json"),
+        "output_dir": str(tmp_path),
+        "progress": False,
+    }
+    open_workflow(trained, "inference", overrides).run()
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert report["failed"] == {}
+    for case in find_cases(cohort / "datalist.json", "test"):
+        name = case["case"]
+        image = nib.load(case["image"])
+        heatmap = nib.load(tmp_path / name / f"{name}_heatmap.nii.gz")
+        mask = nib.load(tmp_path / name / f"{name}_mask.nii.gz")
+        for written, dtype in ((heatmap, np.float32), (mask, np.uint8)):
+            assert written.shape == image.shape
+            assert written.get_data_dtype() == dtype
+            np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
+        heat = heatmap.get_fdata()
+        assert heat.max() > 0
+        np.testing.assert_array_equal(np.asarray(mask.dataobj) == 1, heat > 1)
+        scores = json.loads((tmp_path / name / f"{name}_scores.json").read_text())
+        assert scores["slices_scored"] == 5
+        # the array index of a scored slice is one with heat
+        used = np.flatnonzero(heat.any(tuple(a for a in range(3) if a != scores["slice_axis"])))
+        assert set(used) == {entry["index"] for entry in scores["slices"]}
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert len(rows) == 4 * 5
+
+
+def test_one_bad_study_is_reported_and_the_exit_code_says_so(
+    trained: Path, cohort: Path, tmp_path: Path
+) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    good = sorted((cohort / "train").glob("*.nii.gz"))[:2]
+    for path in good:
+        shutil.copy(path, studies)
+    (studies / "broken.nii.gz").write_bytes(good[0].read_bytes()[:2000])
+    out = tmp_path / "out"
+    done = bundle_run(trained, "configs/inference.yaml", dataset_dir=studies, output_dir=out)
+    assert done.returncode == 1
+    assert "2 studies done, 1 failed" in done.stderr
+    assert "broken" in done.stderr
+    assert "Traceback" not in done.stderr
+    report = json.loads((out / "scores.json").read_text())
+    assert list(report["failed"]) == ["broken"]
+    for path in good:
+        name = path.name.removesuffix(".nii.gz")
+        assert (out / name / f"{name}_heatmap.nii.gz").is_file()
+
+
+def test_unknown_override_is_refused_with_a_hint(trained: Path) -> None:
+    done = bundle_run(trained, "configs/inference.yaml", batchsize=4)
+    assert done.returncode != 0
+    assert "unknown override --batchsize (did you mean --batch_size?)" in done.stderr
+    with pytest.raises(BundleError, match="max_epochs"):
+        open_workflow(trained, "train", {"epochs_max": 1})
+
+
+def test_folder_of_pictures_in_the_style_of_bmad(trained: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("test/good", "test/Ungood/img"):
+        (tmp_path / folder).mkdir(parents=True)
+        y, x = np.mgrid[:96, :80]
+        disc = ((y - 48) / 40) ** 2 + ((x - 40) / 32) ** 2 < 1
+        grey = np.where(disc, 120 + 10 * rng.standard_normal(disc.shape), 0).clip(0, 255)
+        Image.fromarray(grey.astype(np.uint8)).save(tmp_path / folder / "a.png")
+    (tmp_path / "test/Ungood/label").mkdir()
+    label = np.zeros((96, 80), np.uint8)
+    label[40:50, 30:40] = 255
+    Image.fromarray(label).save(tmp_path / "test/Ungood/label/a.png")
+    overrides = {
+        "dataset_dir": str(tmp_path),
+        "output_dir": str(tmp_path / "out"),
+        "slice_range": [0, 1],
+        "progress": False,
+    }
+    open_workflow(trained, "inference", overrides).run()
+    heatmaps = sorted((tmp_path / "out").rglob("*_heatmap.nii.gz"))
+    assert len(heatmaps) == 2
+    assert nib.load(heatmaps[0]).shape == (80, 96, 1)
+
+
+def test_training_resumes_from_the_last_epoch(cohort: Path, trained: Path, tmp_path: Path) -> None:
+    root = copy_bundle(NAME, tmp_path / NAME)
+    last = root / "models" / "last.pt"
+    overrides = {**SMALL, "dataset_dir": str(cohort / "datalist.json"), "schedule": "step"}
+    open_workflow(root, "train", {**overrides, "max_epochs": 1}).run()
+    open_workflow(root, "train", {**overrides, "resume": str(last)}).run()
+    content = torch.load(last, weights_only=True)
+    assert content["epoch"] == 2
+    assert (root / "models" / "model.pt").is_file()
+    # a checkpoint is no package, and the other way round
+    save_torch(content, tmp_path / "package.pt")
+    overrides = {"model_path": str(tmp_path / "package.pt"), "dataset_dir": str(cohort)}
+    with pytest.raises(RuntimeError) as caught:
+        open_workflow(trained, "inference", overrides).run()
+    assert "not a packaged model" in str(unwrap(caught.value))
+
+
+def test_train_from_a_plain_folder_holds_studies_out_by_itself(
+    cohort: Path, tmp_path: Path
+) -> None:
+    root = copy_bundle(NAME, tmp_path / NAME)
+    overrides = {**SMALL, "max_epochs": 1, "dataset_dir": str(cohort / "train")}
+    overrides |= {"val_fraction": 0.25, "cache": "disk", "prior_mode": "prompts"}
+    open_workflow(root, "train", overrides).run()
+    training = load_package(root / "models" / "model.pt").provenance["training"]
+    assert (training["training_studies"], training["validation_studies"]) == (3, 1)
+    assert list((root / "eval" / "features").glob("*/features.f16"))
+
+
+@pytest.mark.parametrize("workflow", ["train", "inference"])
+def test_monai_finds_all_required_properties(trained: Path, cohort: Path, workflow: str) -> None:
+    overrides = {"dataset_dir": str(cohort / "datalist.json")}
+    if workflow == "train":
+        overrides |= SMALL
+    opened = open_workflow(trained, workflow, overrides)
+    assert not opened.check_properties()
+
+
+def test_pretrained_weights_without_a_network_name_the_way_out(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    root = copy_bundle(NAME, tmp_path / NAME)
+    overrides = {**SMALL, "weights": "pretrained", "dataset_dir": str(cohort / "datalist.json")}
+    with pytest.raises(RuntimeError) as caught:
+        open_workflow(root, "train", overrides).run()
+    message = str(unwrap(caught.value))
+    assert "test_efficientnet.r160_in1k" in message
+    assert "model.safetensors" in message
+    assert "weights=" in message
+    assert not (root / "models" / "model.pt").exists()
+
+
+def test_tracking_with_mlflow(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    monkeypatch.chdir(tmp_path)
+    root = copy_bundle(NAME, tmp_path / NAME)
+    overrides = {**SMALL, "max_epochs": 1, "dataset_dir": str(cohort / "datalist.json")}
+    open_workflow(root, "train", overrides, tracking="mlflow").run()
+    mlflow.set_tracking_uri(f"sqlite:///{root}/eval/mlruns.db")
+    runs = mlflow.search_runs(search_all_experiments=True)
+    assert len(runs) == 1
+    assert "metrics.val_slice_auroc" in runs.columns
+
+
+def test_failed_cohort_is_an_exit_code_in_python_too(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.nii.gz").write_bytes(b"")
+    overrides = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(CohortIncomplete):
+        open_workflow(trained, "inference", {**overrides, "progress": False}).run()
+
+
+def test_shipped_bundle_is_complete_and_says_whom_to_trust(trained: Path) -> None:
+    for name in (
+        "LICENSE",
+        "configs/metadata.json",
+        "configs/train.yaml",
+        "configs/evaluate.yaml",
+        "configs/inference.yaml",
+        "configs/logging.conf",
+        "docs/README.md",
+        "models/README.md",
+    ):
+        assert (trained / name).is_file(), name
+    for name in ("train", "inference"):
+        assert "execute code" in (trained / "configs" / f"{name}.yaml").read_text()
