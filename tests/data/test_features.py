@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mcmiad_monai.data.features import (
+    FeatureDataset,
+    TrainingDataError,
+    pack,
+    prepare_encoder,
+    unpack,
+)
+from mcmiad_monai.data.studies import iterate_slices, stack_images
+from mcmiad_monai.data.volumes import find_cases
+from mcmiad_monai.networks.encoder import FrozenEncoder
+
+SMALL = "test_efficientnet.r160_in1k"
+OPTIONS: dict[str, Any] = {"modality": "brain_mri", "size": 64, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def encoder(cohort: Path) -> FrozenEncoder:
+    cases = find_cases(cohort / "datalist.json", "train")
+    return prepare_encoder(cases, modality="brain_mri", name=SMALL, weights="random", size=64)
+
+
+def cases_of(cohort: Path, split: Any = "val") -> list[dict[str, Any]]:
+    return list(find_cases(cohort / "datalist.json", split))
+
+
+def test_features_are_those_of_the_encoder(cohort: Path, encoder: FrozenEncoder) -> None:
+    cases = cases_of(cohort)
+    dataset = FeatureDataset(cases, encoder, **OPTIONS)
+    samples = list(iterate_slices(cases, "brain_mri", size=64))
+    assert [(r.case, r.index) for r in dataset.records] == [(s.case, s.index) for s in samples]
+    with torch.inference_mode():
+        expected = encoder(stack_images(samples[:3]))
+    # kept in half precision
+    torch.testing.assert_close(dataset.batch([0, 1, 2]), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(dataset[1]["image"], dataset.batch([1])[0])
+    assert torch.equal(dataset.foreground([2]), (samples[2].image > 0)[None])
+    assert torch.equal(dataset.lesion([2])[0], samples[2].lesion)
+
+
+def test_training_sees_normal_slices_only(cohort: Path, encoder: FrozenEncoder) -> None:
+    everything = FeatureDataset(cases_of(cohort), encoder, **OPTIONS)
+    normal = FeatureDataset(cases_of(cohort), encoder, only_normal=True, **OPTIONS)
+    assert everything.has_anomalies
+    assert not normal.has_anomalies
+    assert len(normal) == sum(not r.anomalous for r in everything.records)
+
+
+def test_disk_and_memory_hold_the_same(
+    cohort: Path, encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    memory = FeatureDataset(cases_of(cohort), encoder, **OPTIONS)
+    disk = FeatureDataset(cases_of(cohort), encoder, cache="disk", cache_dir=tmp_path, **OPTIONS)
+    rows = list(range(len(memory)))
+    assert torch.equal(memory.batch(rows), disk.batch(rows))
+    assert torch.equal(memory.lesion(rows), disk.lesion(rows))
+    assert disk.records == memory.records
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_disk_is_found_again_without_the_encoder(
+    cohort: Path, encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached: dict[str, Any] = {"cache": "disk", "cache_dir": tmp_path, **OPTIONS}
+    first = FeatureDataset(cases_of(cohort), encoder, **cached)
+    monkeypatch.setattr(encoder, "forward", lambda _: pytest.fail("the encoder ran again"))
+    again = FeatureDataset(cases_of(cohort), encoder, **cached)
+    assert torch.equal(again.batch([0]), first.batch([0]))
+
+
+def test_changed_file_or_option_is_computed_anew(
+    cohort: Path, encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    copy = tmp_path / "study.nii.gz"
+    shutil.copy(sorted((cohort / "train").glob("*.nii.gz"))[0], copy)
+    cached: dict[str, Any] = {"cache": "disk", "cache_dir": tmp_path / "cache", **OPTIONS}
+    cases = list(find_cases(copy))
+    FeatureDataset(cases, encoder, **cached)
+    shutil.copy(sorted((cohort / "train").glob("*.nii.gz"))[1], copy)
+    FeatureDataset(cases, encoder, **cached)
+    FeatureDataset(cases, encoder, **{**cached, "slice_range": (0.4, 0.6)})
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_statistics_are_those_of_normal_slices(cohort: Path, encoder: FrozenEncoder) -> None:
+    dataset = FeatureDataset(cases_of(cohort), encoder, **OPTIONS)
+    normal = [i for i, r in enumerate(dataset.records) if not r.anomalous]
+    block = dataset.batch(normal).double()
+    mean, std = dataset.statistics(chunk=3)
+    torch.testing.assert_close(mean.double(), block.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    expected = block.var((0, 2, 3), correction=0).sqrt()
+    torch.testing.assert_close(std.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_unreadable_study_is_reported_and_passed_over(
+    cohort: Path, encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"\x1f\x8b but no volume")
+    cases = [{"case": "broken", "image": str(broken), "label": None, "anomalous": None}]
+    dataset = FeatureDataset(cases + cases_of(cohort), encoder, **OPTIONS)
+    assert list(dataset.failures) == ["broken"]
+    assert {r.case for r in dataset.records} == {c["case"] for c in cases_of(cohort)}
+    with pytest.raises(TrainingDataError, match="1 unreadable"):
+        FeatureDataset(cases, encoder, **OPTIONS)
+
+
+def test_disk_cache_needs_a_folder(cohort: Path, encoder: FrozenEncoder) -> None:
+    with pytest.raises(ValueError, match="needs a cache_dir"):
+        FeatureDataset(cases_of(cohort), encoder, cache="disk", **OPTIONS)
+
+
+def test_random_encoder_is_calibrated_on_training_images(
+    cohort: Path, encoder: FrozenEncoder
+) -> None:
+    assert str(encoder.provenance["batchnorm"]).startswith("calibrated on")
+    dataset = FeatureDataset(cases_of(cohort, "train"), encoder, **OPTIONS)
+    mean, std = dataset.statistics()
+    # BatchNorm with its statistics leaves features of the order of one
+    assert float(std.median()) < 10
+    assert float(mean.abs().median()) < 10
+    with pytest.raises(TrainingDataError, match="normal slices"):
+        prepare_encoder([], modality="brain_mri", name=SMALL, weights="random")
+
+
+def test_packed_masks_come_back() -> None:
+    masks = torch.rand(5, 1, 13, 13, generator=torch.Generator().manual_seed(0)) > 0.5
+    packed = pack(masks)
+    assert packed.dtype == np.uint8
+    assert packed.shape == (5, 22)
+    assert torch.equal(unpack(packed, 13), masks)

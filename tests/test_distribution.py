@@ -1,0 +1,157 @@
+"""What an installation holds: a forgotten subpackage is dropped from a wheel without a word."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mcmiad_monai import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"mcmiad_monai": "mcmiad_monai", "transforms": "mcmiad_monai.transforms"}
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
+
+
+def test_declared_packages_are_those_on_disk() -> None:
+    declared = set(setup_cfg()["options"]["packages"].split())
+    found = {"mcmiad_monai.bundles"}
+    for folder, package in FOLDERS.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            below = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join((package, *below)))
+    assert declared == found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the sources, so that nothing is left in the checkout."""
+    source = tmp_path_factory.mktemp("source") / "project"
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv", "build", "*.egg-info", "__pycache__", "demo_output", "tests", ".*_cache"
+    )
+    shutil.copytree(ROOT, source, ignore=left_out)
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out)]
+    built = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_every_module_and_the_bundle(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, package in FOLDERS.items():
+        for module in (ROOT / folder).rglob("*.py"):
+            inside = package.replace(".", "/") / module.relative_to(ROOT / folder)
+            assert str(inside) in names
+    for file in (ROOT / "bundles" / "brain_mri_anomaly").rglob("*"):
+        shipped = file.is_file() and "eval" not in file.parts and file.suffix != ".pt"
+        if shipped:
+            assert f"mcmiad_monai/bundles/{file.relative_to(ROOT / 'bundles')}" in names
+    assert "mcmiad_monai/py.typed" in names
+    assert not [n for n in names if n.split("/")[0] in ("tests", "benchmarks", "transforms")]
+    assert any(n.endswith("licenses/LICENSE") or n.endswith("/LICENSE") for n in names)
+
+
+def test_wheel_runs_from_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import mcmiad_monai, mcmiad_monai.transforms\n"
+        "assert mcmiad_monai.__file__.startswith(sys.argv[1]), mcmiad_monai.__file__\n"
+        "assert mcmiad_monai.transforms.__file__.startswith(sys.argv[1])\n"
+        "from mcmiad_monai.bundle import copy_bundle\n"
+        "print(copy_bundle('brain_mri_anomaly', sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", code, str(target), str(tmp_path / "copy")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy" / "configs" / "train.yaml").is_file()
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the project that a file imports when it is loaded."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("mcmiad_monai")}
+
+
+def modules() -> dict[str, Path]:
+    result = {}
+    for folder, package in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            result[".".join((package, *(p for p in parts if p != "__init__")))] = path
+    return result
+
+
+def test_imports_run_one_way() -> None:
+    graph = {name: imports_of(path) for name, path in modules().items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path, name))
+        if name in done:
+            return
+        for target in graph.get(name, ()):
+            visit(target, (*path, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize(
+    ("room", "allowed"),
+    [
+        ("mcmiad_monai.transforms", {"mcmiad_monai.transforms", "mcmiad_monai.modality"}),
+        (
+            "mcmiad_monai.networks",
+            {
+                "mcmiad_monai.networks",
+                "mcmiad_monai.scoring",
+                "mcmiad_monai.modality",
+                "mcmiad_monai.files",
+            },
+        ),
+        ("mcmiad_monai.metrics", {"mcmiad_monai.metrics"}),
+    ],
+)
+def test_rooms_know_only_what_they_may(room: str, allowed: set[str]) -> None:
+    for name, path in modules().items():
+        if name.startswith(room):
+            for target in imports_of(path):
+                assert any(target == a or target.startswith(a + ".") for a in allowed), (
+                    f"{name} imports {target}"
+                )
+
+
+def test_no_file_is_longer_than_a_room_may_be() -> None:
+    for folder in ("mcmiad_monai", "transforms", "tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_version_of_bundle_metadata_is_that_of_the_package() -> None:
+    for metadata in (ROOT / "bundles").glob("*/configs/metadata.json"):
+        content = json.loads(metadata.read_text())
+        assert content["version"] == __version__
+        assert content["version"] in content["changelog"]
