@@ -34,15 +34,24 @@ HEATMAP_THRESHOLD = 1.0
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer with a rename at the end, which keeps the axis of a single slice."""
+    """MONAI's NIfTI writer with a rename at the end.
 
-    def set_data_array(
-        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **_: Any
-    ) -> None:
-        """Take one channel (1, X, Y, Z); the file is (X, Y, Z) even if Z is 1."""
-        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, spatial_ndim=3)
-        if squeeze_end_dims:
-            self.data_obj = self.data_obj[..., 0]
+    It writes the array as it stands: nothing is resampled, and the axis of a single slice, which
+    MONAI would squeeze away, is kept.
+    """
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
+        """Take one channel (1, X, Y, Z), with the channel first."""
+        if channel_dim != 0 or data_array.ndim != 4 or data_array.shape[0] != 1:
+            raise ValueError(
+                f"an array of shape {tuple(data_array.shape)} with channel axis {channel_dim} is "
+                "no heatmap or mask; (1, X, Y, Z) is needed."
+            )
+        self.data_obj = torch.as_tensor(data_array)[0].cpu().numpy()
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, **_: Any) -> None:
+        """Take the affine."""
+        self.affine = np.asarray((meta_dict or {})["affine"], dtype=np.float64)
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj: Any) -> None:
         """Write the volume that was set before."""
