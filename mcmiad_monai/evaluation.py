@@ -168,7 +168,14 @@ class EvaluationReport:
     def _collect(self, engine: Any) -> None:
         for item in engine.state.output:
             scores, labels, _ = study_slices(item, self.which)
-            heat, mask = torch.as_tensor(item["pred"]), torch.as_tensor(item["label"]) > 0
+            inside = slices_in_range(
+                item["pred"].shape[1 + self.which.axis], self.which.slice_range
+            )
+            heat, mask = (
+                torch.as_tensor(item[key]).movedim(1 + self.which.axis, 0)[inside]
+                for key in ("pred", "label")
+            )
+            mask = mask > 0
             self.rows.append(
                 {
                     "case": item["pred"].meta["case"],

@@ -17,6 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.data.folder_layout import FolderLayoutBase
 from monai.data.image_writer import NibabelWriter
 from monai.transforms import MapTransform
 from torch import Tensor
@@ -62,7 +63,29 @@ class AtomicNibabelWriter(NibabelWriter):
 
 def case_name(meta: Mapping[str, Any], _saver: Any = None) -> dict[str, Any]:
     """Output names from the case, not from the file: many studies are called ``flair.nii.gz``."""
-    return {"subject": meta["case"], "idx": None}
+    return {"subject": meta["case"]}
+
+
+class CaseLayout(FolderLayoutBase):
+    """``<case>/<case>_<postfix>.nii.gz``.
+
+    MONAI's own layout takes what follows the last dot of a name for a suffix, so that the series
+    ``1.2.840.1`` and ``1.2.840.2`` would overwrite each other.
+
+    Parameters
+    ----------
+    output_dir : path
+        The cohort's folder.
+    postfix : str
+        What the file holds, e.g. ``heatmap``.
+    """
+
+    def __init__(self, output_dir: str | Path, postfix: str) -> None:
+        self.output_dir, self.postfix = Path(output_dir), postfix
+
+    def filename(self, *, subject: str, **_: Any) -> Path:
+        """Path of the file of a case."""
+        return self.output_dir / subject / f"{subject}_{self.postfix}.nii.gz"
 
 
 class KeepSliceScoresd(MapTransform):

@@ -67,13 +67,27 @@ def save_package(
     save_torch(package(detector, calibration=calibration, provenance=provenance), path)
 
 
-def load_package(path: str | Path, map_location: str | torch.device = "cpu") -> MCMIADDetector:
+def load_package(
+    path: str | Path,
+    map_location: str | torch.device = "cpu",
+    *,
+    modality: str | None = None,
+) -> MCMIADDetector:
     """Read a package into a detector in evaluation mode.
+
+    Parameters
+    ----------
+    path : path
+        Usually ``models/model.pt``.
+    map_location : str or torch.device
+        Where to put the detector.
+    modality : str, optional
+        What the model must have been trained for.
 
     Raises
     ------
     WeightsError
-        If the file is missing, is not a package, or has a newer layout.
+        If the file is missing, is not a package, has a newer layout, or is for another modality.
     """
     content = _read(Path(path), map_location)
     config = json.loads(content["config"])
@@ -88,6 +102,12 @@ def load_package(path: str | Path, map_location: str | torch.device = "cpu") -> 
         ) from error
     detector.calibration = json.loads(content["calibration"])
     detector.provenance = json.loads(content["provenance"])
+    trained_for = detector.provenance.get("training", {}).get("modality")
+    if modality is not None and trained_for not in (None, modality):
+        raise WeightsError(
+            f"{path} was trained for {trained_for}, and the images are {modality}; use the bundle "
+            "of that modality, or train one."
+        )
     encoder.provenance = detector.provenance["encoder"]
     head.prior_provenance = detector.provenance["text_prior"]
     return detector.to(map_location).eval()

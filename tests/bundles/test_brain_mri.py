@@ -263,6 +263,13 @@ def test_tracking_with_mlflow(
     assert "metrics.val_slice_auroc" in runs.columns
 
 
+def test_model_of_another_modality_is_refused(trained: Path, cohort: Path) -> None:
+    overrides = {"modality": "liver_ct", "dataset_dir": str(cohort)}
+    with pytest.raises(RuntimeError) as caught:
+        open_workflow(trained, "inference", overrides).run()
+    assert "trained for brain_mri" in str(unwrap(caught.value))
+
+
 def test_failed_cohort_is_an_exit_code_in_python_too(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.nii.gz").write_bytes(b"")
     overrides = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
@@ -284,3 +291,5 @@ def test_shipped_bundle_is_complete_and_says_whom_to_trust(trained: Path) -> Non
         assert (trained / name).is_file(), name
     for name in ("train", "inference"):
         assert "execute code" in (trained / "configs" / f"{name}.yaml").read_text()
+    # MONAI opens configurations in the encoding of the locale, which may be ASCII
+    assert all(f.read_text("utf-8").isascii() for f in (trained / "configs").iterdir())

@@ -1,100 +1,191 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from sklearn.metrics import roc_auc_score
 
-from mcmiad_monai.metrics import PixelAUROC, ScoreHistogram, SliceAUROC, auroc
+from mcmiad_monai.metrics import PixelAUROC, SliceAUROC, auroc, histogram_auroc
+from mcmiad_monai.metrics.histogram import ScoreHistogram
+
+Metric = type[SliceAUROC] | type[PixelAUROC]
+BOTH = pytest.mark.parametrize("metric", [SliceAUROC, PixelAUROC])
 
 
-def scores_and_labels(n: int, seed: int, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = rng.random(n) < 0.2
-    scores = rng.gamma(2.0, 1.0, n) + 0.8 * labels
-    return (np.round(scores, 1) if ties else scores), labels
+def pixels(
+    count: int = 4000, *, seed: int = 0, shift: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positive scores, a tenth of them of lesions, which are higher by a factor."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.rand(count, generator=generator) < 0.1
+    scores = torch.exp(torch.randn(count, generator=generator) + shift * labels)
+    return scores, labels.int()
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_auroc_is_that_of_scikit_learn(ties: bool) -> None:
-    scores, labels = scores_and_labels(500, 0, ties=ties)
-    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-
-
-def test_auroc_below_half_is_not_flipped() -> None:
-    assert auroc(np.array([3.0, 2.0, 1.0]), np.array([0, 0, 1])) == 0.0
-
-
-def test_one_class_has_no_auroc() -> None:
-    assert math.isnan(auroc(np.array([1.0, 2.0]), np.array([0, 0])))
-    metric = PixelAUROC()
-    metric.update((torch.rand(4), torch.zeros(4)))
-    assert math.isnan(metric.compute())
-
-
-def test_slice_auroc_streams() -> None:
-    scores, labels = scores_and_labels(301, 1, ties=True)
-    metric = SliceAUROC()
-    for part in np.array_split(np.arange(301), 7):
-        metric.update((torch.from_numpy(scores[part]), torch.from_numpy(labels[part])))
-    assert metric.compute() == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+def computed(metric: SliceAUROC | PixelAUROC, *batches: tuple[torch.Tensor, torch.Tensor]) -> float:
     metric.reset()
-    with pytest.raises(NotComputableError):
-        metric.compute()
+    for batch in batches:
+        metric.update(batch)
+    return metric.compute()
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_pixel_auroc_is_exact_to_its_bins_at_any_scale(scale: float) -> None:
-    scores, labels = scores_and_labels(20000, 2)
-    metric = PixelAUROC()
-    for part in np.array_split(np.arange(20000), 3):
-        heat = torch.from_numpy(scores[part] * scale)
-        metric.update((heat, torch.from_numpy(labels[part]).float()))
-    assert metric.compute() == pytest.approx(roc_auc_score(labels, scores), abs=2e-4)
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 0.5, 3.0])
+def test_slice_auroc_is_that_of_scikit_learn(shift: float) -> None:
+    scores, labels = pixels(500, shift=shift)
+    expected = roc_auc_score(labels, scores.double())
+    assert computed(SliceAUROC(), (scores, labels)) == expected
+    assert auroc(scores.tolist(), labels.tolist()) == pytest.approx(expected, abs=1e-12)
 
 
-def test_pixel_auroc_counts_ties_half() -> None:
-    metric = PixelAUROC()
-    metric.update((torch.zeros(10), torch.tensor([1.0] * 3 + [0.0] * 7)))
-    assert metric.compute() == 0.5
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 0.5, 3.0])
+def test_pixel_auroc_is_that_of_scikit_learn_at_full_resolution(shift: float) -> None:
+    scores, labels = pixels(shift=shift)
+    expected = roc_auc_score(labels, scores)
+    assert computed(PixelAUROC(), (scores, labels)) == pytest.approx(expected, abs=2e-4)
 
 
-def test_pixel_auroc_refuses_another_grid() -> None:
-    with pytest.raises(ValueError, match="differ in shape"):
-        PixelAUROC().update((torch.rand(4, 4), torch.rand(4, 5)))
+@BOTH
+def test_auroc_below_a_half_stays_below(metric: Metric) -> None:
+    scores, labels = torch.tensor([4.0, 3, 2, 1]), torch.tensor([0, 0, 1, 0])
+    assert computed(metric(), (scores, labels)) == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("q", [0.05, 0.5, 0.95, 0.995])
-def test_quantile_is_right_to_the_width_of_a_bin(q: float) -> None:
-    values = np.random.default_rng(3).lognormal(0, 2, 5000).astype(np.float32)
-    histogram = ScoreHistogram()
-    for part in np.array_split(values, 4):
-        histogram.update(torch.from_numpy(part))
-    exact = np.quantile(values, q, method="inverted_cdf")
-    assert histogram.quantile(q) == pytest.approx(exact, rel=2 * histogram.relative_width)
-    assert histogram.total == 5000
+@BOTH
+def test_ties_count_half(metric: Metric) -> None:
+    scores = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 2.0])
+    labels = torch.tensor([0, 0, 1, 0, 1, 1, 0])
+    # lesion 0: 2 ties of 4; lesion 1: 2 wins and a tie; lesion 2: 3 wins and a tie
+    by_hand = (2 * 0.5 + 2.5 + 3.5) / 12
+    assert roc_auc_score(labels, scores) == pytest.approx(by_hand)
+    assert computed(metric(), (scores, labels)) == pytest.approx(by_hand)
 
 
-def test_merged_histograms_are_one() -> None:
-    values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    whole, left, right = ScoreHistogram(), ScoreHistogram(), ScoreHistogram()
-    whole.update(values)
-    left.update(values[:300])
-    right.update(values[300:])
-    left.merge(right)
-    assert torch.equal(left.counts, whole.counts)
+@BOTH
+def test_constant_scores_are_a_half(metric: Metric) -> None:
+    assert computed(metric(), (torch.zeros(6), torch.tensor([0, 1, 0, 0, 1, 0]))) == 0.5
 
 
-@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
-def test_scores_that_cannot_be_are_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="finite and >= 0"):
-        ScoreHistogram().update(torch.tensor([0.1, bad]))
+@BOTH
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_alone_is_nan(metric: Metric, label: int) -> None:
+    assert math.isnan(computed(metric(), (torch.rand(5), torch.full((5,), label))))
 
 
-def test_empty_histogram_has_no_quantile() -> None:
-    histogram = ScoreHistogram()
-    histogram.update(torch.zeros(0))
-    assert math.isnan(histogram.quantile(0.5))
+@BOTH
+def test_empty_batches_are_no_scores(metric: Metric) -> None:
+    empty = (torch.zeros(0), torch.zeros(0))
+    assert math.isnan(computed(metric(), empty))
+    scores, labels = pixels(300)
+    expected = computed(metric(), (scores, labels))
+    assert computed(metric(), empty, (scores, labels), empty) == expected
+
+
+@BOTH
+def test_streamed_batches_equal_one_batch(metric: Metric) -> None:
+    scores, labels = pixels(3000)
+    cuts = [0, 1, 700, 701, 2500, 3000]
+    parts = [(scores[a:b], labels[a:b]) for a, b in itertools.pairwise(cuts)]
+    assert any(not y.any() for _, y in parts)  # a batch of one class is only a batch
+    whole = computed(metric(), (scores, labels))
+    assert computed(metric(), *parts) == pytest.approx(whole, abs=1e-12)
+    assert computed(metric(), *parts[::-1]) == pytest.approx(whole, abs=1e-12)
+
+
+@BOTH
+def test_reset_forgets(metric: Metric) -> None:
+    used = metric()
+    computed(used, pixels(200, shift=-3))
+    assert computed(used, pixels(200)) == computed(metric(), pixels(200))
+
+
+@BOTH
+def test_metric_can_be_asked_in_between(metric: Metric) -> None:
+    first, second = pixels(200), pixels(300, seed=1)
+    used = metric()
+    computed(used, first)
+    used.update(second)
+    assert used.compute() == pytest.approx(computed(metric(), first, second), abs=1e-12)
+
+
+@BOTH
+def test_engine_epoch_starts_the_metric_anew(metric: Metric) -> None:
+    batches = [pixels(100, seed=s) for s in range(3)]
+    engine = Engine(lambda _engine, batch: batch)
+    metric().attach(engine, "auroc")
+    engine.run(batches, max_epochs=2)
+    assert engine.state.metrics["auroc"] == pytest.approx(computed(metric(), *batches), abs=1e-12)
+
+
+def test_slice_auroc_before_any_update_is_an_error() -> None:
+    with pytest.raises(NotComputableError, match="at least one update"):
+        SliceAUROC().compute()
+
+
+@pytest.mark.parametrize("bins", [8, 64, 1024, 65_536])
+def test_error_of_the_histogram_is_at_most_half_the_pairs_in_one_bin(bins: int) -> None:
+    scores, labels = pixels()
+    exact = roc_auc_score(labels, scores)
+    found = computed(PixelAUROC(bins=bins), (scores, labels))
+    histograms = [ScoreHistogram(bins), ScoreHistogram(bins)]
+    for histogram, label in zip(histograms, (0, 1), strict=True):
+        histogram.update(scores[labels == label])
+    negative, positive = (h.counts.numpy() for h in histograms)
+    bound = 0.5 * (negative * positive).sum() / (negative.sum() * positive.sum())
+    assert abs(found - exact) <= bound + 1e-9
+
+
+def test_coarse_histogram_counts_scores_of_one_bin_as_ties() -> None:
+    scores, labels = torch.tensor([1.0, 2.0]), torch.tensor([0, 1])
+    assert computed(PixelAUROC(bins=2), (scores, labels)) == 0.5
+    assert computed(PixelAUROC(), (scores, labels)) == 1.0
+
+
+def test_histogram_auroc_by_hand() -> None:
+    positive = torch.tensor([1.0, 0, 2, 1]).double()
+    negative = torch.tensor([2.0, 3, 1, 0]).double()
+    # 1: 2 ties; each of 2: 5 wins and a tie; 1: 6 wins
+    assert histogram_auroc(positive, negative) == pytest.approx((1 + 2 * 5.5 + 6) / 24)
+
+
+def test_resolution_does_not_depend_on_the_unit_of_the_scores() -> None:
+    scores, labels = pixels()
+    expected = roc_auc_score(labels, scores)
+    for unit in (1e-2, 1.0, 1e2):
+        found = computed(PixelAUROC(), (unit * scores, labels))
+        assert found == pytest.approx(expected, abs=2e-4)
+
+
+def test_volumes_are_counted_voxel_by_voxel_and_any_label_above_zero_is_lesion() -> None:
+    scores, labels = pixels(3 * 4 * 5 * 6)
+    volume, mask = scores.reshape(1, 3, 4, 30), 2.5 * labels.reshape(1, 3, 4, 30)
+    assert computed(PixelAUROC(), (volume, mask)) == computed(PixelAUROC(), (scores, labels))
+
+
+def test_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 4, 4\) and mask \(1, 2, 8\) differ"):
+        PixelAUROC().update((torch.rand(1, 4, 4), torch.zeros(1, 2, 8)))
+
+
+@BOTH
+def test_scores_that_are_not_numbers_are_refused(metric: Metric) -> None:
+    with pytest.raises(ValueError, match=r"finite|NaN"):
+        computed(metric(), (torch.tensor([math.nan, 1.0, 2.0]), torch.tensor([0, 1, 0])))
+
+
+def test_memory_does_not_grow_with_the_pixels() -> None:
+    metric = PixelAUROC(bins=128)
+    sizes = []
+    for seed in range(3):
+        metric.update(pixels(2000, seed=seed))
+        sizes.append(sum(v.numel() for v in vars(metric).values() if torch.is_tensor(v)))
+    assert sizes == [256] * 3
+
+
+def test_auroc_takes_arrays_and_is_nan_without_scores() -> None:
+    assert auroc(np.array([1.0, 2.0]), np.array([0, 1])) == 1
+    assert math.isnan(auroc([], []))

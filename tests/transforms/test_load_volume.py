@@ -178,10 +178,10 @@ def _zero_axis(path: Path) -> None:
 
 
 def _zero_column(path: Path) -> None:
-    image = nib.Nifti1Image(_noise().astype("i2"), np.eye(4))
-    image.header["srow_z"] = 0.0
-    image.header["pixdim"][3] = 0.0
-    nib.save(image, path)
+    nib.save(nib.Nifti1Image(_noise().astype("i2"), np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    content[312:328] = bytes(16)  # srow_z of the header
+    path.write_bytes(content)
 
 
 def _itk_colour(path: Path) -> None:

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mcmiad_monai.metrics import ScoreHistogram
+
+
+def histogram_of(*batches: torch.Tensor, bins: int = 65_536) -> ScoreHistogram:
+    histogram = ScoreHistogram(bins)
+    for batch in batches:
+        histogram.update(batch)
+    return histogram
+
+
+def log_scores(count: int = 10_000, seed: int = 0) -> torch.Tensor:
+    """Scores over eight orders of magnitude."""
+    generator = torch.Generator().manual_seed(seed)
+    return 10 ** (8 * torch.rand(count, generator=generator) - 4)
+
+
+@pytest.mark.parametrize("bins", [100, 65_536])
+@pytest.mark.parametrize("q", [0.01, 0.5, 0.9, 0.995, 1.0])
+def test_quantile_agrees_with_numpy_to_the_relative_width(bins: int, q: float) -> None:
+    scores = log_scores()
+    histogram = histogram_of(scores, bins=bins)
+    found = histogram.quantile(q)
+    exact = float(np.quantile(scores.double().numpy(), q, method="inverted_cdf"))
+    # the upper edge of the bin that holds it; 1e-6 for float32 at an edge
+    assert exact * (1 - 1e-6) <= found <= exact * (1 + histogram.relative_width) * (1 + 1e-6)
+
+
+def test_default_resolution_is_a_twentieth_of_a_percent() -> None:
+    assert ScoreHistogram().relative_width == pytest.approx(0.0004, rel=0.1)
+    assert ScoreHistogram(100).relative_width > ScoreHistogram(1000).relative_width
+
+
+def test_share_above_a_quantile_is_the_rate_that_was_asked_for() -> None:
+    scores = log_scores(50_000, seed=1)
+    threshold = histogram_of(scores).quantile(0.995)
+    assert (scores > threshold).double().mean().item() == pytest.approx(0.005, abs=0.0005)
+
+
+def test_batches_of_any_shape_equal_one_batch() -> None:
+    scores = log_scores(6000)
+    parts = histogram_of(scores[:1].reshape(1, 1), scores[1:2001], scores[2001:].reshape(31, 3, 43))
+    assert torch.equal(parts.counts, histogram_of(scores).counts)
+    assert parts.total == 6000
+
+
+def test_merged_histograms_equal_the_histogram_of_all() -> None:
+    first, second = log_scores(seed=2), log_scores(seed=3)
+    merged = histogram_of(first)
+    merged.merge(histogram_of(second))
+    assert torch.equal(merged.counts, histogram_of(first, second).counts)
+
+
+@pytest.mark.parametrize("bins", [2, 7, 1000, 65_536])
+def test_no_score_is_lost_at_either_end(bins: int) -> None:
+    ends = torch.tensor([0.0, 1e-30, 1e-6, 1e6, 1.0000001e6, 3e38])
+    histogram = histogram_of(ends, bins=bins)
+    assert histogram.total == 6
+    assert histogram.counts[0] == 3
+    assert histogram.counts[-1] == 3
+
+
+def test_zeros_lie_below_every_score() -> None:
+    histogram = histogram_of(torch.tensor([0.0] * 9 + [5.0]))
+    assert histogram.quantile(0.9) <= 1e-6 * (1 + 1e-9)
+    assert histogram.quantile(0.91) == pytest.approx(5, rel=1e-3)
+
+
+def test_nothing_counted_has_no_quantile() -> None:
+    assert math.isnan(ScoreHistogram().quantile(0.5))
+    empty = histogram_of(torch.zeros(0, 3))
+    assert empty.total == 0
+    assert math.isnan(empty.quantile(0.5))
+
+
+@pytest.mark.parametrize("bad", [-1e-3, math.nan, math.inf])
+def test_impossible_scores_are_refused_and_nothing_is_counted(bad: float) -> None:
+    histogram = ScoreHistogram()
+    with pytest.raises(ValueError, match=r"finite and >= 0.*overflow"):
+        histogram.update(torch.tensor([0.5, bad, 2.0]))
+    assert histogram.total == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_counted_by_their_value(dtype: torch.dtype) -> None:
+    scores = torch.tensor([0.25, 1.0, 4.0])  # exact in all of them
+    assert torch.equal(histogram_of(scores.to(dtype)).counts, histogram_of(scores).counts)
+
+
+def test_scores_that_need_a_gradient_are_counted() -> None:
+    assert histogram_of(torch.ones(3, requires_grad=True)).total == 3
