@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "standardize_features": True,
     "stage_weights": [1.0, 0.0, 0.0, 0.0],
     # enough for phantoms; the paper's schedule is 100 epochs at a tenth of the rate
-    "max_epochs": 4,
+    "max_epochs": 3,
     "batch_size": 8,
     "learning_rate": 0.002,
     # the cerebrum: thirty subjects are too few to learn skull base and vertex from

@@ -1,6 +1,13 @@
+"""A file is the old one or the new one, whatever happens in between."""
+
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,33 +15,161 @@ import torch
 from mcmiad_monai.files import replace_atomically, save_torch, write_text
 
 
-def test_failed_write_leaves_the_old_file_and_no_leftovers(tmp_path: Path) -> None:
-    target = tmp_path / "report.json"
-    write_text(target, "old")
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
-    def half(partial: Path) -> None:
-        partial.write_text("ne")
-        raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        replace_atomically(target, half)
+def fails_half_way(error: BaseException) -> Callable[[Path], None]:
+    def write(partial: Path) -> None:
+        partial.write_text("half of it")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), ValueError("no"), KeyboardInterrupt()])
+def test_writer_that_fails_half_way_leaves_the_old_file(
+    tmp_path: Path, error: BaseException
+) -> None:
+    target = tmp_path / "scores.json"
+    target.write_text("old")
+    with pytest.raises(type(error)):
+        replace_atomically(target, fails_half_way(error))
     assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
+    assert names(tmp_path) == ["scores.json"]
 
 
-def test_writer_sees_the_suffixes_and_the_folder_is_made(tmp_path: Path) -> None:
+def test_writer_that_fails_before_it_wrote_leaves_nothing(tmp_path: Path) -> None:
+    def fail(_partial: Path) -> None:
+        raise OSError("cannot open")
+
+    with pytest.raises(OSError, match="cannot open"):
+        replace_atomically(tmp_path / "a.txt", fail)
+    assert names(tmp_path) == []
+
+
+def test_writer_that_writes_nothing_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        replace_atomically(tmp_path / "a.txt", lambda _partial: None)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_old_file_stands_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
     seen: list[str] = []
 
     def write(partial: Path) -> None:
-        seen.append("".join(partial.suffixes[-2:]))
-        partial.write_bytes(b"x")
+        partial.write_text("ne")
+        seen.append(target.read_text())
+        partial.write_text("new")
 
-    replace_atomically(tmp_path / "a" / "b" / "map.nii.gz", write)
-    assert seen == [".nii.gz"]
-    assert (tmp_path / "a" / "b" / "map.nii.gz").read_bytes() == b"x"
+    replace_atomically(target, write)
+    assert seen == ["old"]
+    assert target.read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
 
 
-def test_torch_files_load_without_code(tmp_path: Path) -> None:
-    save_torch({"w": torch.ones(2), "epoch": 3}, tmp_path / "last.pt")
-    content = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert content["epoch"] == 3
+def test_partial_file_is_hidden_beside_the_target_with_its_suffixes(tmp_path: Path) -> None:
+    given: list[Path] = []
+
+    def write(partial: Path) -> None:
+        given.append(partial)
+        partial.touch()
+
+    replace_atomically(tmp_path / "p" / "heat.nii.gz", write)
+    (partial,) = given
+    assert partial.parent == tmp_path / "p"  # a rename is atomic within a file system only
+    assert partial.name.startswith(".")
+    assert partial.name.endswith("heat.nii.gz")
+
+
+def test_folder_is_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "c.txt", "x")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "x"
+
+
+def test_text_is_utf8_wherever_it_is_written(tmp_path: Path) -> None:
+    write_text(str(tmp_path / "a.txt"), "λ · 5 °C – é")
+    assert (tmp_path / "a.txt").read_bytes() == "λ · 5 °C – é".encode()
+
+
+def test_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    target, versions = tmp_path / "a.txt", ["a" * 200_000, "b" * 200_000]
+    write_text(target, versions[0])
+    done = threading.Event()
+
+    def write_many() -> None:
+        for k in range(60):
+            write_text(target, versions[k % 2])
+        done.set()
+
+    writer = threading.Thread(target=write_many)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        seen.add(target.read_text())
+    writer.join()
+    assert seen <= set(versions)
+
+
+def test_writers_of_one_target_do_not_meet(tmp_path: Path) -> None:
+    target, failed = tmp_path / "a.txt", []
+
+    def write(letter: str) -> None:
+        try:
+            for _ in range(20):
+                write_text(target, letter * 50_000)
+        except OSError as error:
+            failed.append(error)
+
+    writers = [threading.Thread(target=write, args=(letter,)) for letter in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failed == []
+    assert len(set(target.read_text())) == 1
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def die(partial: Path) -> None:
+        partial.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            replace_atomically(target, die)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert target.read_text() == "old"
+    assert [n for n in names(tmp_path) if not n.startswith(".")] == ["a.txt"]
+
+
+def test_tensors_come_back(tmp_path: Path) -> None:
+    content = {"weights": torch.arange(5.0), "epoch": 3}
+    save_torch(content, tmp_path / "models" / "last.pt")
+    loaded = torch.load(tmp_path / "models" / "last.pt", weights_only=True)
+    assert loaded["epoch"] == 3
+    assert torch.equal(loaded["weights"], content["weights"])
+    assert names(tmp_path / "models") == ["last.pt"]
+
+
+def test_checkpoint_that_cannot_be_pickled_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_torch({"epoch": 1}, path)
+    unpicklable: Any = {"weights": torch.zeros(10_000), "hook": lambda x: x}
+    with pytest.raises(Exception, match=r"[Pp]ickle"):
+        save_torch(unpicklable, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert names(tmp_path) == ["last.pt"]

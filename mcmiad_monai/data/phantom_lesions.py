@@ -140,12 +140,12 @@ def _ring(
 def _hypointense(
     head: Head, points: Array, subject: Subject, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """A dark, fluid-like defect with a thin bright rim, as an old infarct."""
+    """A dark, fluid-like defect within a bright rim of gliosis, as an old infarct."""
     blob = Blob.draw(rng, _place(head, points, rng, depth=(6.0, 26.0)))
     outer = blob.distance(points, rng.uniform(11.0, 18.0), uneven=0.25)
     extent = step(outer, 1.6) * head.tissue
-    signal = paint(head.signal, subject.grey + 0.08, extent)
-    core = step(outer - 2.0, 2.0) * head.tissue
+    signal = paint(head.signal, subject.white + rng.uniform(0.34, 0.44), extent)
+    core = step(outer - rng.uniform(4.0, 6.0), 2.0) * head.tissue
     return paint(signal, subject.fluid * rng.uniform(0.3, 0.9), core), extent
 
 
@@ -156,7 +156,7 @@ def _diffuse(
     blob = Blob.draw(rng, _place(head, points, rng, depth=(10.0, 40.0)))
     extent = step(blob.distance(points, rng.uniform(16.0, 26.0), uneven=0.3), 6.0) * head.tissue
     not_fluid = step(head.signal - (subject.fluid + subject.white) / 2, 0.1)
-    return head.signal + rng.uniform(0.18, 0.26) * extent * not_fluid, extent * not_fluid
+    return head.signal + rng.uniform(0.24, 0.32) * extent * not_fluid, extent * not_fluid
 
 
 def _multiple(
@@ -167,7 +167,7 @@ def _multiple(
     for _ in range(int(rng.integers(5, 11))):
         place = _place(head, points, rng, depth=(10.0, 60.0), clear=(3.0, 18.0))
         blob = Blob.draw(rng, place)
-        focus = step(blob.distance(points, rng.uniform(4.0, 7.0)), 1.6) * head.tissue
+        focus = step(blob.distance(points, rng.uniform(5.0, 8.0)), 1.6) * head.tissue
         signal = paint(signal, subject.white + rng.uniform(0.38, 0.52), focus)
         extent = np.maximum(extent, focus)
     return signal, extent

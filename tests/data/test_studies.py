@@ -1,5 +1,8 @@
+"""From cases to slices: a bad study is a report, and the mask decides what is normal."""
+
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,122 +11,274 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 
-from mcmiad_monai.data.splits import training_splits
+from mcmiad_monai.data.phantom import make_phantom
 from mcmiad_monai.data.studies import (
+    SliceSample,
     StudyDataset,
     batches,
     iterate_slices,
+    root_message,
     select_slices,
     slices_in_range,
     stack_images,
 )
-from mcmiad_monai.transforms import VolumeError, preprocessing
+from mcmiad_monai.modality import BRAIN_MRI
+from mcmiad_monai.transforms import preprocessing
+
+SHAPE = (24, 28, 8)  # canonical: eight axial slices
 
 
-def write(path: Path, array: np.ndarray) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1.0, 4.0, 1.0])), path)  # L, P, S
-    return str(path)
+def make_case(
+    folder: Path,
+    name: str = "a",
+    *,
+    seed: int = 3,
+    lesion: str | None = None,
+    orientation: str = "LPS",
+    with_mask: bool = True,
+    mask: np.ndarray | None = None,
+    anomalous: bool | None = None,
+) -> dict[str, Any]:
+    """A phantom on disk, as a case; another mask than its own can be given."""
+    phantom = make_phantom(seed, lesion=lesion, shape=SHAPE, orientation=orientation)
+    case: dict[str, Any] = {"case": name, "image": str(folder / f"{name}.nii.gz"), "label": None}
+    nib.save(nib.Nifti1Image(phantom.image, phantom.affine), case["image"])
+    if with_mask:
+        case["label"] = str(folder / f"{name}_mask.nii.gz")
+        drawn = phantom.mask if mask is None else mask
+        nib.save(nib.Nifti1Image(drawn, phantom.affine), case["label"])
+    return {**case, "anomalous": anomalous}
 
 
-def head(n: int = 6) -> np.ndarray:
-    """A noisy disc in every slice but the last, which is air."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:32, :32]
-    disc = ((y - 15.5) ** 2 + (x - 15.5) ** 2 < 150)[..., None]
-    values = np.where(disc, 400 + 40 * rng.standard_normal((32, 32, n)), 0)
-    values[..., -1] = 0
-    return values.astype(np.int16)
+def broken_case(folder: Path, name: str = "broken") -> dict[str, Any]:
+    """A case whose file has four dimensions."""
+    path = folder / f"{name}.nii.gz"
+    values = np.random.default_rng(0).normal(size=(4, 4, 4, 5)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    return {"case": name, "image": str(path), "label": None, "anomalous": None}
 
 
-@pytest.fixture
-def case(tmp_path: Path) -> dict[str, Any]:
-    mask = np.zeros((32, 32, 6), np.uint8)
-    mask[15, 15, 2] = 1  # a single voxel makes a slice anomalous
-    return {
-        "case": "a",
-        "image": write(tmp_path / "image.nii.gz", head()),
-        "label": write(tmp_path / "mask.nii.gz", mask),
-        "anomalous": None,
-    }
+def lesion_voxel(*position: int) -> np.ndarray:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[position] = 1
+    return mask
 
 
-def test_slices_know_where_they_came_from(case: dict[str, Any]) -> None:
-    samples = list(iterate_slices([case], "brain_mri", size=32))
-    assert [s.index for s in samples] == [0, 1, 2, 3, 4]  # the last is background
-    assert [s.anomalous for s in samples] == [False, False, True, False, False]
-    assert samples[2].lesion.sum() == 1
-    volume = preprocessing("brain_mri")({"image": case["image"]})["image"]
-    torch.testing.assert_close(samples[1].image[0], volume[0, :, :, 1].T.as_tensor())
+def indices(samples: list[SliceSample]) -> list[int]:
+    return [sample.index for sample in samples]
 
 
-def test_only_normal_slices(case: dict[str, Any]) -> None:
-    samples = iterate_slices([case], "brain_mri", size=16, only_normal=True)
-    assert [s.index for s in samples] == [0, 1, 3, 4]
-    known = {**case, "label": None, "anomalous": True}
-    assert not list(iterate_slices([known], "brain_mri", size=16, only_normal=True))
-    assert all(s.anomalous for s in iterate_slices([known], "brain_mri", size=16))
+def slices_of(*cases: dict[str, Any], **options: Any) -> list[SliceSample]:
+    return list(iterate_slices(cases, "brain_mri", size=32, **options))
 
 
-def test_bad_study_is_told_and_the_others_go_on(case: dict[str, Any], tmp_path: Path) -> None:
-    broken = {"case": "b", "image": write(tmp_path / "b.nii", np.full((8, 8, 4), 7, np.int16))}
+def test_bad_study_is_an_error_and_not_an_exception(tmp_path: Path) -> None:
+    cases = [
+        broken_case(tmp_path),
+        make_case(tmp_path),
+        {"case": "gone", "image": str(tmp_path / "gone.nii.gz")},
+    ]
+    dataset = StudyDataset(cases, preprocessing("brain_mri"))
+    assert len(dataset) == 3
+    broken, good, gone = (dataset[i] for i in range(3))
+    assert set(broken) == {"case", "error"}
+    assert broken["case"] == "broken"
+    # the message of the loader, not what MONAI wraps around it
+    assert broken["error"].startswith("VolumeError: ")
+    assert "4 dimensions (4, 4, 4, 5)" in broken["error"]
+    assert "applying transform" not in broken["error"]
+    assert gone["case"] == "gone"
+    assert "gone.nii.gz" in gone["error"]
+    assert good["image"].shape == (1, *SHAPE)
+
+
+def test_study_knows_its_case_and_class_and_has_no_empty_keys(tmp_path: Path) -> None:
+    cases = [
+        make_case(tmp_path, "p.1", with_mask=False),
+        make_case(tmp_path, "p.2", with_mask=False, anomalous=True),
+    ]
+    dataset = StudyDataset(cases, preprocessing("brain_mri"))
+    first, second = dataset[0], dataset[1]
+    assert first["image"].meta["case"] == "p.1"
+    assert second["image"].meta["case"] == "p.2"
+    # a default collate takes no None
+    assert all(value is not None for value in first.values())
+    assert "anomalous" not in first["image"].meta
+    assert second["image"].meta["anomalous"] is True
+    assert isinstance(cases[0]["image"], str)  # the cases stay paths
+
+
+def test_bad_study_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     failures: dict[str, str] = {}
-    samples = list(
-        iterate_slices([{**broken, "label": None}, case], "brain_mri", failures=failures, size=16)
-    )
-    assert {s.case for s in samples} == {"a"}
-    assert list(failures) == ["b"]
-    assert failures["b"].startswith("VolumeError")
-    told = StudyDataset([broken], preprocessing("brain_mri"))[0]
-    assert told == {"case": "b", "error": failures["b"]}
+    cases = [make_case(tmp_path, "a"), broken_case(tmp_path), make_case(tmp_path, "b", seed=4)]
+    with caplog.at_level(logging.ERROR):
+        samples = slices_of(*cases, failures=failures)
+    assert {s.case for s in samples} == {"a", "b"}
+    assert list(failures) == ["broken"]
+    assert "4 dimensions" in failures["broken"]
+    assert "broken left out" in caplog.text
 
 
-def test_sample_carries_its_case(case: dict[str, Any]) -> None:
-    sample = StudyDataset([{**case, "anomalous": True}], preprocessing("brain_mri"))[0]
-    assert sample["image"].meta["case"] == "a"
-    assert sample["image"].meta["anomalous"] is True
+def test_mask_of_another_shape_is_a_failure_of_its_study(tmp_path: Path) -> None:
+    failures: dict[str, str] = {}
+    case = make_case(tmp_path, mask=np.zeros((24, 28, 9), np.uint8))
+    assert slices_of(case, failures=failures) == []
+    assert "(24, 28, 9)" in failures["a"]
+
+
+def test_message_is_that_below_the_wrappers_and_above_the_cause() -> None:
+    error = ValueError("what to do about it")
+    error.__cause__ = KeyError("a detail")
+    wrapped = RuntimeError("applying transform <LoadVolumed>")
+    wrapped.__cause__ = error
+    assert root_message(wrapped) == root_message(error) == "ValueError: what to do about it"
+
+
+def test_slices_are_on_the_network_grid_and_in_order(tmp_path: Path) -> None:
+    samples = slices_of(make_case(tmp_path))
+    assert indices(samples) == sorted(set(indices(samples)))
+    assert len(samples) >= 6
+    for sample in samples:
+        assert sample.image.shape == sample.lesion.shape == (1, 32, 32)
+        assert sample.lesion.dtype == torch.bool
+        assert sample.image.min() == 0  # outside the head
+        assert sample.image.max() > 0.2
+
+
+def test_only_normal_leaves_out_slices_with_lesion(tmp_path: Path) -> None:
+    case = make_case(tmp_path, mask=lesion_voxel(10, 12, 4))
+    every = slices_of(case)
+    assert [s.index for s in every if s.anomalous] == [4]
+    assert indices(slices_of(case, only_normal=True)) == [k for k in indices(every) if k != 4]
+
+
+def test_lesion_too_small_for_the_network_grid_still_counts(tmp_path: Path) -> None:
+    found = [
+        s
+        for x in range(10, 14)
+        for s in iterate_slices(
+            [make_case(tmp_path, f"x{x}", mask=lesion_voxel(x, 12, 4))], "brain_mri", size=8
+        )
+        if s.index == 4
+    ]
+    assert all(s.anomalous for s in found)
+    assert not all(s.lesion.any() for s in found)  # at least one vanished in the resize
+
+
+def test_all_slices_of_a_healthy_study_are_normal(tmp_path: Path) -> None:
+    with_mask, without = make_case(tmp_path), make_case(tmp_path, "b", with_mask=False)
+    for case in (with_mask, without):
+        samples = slices_of(case)
+        assert not any(s.anomalous or s.lesion.any() for s in samples)
+        assert indices(slices_of(case, only_normal=True)) == indices(samples)
+
+
+def test_anomalous_by_folder_without_a_mask_gives_no_normal_slice(tmp_path: Path) -> None:
+    case = make_case(tmp_path, with_mask=False, anomalous=True)
+    samples = slices_of(case)
+    assert samples
+    assert all(s.anomalous for s in samples)
+    assert not any(s.lesion.any() for s in samples)
+    assert slices_of(case, only_normal=True) == []
+
+
+def test_mask_knows_better_than_the_folder(tmp_path: Path) -> None:
+    case = make_case(tmp_path, mask=lesion_voxel(10, 12, 4), anomalous=True)
+    assert [s.index for s in slices_of(case) if s.anomalous] == [4]
+    assert 3 in indices(slices_of(case, only_normal=True))
+
+
+def test_picture_of_a_good_and_of_an_ungood_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:60, :50]
+    grey = np.where(((y - 30) / 25) ** 2 + ((x - 25) / 20) ** 2 < 1, 120, 0)
+    cases = []
+    for name, anomalous in (("good", False), ("bad", True)):
+        values = (grey + rng.integers(0, 20, grey.shape) * (grey > 0)).astype(np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+        image = str(tmp_path / f"{name}.png")
+        cases.append({"case": name, "image": image, "label": None, "anomalous": anomalous})
+    found = {(s.case, s.index, s.anomalous) for s in slices_of(*cases)}
+    assert found == {("good", 0, False), ("bad", 0, True)}
+    assert {s.case for s in slices_of(*cases, only_normal=True)} == {"good"}
+
+
+@pytest.mark.parametrize("orientation", ["RPI", "ILP", "RSA"])
+def test_slices_do_not_depend_on_how_the_study_is_stored(tmp_path: Path, orientation: str) -> None:
+    expected = slices_of(make_case(tmp_path, "a", lesion="mass"))
+    found = slices_of(make_case(tmp_path, "b", lesion="mass", orientation=orientation))
+    assert indices(found) == indices(expected)
+    assert any(s.anomalous for s in expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.anomalous == other.anomalous
+        assert torch.equal(one.lesion, other.lesion)
+        torch.testing.assert_close(one.image, other.image, rtol=1e-4, atol=1e-4)
+
+
+def test_slice_range_is_of_all_slices_and_the_end_is_left_out(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    every = indices(slices_of(case))
+    found = indices(slices_of(case, slice_range=(0.25, 0.75)))
+    assert found == [k for k in every if 2 <= k < 6]
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize(
     ("n", "share", "expected"),
-    [(24, (0.0, 1.0), (0, 24)), (17, (0.29, 0.83), (4, 14)), (1, (0.4, 0.6), (0, 1))],
+    [
+        (10, (0.0, 1.0), (0, 10)),
+        (10, (0.3, 0.8), (3, 8)),
+        (155, (0.3, 0.8), (46, 124)),
+        (1, (0.3, 0.8), (0, 1)),  # a picture is always looked at
+        (3, (0.5, 0.6), (1, 2)),
+    ],
 )
-def test_range_is_a_share_of_the_slices(n: int, share: Any, expected: tuple[int, int]) -> None:
+def test_range_of_slices_by_hand(
+    n: int, share: tuple[float, float], expected: tuple[int, int]
+) -> None:
     found = slices_in_range(n, share)
     assert (found.start, found.stop) == expected
 
 
-def test_slices_without_enough_foreground_are_passed_over() -> None:
-    volume = torch.zeros(1, 10, 10, 3)
-    volume[0, :, :, 1] = 0.5
-    volume[0, 0, 0, 2] = 0.5  # one pixel of a hundred
-    chosen = MetaTensor(volume)
-    assert select_slices(chosen, axis=2, min_foreground=0.02) == [1]
-    assert select_slices(chosen, axis=2, min_foreground=0.01) == [1, 2]
+def test_slices_with_too_little_foreground_are_skipped(tmp_path: Path) -> None:
+    volume = MetaTensor(torch.zeros(1, 10, 10, 5))
+    volume[0, 0, :2, 1] = 0.5  # 2 %
+    volume[0, :3, :, 2] = 0.5  # 30 %
+    volume[0, :, :, 3] = 0.5
+    assert select_slices(volume, axis=2) == [1, 2, 3]
+    assert select_slices(volume, axis=2, min_foreground=0.021) == [2, 3]
+    assert select_slices(volume, axis=2, min_foreground=0.3, slice_range=(0, 0.6)) == [2]
+    case = make_case(tmp_path)
+    share = {s.index: (s.image > 0).float().mean().item() for s in slices_of(case)}
+    kept = indices(slices_of(case, min_foreground=0.4))
+    assert 0 < len(kept) < len(share)
+    assert min(share[k] for k in kept) > max(share[k] for k in share if k not in kept)
 
 
-def test_batches_keep_order_and_the_rest(case: dict[str, Any]) -> None:
-    samples = list(iterate_slices([case], "brain_mri", size=16))
-    groups = list(batches(iter(samples), 2))
-    assert [[s.index for s in g] for g in groups] == [[0, 1], [2, 3], [4]]
-    assert stack_images(groups[0]).shape == (2, 1, 16, 16)
+def test_modality_may_be_named_or_given(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    named = slices_of(case)
+    given = list(iterate_slices([case], BRAIN_MRI, size=32))
+    assert all(torch.equal(a.image, b.image) for a, b in zip(named, given, strict=True))
+    with pytest.raises(ValueError, match="'brain' is not known"):
+        list(iterate_slices([case], "brain"))
 
 
-def test_mask_of_another_shape_fails_the_study(case: dict[str, Any], tmp_path: Path) -> None:
-    case["label"] = write(tmp_path / "other.nii.gz", np.zeros((32, 32, 5), np.uint8))
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - the cause is looked at
-        preprocessing("brain_mri", mask_key="label")(dict(case))
-    assert isinstance(caught.value.__cause__, VolumeError)
+def test_volumes_are_read_one_at_a_time(tmp_path: Path) -> None:
+    stream = iterate_slices([make_case(tmp_path), broken_case(tmp_path)], "brain_mri", size=32)
+    assert next(stream).case == "a"
+    (tmp_path / "broken.nii.gz").unlink()  # not yet looked at
+    assert {s.case for s in stream} == {"a"}
 
 
-def test_own_validation_split_is_used(cohort: Path) -> None:
-    train, val = training_splits(cohort / "datalist.json", fraction=0.5)
-    assert (len(train), len(val)) == (4, 4)
-
-
-def test_studies_are_held_out_where_there_is_no_validation_split(cohort: Path) -> None:
-    train, val = training_splits(cohort / "train", fraction=0.25, seed=1)
-    assert (len(train), len(val)) == (3, 1)
-    assert training_splits(cohort / "train", fraction=0.25, seed=1) == (train, val)
-    assert not {c["case"] for c in train} & {c["case"] for c in val}
+@pytest.mark.parametrize(("count", "sizes"), [(7, [3, 3, 1]), (6, [3, 3]), (2, [2]), (0, [])])
+def test_batches_hold_every_sample_once_and_in_order(count: int, sizes: list[int]) -> None:
+    empty = torch.zeros(1, 2, 2)
+    samples = [SliceSample("a", k, empty + k, empty > 0, False) for k in range(count)]
+    groups = list(batches(iter(samples), 3))
+    assert [len(g) for g in groups] == sizes
+    assert [s.index for g in groups for s in g] == list(range(count))
+    for group in groups:
+        assert stack_images(group)[:, 0, 0, 0].tolist() == [s.index for s in group]
