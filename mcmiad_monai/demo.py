@@ -17,7 +17,7 @@ from mcmiad_monai.figures import montage
 from mcmiad_monai.overlay import overlay_rows
 
 #: Studies of the demo's cohort.
-COHORT = {"train": 30, "val": 8, "test_normal": 6, "test_lesion": 10}
+COHORT: dict[str, Any] = {"train": 30, "val": 8, "test_normal": 6, "test_lesion": 10}
 
 #: Overrides of the bundle's train.yaml.
 SETTINGS: dict[str, Any] = {

@@ -41,7 +41,13 @@ class AtomicNibabelWriter(NibabelWriter):
     MONAI would squeeze away, is kept.
     """
 
-    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
+    def set_data_array(
+        self,
+        data_array: Any,
+        channel_dim: int | None = 0,
+        squeeze_end_dims: bool = True,  # noqa: ARG002 - MONAI's signature
+        **_: Any,
+    ) -> None:
         """Take one channel (1, X, Y, Z), with the channel first."""
         if channel_dim != 0 or data_array.ndim != 4 or data_array.shape[0] != 1:
             raise ValueError(
@@ -50,7 +56,12 @@ class AtomicNibabelWriter(NibabelWriter):
             )
         self.data_obj = torch.as_tensor(data_array)[0].cpu().numpy()
 
-    def set_metadata(self, meta_dict: Mapping[str, Any] | None, **_: Any) -> None:
+    def set_metadata(
+        self,
+        meta_dict: Mapping[Any, Any] | None,
+        resample: bool = True,  # noqa: ARG002 - MONAI's signature
+        **_: Any,
+    ) -> None:
         """Take the affine."""
         self.affine = np.asarray((meta_dict or {})["affine"], dtype=np.float64)
 
@@ -83,8 +94,9 @@ class CaseLayout(FolderLayoutBase):
     def __init__(self, output_dir: str | Path, postfix: str) -> None:
         self.output_dir, self.postfix = Path(output_dir), postfix
 
-    def filename(self, *, subject: str, **_: Any) -> Path:
-        """Path of the file of a case."""
+    def filename(self, **kwargs: Any) -> Path:
+        """Path of the file of the case ``subject``."""
+        subject = kwargs["subject"]
         return self.output_dir / subject / f"{subject}_{self.postfix}.nii.gz"
 
 
