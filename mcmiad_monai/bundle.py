@@ -78,8 +78,12 @@ def config_keys(config_files: Iterable[str | Path]) -> set[str]:
 
 def unknown_overrides(overrides: Iterable[str], known: set[str]) -> list[str]:
     """Overrides whose first part no configuration has; nested ids are split at ``#`` and ``::``."""
-    heads = {o: o.replace("::", "#").split("#")[0] for o in overrides}
-    return sorted(o for o, head in heads.items() if head not in known | RUN_OPTIONS)
+    return sorted(o for o in overrides if first_part(o) not in known | RUN_OPTIONS)
+
+
+def first_part(override: str) -> str:
+    """Top-level key of an override such as ``train#trainer#max_epochs``."""
+    return override.replace("::", "#").split("#")[0]
 
 
 def check_overrides(overrides: Iterable[str], config_files: Sequence[str | Path]) -> None:
@@ -95,7 +99,7 @@ def check_overrides(overrides: Iterable[str], config_files: Sequence[str | Path]
     known = config_keys(config_files)
     unknown = unknown_overrides(overrides, known)
     if unknown:
-        hints = {u: difflib.get_close_matches(u.split("#")[0], sorted(known), n=2) for u in unknown}
+        hints = {u: difflib.get_close_matches(first_part(u), sorted(known), n=2) for u in unknown}
         told = "; ".join(
             f"--{u}" + (f" (did you mean {' or '.join('--' + h for h in hint)}?)" if hint else "")
             for u, hint in hints.items()

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``mcmiad --help`` answe
 from __future__ import annotations
 
 import argparse
+import ast
 import logging
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,17 @@ def _override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, e.g. max_epochs=50.")
-    return key, yaml.safe_load(value)
+    try:
+        return key, ast.literal_eval(
+            value
+        )  # numbers as Python writes them: YAML takes 1e-3 for text
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        told = str(error).replace("\n", " ")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {told}") from error
 
 
 def _get_parser() -> argparse.ArgumentParser:

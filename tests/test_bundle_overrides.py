@@ -83,7 +83,6 @@ def test_close_match_of_a_nested_override_is_that_of_its_first_part(config: Path
         check_overrides(["trian#optimizer#lr"], [config])
 
 
-@pytest.mark.xfail(strict=True, reason="the hint splits nested ids at # alone, not at ::")
 def test_close_match_of_a_nested_override_with_colons(config: Path) -> None:
     with pytest.raises(BundleError, match=r"--trian::optimizer::lr \(did you mean --train\?\)"):
         check_overrides(["trian::optimizer::lr"], [config])

@@ -186,10 +186,6 @@ def write_picture(folder: Path) -> tuple[Path, Path]:
     return folder / "p.png", folder / "p" / "p_heatmap.nii.gz"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the identity of a picture is LPS, that of its heatmap's file RAS: it is turned round",
-)
 def test_heat_of_a_picture_lies_on_its_patch(tmp_path: Path) -> None:
     image, heatmap = write_picture(tmp_path)
     (row,) = overlay_rows(image, heatmap, modality="retina_oct")

@@ -19,15 +19,11 @@ PICTURE = "picture"
 def new_volume(
     values: NDArray[np.float32], affine: NDArray[np.float64], path: Path, *, picture: bool
 ) -> MetaTensor:
-    """Volume (1, X, Y, Z) float32 with the metadata of MONAI's LoadImage.
-
-    A picture's identity affine is read as LPS, the way pictures are shown: x to the patient's left,
-    y to the back. So `CanonicalOrientation` leaves it upright.
-    """
+    """Volume (1, X, Y, Z) float32 with the metadata of MONAI's LoadImage."""
     meta: dict[str, Any] = {
         MetaKeys.ORIGINAL_AFFINE.value: affine.copy(),
         MetaKeys.SPATIAL_SHAPE.value: np.asarray(values.shape),
-        MetaKeys.SPACE.value: (SpaceKeys.LPS if picture else SpaceKeys.RAS).value,
+        MetaKeys.SPACE.value: SpaceKeys.RAS.value,
         MetaKeys.ORIGINAL_CHANNEL_DIM.value: float("nan"),
         "filename_or_obj": str(path),
         PICTURE: picture,

@@ -154,7 +154,8 @@ def _read_picture(path: Path) -> Image:
             grey = np.asarray(picture)  # (H, W)
         else:
             grey = np.asarray(picture.convert("RGB").convert("L"))  # (H, W), ITU-R 601 luma
-    return Image(grey.T[:, :, None], np.eye(4), is_picture=True)
+    # a picture is shown with x to the patient's left and y to the back, in pixels of 1 mm
+    return Image(grey.T[:, :, None], LPS_TO_RAS.copy(), is_picture=True)
 
 
 def _read_dicom_file(path: Path) -> Image:

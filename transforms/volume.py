@@ -48,7 +48,8 @@ def load_volume(path: PathLike) -> MetaTensor:
     -------
     MetaTensor
         Volume (1, X, Y, Z), float32, in the units of the file (Hounsfield units for CT), with a
-        float64 affine in RAS millimetres. A picture is (1, W, H, 1) with the identity.
+        float64 affine in RAS millimetres. A picture is (1, W, H, 1), with x to
+        the patient's left and y to the back, in pixels of 1 mm.
 
     Raises
     ------

@@ -91,7 +91,9 @@ class TextPrior:
             If there is no such file, or it is not a text prior.
         """
         if not Path(path).is_file():
-            raise WeightsError(f"there is no text prior {path}; make one with `mcmiad text-prior`.")
+            raise WeightsError(
+                f"there is no text prior {path}; make one with `mcmiad prompts encode`."
+            )
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}

@@ -104,13 +104,14 @@ def test_itk_geometry_agrees_with_nifti_of_the_same_image(tmp_path: Path, suffix
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff", ".bmp"])
-def test_picture_is_width_by_height_with_identity(tmp_path: Path, suffix: str) -> None:
+def test_picture_is_width_by_height_and_lies_as_it_is_shown(tmp_path: Path, suffix: str) -> None:
     grey = _noise((20, 30)).astype("u1")
     Image.fromarray(grey).save(tmp_path / f"p{suffix}")
     volume = load_volume(tmp_path / f"p{suffix}")
     assert volume.shape == (1, 30, 20, 1)
     assert volume[0, 5, 3, 0] == grey[3, 5]
-    np.testing.assert_array_equal(volume.affine.numpy(), np.eye(4))
+    # columns to the patient's left, rows to the back
+    np.testing.assert_array_equal(volume.affine.numpy(), np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 
 def test_sixteen_bit_picture_keeps_its_grey_levels(tmp_path: Path) -> None:
