@@ -21,11 +21,11 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from torch import Tensor
 
+from mcmiad_monai.cohort import CohortIncomplete, to_plain
 from mcmiad_monai.data.studies import slices_in_range
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inferers import SLICE_SCORES
 from mcmiad_monai.metrics import PixelAUROC, SliceAUROC
-from mcmiad_monai.outputs import CohortIncomplete, to_plain
 from mcmiad_monai.scoring import volume_score
 
 Output = list[dict[str, Any]]

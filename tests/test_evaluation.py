@@ -15,6 +15,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from sklearn.metrics import roc_auc_score
 
+from mcmiad_monai.cohort import CohortIncomplete
 from mcmiad_monai.evaluation import (
     EvaluationReport,
     Slices,
@@ -23,7 +24,6 @@ from mcmiad_monai.evaluation import (
     study_metrics,
     study_slices,
 )
-from mcmiad_monai.outputs import CohortIncomplete
 
 SKIPPED = math.nan
 

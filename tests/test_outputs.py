@@ -17,19 +17,17 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, SaveImaged
 
 from mcmiad_monai.calibration import Calibration
+from mcmiad_monai.cohort import CohortIncomplete, CohortReport, to_plain
 from mcmiad_monai.data.phantom import make_phantom
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.outputs import (
     AnomalyMaskd,
     AtomicNibabelWriter,
     CaseLayout,
-    CohortIncomplete,
-    CohortReport,
     KeepSliceScoresd,
     SaveScoresd,
     case_name,
     study_scores,
-    to_plain,
 )
 from mcmiad_monai.transforms import as_heatmap, preprocessing
 

@@ -19,11 +19,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow
+from mcmiad_monai.cohort import CohortIncomplete
 from mcmiad_monai.data.volumes import find_cases
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.files import save_torch
 from mcmiad_monai.networks.package import load_package
-from mcmiad_monai.outputs import CohortIncomplete
 
 NAME = "brain_mri_anomaly"
 SMALL: dict[str, Any] = {
