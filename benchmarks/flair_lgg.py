@@ -8,6 +8,7 @@ Saha, Mazurowski, Comput Biol Med 2019). Protocol: patients sorted by name and p
 ⌊0.83 n⌋; train on slices with an empty mask; test on slices with an empty mask (good) and with at
 least 50 lesion voxels (anomalous). Pixels are those of the 224 × 224 network grid. Nothing is
 chosen on the test part: the weights are those of the last epoch, and all options are printed.
+Options are chosen with ``--part validation``, which never looks at the test patients.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from peers import nearest_neighbour, position_gaussian
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -39,7 +41,7 @@ from mcmiad_monai.networks.text_prior import resolve_text_prior
 from mcmiad_monai.scoring import AnomalyScore
 
 SLICE_RANGE = (0.29, 0.83)
-TRAIN_PATIENTS, MIN_LESION = 50, 50
+TRAIN_PATIENTS, VALIDATION_FROM, MIN_LESION = 50, 40, 50
 SCORES: dict[str, dict[str, Any]] = {
     "S_MSE + S_cos (Eq. 6)": {},
     "S_MSE, sum": {"terms": "mse"},
@@ -64,13 +66,24 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ffn-per-round", type=int, default=1, choices=[1, 2])
+    parser.add_argument("--cosine-weight", type=float, default=0.0, help="cosine term of the loss")
+    parser.add_argument(
+        "--part",
+        default="test",
+        choices=["test", "validation"],
+        help="validation: train on 40 of the 50 training patients and measure on the other 10",
+    )
+    parser.add_argument("--peers", action="store_true", help="also the scores of other ideas")
     parser.add_argument("--out", type=Path, help="also write the table as JSON")
     options = parser.parse_args()
 
     cases = sorted(find_cases(options.data), key=lambda case: Path(case["image"]).parent.name)
     order = np.random.default_rng(0).permutation(len(cases))
-    train = [cases[i] for i in order[:TRAIN_PATIENTS]]
-    test = [cases[i] for i in order[TRAIN_PATIENTS:]]
+    ordered = [cases[i] for i in order]
+    train, test = ordered[:TRAIN_PATIENTS], ordered[TRAIN_PATIENTS:]
+    if options.part == "validation":
+        train, test = train[:VALIDATION_FROM], train[VALIDATION_FROM:]
 
     encoder = build_encoder(options.encoder, weights=options.weights, pool=options.pool)
     kept = {"modality": "brain_mri", "slice_range": SLICE_RANGE, "min_foreground": 0.0}
@@ -81,6 +94,10 @@ def main() -> None:
     rows, labels = protocol(testing, test)
     table = {"raw intensity": intensity(test, testing, rows, labels)}
     with torch.inference_mode():
+        if options.peers:
+            for peer in (nearest_neighbour, position_gaussian):
+                maps = peer(training, testing)
+                table[peer.__name__.replace("_", " ")] = measure(maps, testing, rows, labels)
         for name, score in SCORES.items():
             scorer = AnomalyScore(
                 **score,
@@ -91,7 +108,7 @@ def main() -> None:
     good, anomalous = int((~labels).sum()), int(labels.sum())
     print(f"{options.encoder}, pool {options.pool}, standardised {options.standardize}")
     print(f"stage weights {options.stage_weights}, {steps} steps in {seconds:.0f} s")
-    print(f"{len(training)} training slices; test: {good} good, {anomalous} anomalous slices")
+    print(f"{len(training)} training slices; {options.part}: {good} good, {anomalous} anomalous")
     print(f"{'score':<30}{'slice Eq. 7':>12}{'slice max':>12}{'pixel':>12}")
     for name, (eq7, top, pixel) in table.items():
         print(f"{name:<30}{eq7:>12.3f}{top:>12.3f}{pixel:>12.3f}")
@@ -111,6 +128,7 @@ def train_head(
         grid=encoder.grid,
         prior=resolve_text_prior(options.text_prior, normal_prompts()),
         standardize_features=options.standardize,
+        ffn_per_round=options.ffn_per_round,
     )
     if options.standardize:
         head.set_feature_statistics(*training.statistics())
@@ -124,7 +142,9 @@ def train_head(
         network=head,
         optimizer=optimizer,
         loss_function=ReconstructionLoss(
-            stage_weights=options.stage_weights, stage_channels=encoder.stage_channels
+            cosine_weight=options.cosine_weight,
+            stage_weights=options.stage_weights,
+            stage_channels=encoder.stage_channels,
         ),
         lr_scheduler=learning_rate_schedule(optimizer, kind="cosine", total_steps=steps),
         seed=options.seed,
