@@ -3,13 +3,17 @@
 Three thresholds are stored with a model: for pixels (the unit of the heatmap: 1.0 is the
 threshold), for slices and for volumes. Slice and volume thresholds are split-conformal quantiles
 (Vovk et al., 2005): a new normal exceeds them with at most the chosen probability.
+
+Slices of one patient resemble each other, so that a hundred slices of five patients say less than
+those of a hundred patients. What is exchangeable is patients: each has the same weight, however
+many slices it gave, and the promise is for a slice of a patient who was not there before.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,23 +24,52 @@ PIXEL_FALSE_POSITIVE_RATE = 0.005
 FALSE_POSITIVE_RATE = 0.05
 
 
-def conformal_threshold(scores: Sequence[float] | np.ndarray, alpha: float) -> float:
+def conformal_threshold(
+    scores: Sequence[float] | np.ndarray,
+    alpha: float,
+    *,
+    groups: Sequence[Hashable] | None = None,
+) -> float:
     """Threshold that a new normal exceeds with probability at most ``alpha``.
 
     It is the ⌈(n + 1)(1 − α)⌉-th smallest of the n normal scores, and infinite when n is too small
-    for the rate: then no finite threshold keeps the promise.
+    for the rate: then no finite threshold keeps the promise. With groups it is the smallest score
+    t for which Σ_k F_k(t) ≥ (K + 1)(1 − α), F_k(t) being the share of group k's scores up to t
+    (hierarchical conformal prediction: Lee, Barber, Willett, 2023); the same where every group has
+    one score.
+
+    Parameters
+    ----------
+    scores : sequence of float
+        Of n normals.
+    alpha : float
+        False-positive rate.
+    groups : sequence of hashable, optional
+        Patient of each score. The promise is then for a score of a new patient.
 
     Raises
     ------
     ValueError
-        If ``alpha`` is not between 0 and 1.
+        If ``alpha`` is not between 0 and 1, or there is not one group for each score.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"false-positive rate {alpha} must lie between 0 and 1, e.g. 0.05.")
-    ordered = np.sort(np.asarray(scores, dtype=np.float64))
-    # 1e-9: (n + 1)(1 − α) is often a whole number, which floating point may put just above itself
-    k = math.ceil((ordered.size + 1) * (1 - alpha) - 1e-9)
-    return float(ordered[k - 1]) if k <= ordered.size else math.inf
+    values = np.asarray(scores, dtype=np.float64)
+    members = np.arange(values.size) if groups is None else _codes(groups)
+    if members.size != values.size:
+        raise ValueError(f"{values.size} scores have {members.size} groups; give one for each.")
+    sizes = np.bincount(members)
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(1 / sizes[members[order]])  # Σ_k F_k at each score
+    # 1e-9: both sides are often whole numbers, which floating point puts beside themselves
+    k = int(np.searchsorted(reached, (sizes.size + 1) * (1 - alpha) - 1e-9))
+    return float(values[order[k]]) if k < values.size else math.inf
+
+
+def _codes(groups: Sequence[Hashable]) -> np.ndarray:
+    """Groups as numbers from 0, in the order in which they come up."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(group, len(known)) for group in groups], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -53,7 +86,7 @@ class Calibration:
         In units of calibrated heatmaps; infinite where there were too few normals.
     false_positive_rate : float
         The rate of both.
-    normal_pixels, normal_slices, normal_volumes : int
+    normal_pixels, normal_slices, normal_volumes, normal_patients : int
         What was counted.
     """
 
@@ -65,6 +98,7 @@ class Calibration:
     normal_pixels: int
     normal_slices: int
     normal_volumes: int
+    normal_patients: int
 
     def to_dict(self) -> dict[str, float | int | str]:
         """JSON-able form; an infinite threshold is the string ``"inf"``."""
@@ -84,7 +118,10 @@ class Calibration:
 
         def tell(what: str, value: float, n: int) -> str:
             if math.isinf(value):
-                return f"{what} threshold not set ({n} normals, at least {need} are needed)"
+                return (
+                    f"{what} threshold not set ({self.normal_patients} normal patients, at least "
+                    f"{need} are needed)"
+                )
             return f"{what} threshold {value:.3f} ({n} normals)"
 
         return "; ".join(
@@ -93,7 +130,8 @@ class Calibration:
                 f"({self.pixel_false_positive_rate:.2%} of {self.normal_pixels} normal pixels)",
                 tell("slice", self.slice_threshold, self.normal_slices),
                 tell("volume", self.volume_threshold, self.normal_volumes),
-                f"false-positive rate {self.false_positive_rate:.0%}",
+                f"false-positive rate {self.false_positive_rate:.0%} over "
+                f"{self.normal_patients} patients",
             ]
         )
 

@@ -16,6 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from mcmiad_monai.files import write_text
+from mcmiad_monai.provenance import produced_with
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class CohortReport:
             "heatmap_unit": "1.0 is the calibrated pixel threshold",
             "calibration": self.calibration,
             "provenance": self.provenance,
+            "inferred_with": produced_with(),
             "scores": self.scores,
         }
         write_text(self.output_dir / "scores.json", json.dumps(report, indent=1, default=str))

@@ -26,6 +26,7 @@ from mcmiad_monai.data.studies import slices_in_range
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inferers import SLICE_SCORES
 from mcmiad_monai.metrics import PixelAUROC, SliceAUROC
+from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.scoring import volume_score
 
 Output = list[dict[str, Any]]
@@ -197,6 +198,7 @@ class EvaluationReport:
             "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),
             "failed": dict(getattr(engine, "failures", {})),
             "provenance": self.provenance,
+            "evaluated_with": produced_with(),
         }
         write_text(self.output_dir / "metrics.json", json.dumps(self.report, indent=1, default=str))
         stream = io.StringIO()

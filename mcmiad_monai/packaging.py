@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections import defaultdict
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mcmiad_monai import __version__
 from mcmiad_monai.calibration import (
     FALSE_POSITIVE_RATE,
     PIXEL_FALSE_POSITIVE_RATE,
@@ -27,6 +24,7 @@ from mcmiad_monai.metrics import ScoreHistogram
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.networks.text_prior import TextPrior
+from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.scoring import volume_score
 
 logger = logging.getLogger(__name__)
@@ -73,6 +71,7 @@ def calibrate(
     detector.heat_scale.fill_(1.0)
     histogram = ScoreHistogram()
     per_study: dict[str, list[float]] = defaultdict(list)
+    patients = {dataset.records[i].case: dataset.records[i].patient for i in normal}
     for start in range(0, len(normal), batch_size):
         rows = normal[start : start + batch_size]
         inside = dataset.foreground(rows).to(device)  # (n, 1, S, S)
@@ -88,25 +87,22 @@ def calibrate(
     calibration = Calibration(
         pixel_threshold=unit,
         pixel_false_positive_rate=pixel_false_positive_rate,
-        slice_threshold=conformal_threshold(slices, false_positive_rate),
-        volume_threshold=conformal_threshold(volumes, false_positive_rate),
+        slice_threshold=conformal_threshold(
+            slices,
+            false_positive_rate,
+            groups=[patients[case] for case, scores in per_study.items() for _ in scores],
+        ),
+        volume_threshold=conformal_threshold(
+            volumes, false_positive_rate, groups=[patients[case] for case in per_study]
+        ),
         false_positive_rate=false_positive_rate,
         normal_pixels=histogram.total,
         normal_slices=len(slices),
         normal_volumes=len(volumes),
+        normal_patients=len(set(patients.values())),
     )
     logger.info("calibrated: %s", calibration.summary())
     return calibration
-
-
-def software() -> dict[str, str]:
-    """Versions that a result depends on."""
-    names = ("torch", "monai", "timm", "open_clip_torch", "numpy")
-    return {
-        "mcmiad_monai": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
 
 
 class Packager:
@@ -159,7 +155,7 @@ class Packager:
             **self.detector.provenance,
             "text_prior": self.prior.provenance,
             "training": {**self.training, "best_epoch": best["best_epoch"]},
-            "software": software(),
+            **produced_with(),
         }
         save_package(
             self.path,

@@ -19,6 +19,7 @@ THRESHOLDS = Calibration(
     normal_pixels=123456,
     normal_slices=80,
     normal_volumes=20,
+    normal_patients=20,
 )
 
 
@@ -104,14 +105,16 @@ def test_summary_tells_thresholds_rates_and_what_was_counted() -> None:
     assert THRESHOLDS.summary() == (
         "pixel threshold 12.35 = 1.0 in the heatmap (0.50% of 123456 normal pixels); "
         "slice threshold 1.250 (80 normals); volume threshold 2.500 (20 normals); "
-        "false-positive rate 5%"
+        "false-positive rate 5% over 20 patients"
     )
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.05, 19), (0.1, 9), (0.01, 99)])
 def test_summary_names_the_normals_that_a_threshold_needs(rate: float, needed: int) -> None:
-    few = replace(THRESHOLDS, volume_threshold=math.inf, normal_volumes=4, false_positive_rate=rate)
-    told = f"volume threshold not set (4 normals, at least {needed} are needed)"
+    few = replace(
+        THRESHOLDS, volume_threshold=math.inf, normal_patients=4, false_positive_rate=rate
+    )
+    told = f"volume threshold not set (4 normal patients, at least {needed} are needed)"
     assert told in few.summary()
     assert "slice threshold 1.250" in few.summary()
     # and the number it names is enough, and one less is not
@@ -125,3 +128,60 @@ def test_named_number_of_normals_is_right_for_every_rate() -> None:
         needed = int(few.summary().split("at least ")[1].split()[0])
         assert math.isfinite(conformal_threshold(np.ones(needed), rate)), rate
         assert math.isinf(conformal_threshold(np.ones(needed - 1), rate)), rate
+
+
+def normal_patients(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slice scores of patients who differ from each other more than their slices do."""
+    sizes = rng.integers(1, 30, count)
+    level = np.repeat(rng.normal(size=count), sizes)
+    return np.exp(level + 0.3 * rng.normal(size=sizes.sum())), np.repeat(np.arange(count), sizes)
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_slices_of_new_patients_exceed_the_threshold_at_most_as_often_as_promised(
+    count: int,
+) -> None:
+    alpha, trials = 0.1, 3000
+    rng = np.random.default_rng(count)
+    grouped, pooled = [], []
+    for _ in range(trials):
+        scores, patients = normal_patients(rng, count)
+        new, _ = normal_patients(rng, 1)
+        threshold = conformal_threshold(scores, alpha, groups=patients.tolist())
+        grouped.append(np.mean(new > threshold))
+        pooled.append(np.mean(new > conformal_threshold(scores, alpha)))
+    four_sigma = 4 * np.std(grouped) / math.sqrt(trials)
+    assert np.mean(grouped) <= alpha + four_sigma
+    assert np.mean(grouped) >= alpha - 2 / (count + 1) - four_sigma
+    # what grouping is for: with few patients, slices taken for independent break the promise
+    if count == 20:
+        assert np.mean(pooled) > np.mean(grouped)
+
+
+def test_groups_of_one_are_the_plain_threshold() -> None:
+    scores = np.random.default_rng(0).normal(size=57)
+    for alpha in (0.05, 0.1, 0.33):
+        names = [f"p{i}" for i in range(57)]
+        assert conformal_threshold(scores, alpha, groups=names) == conformal_threshold(
+            scores, alpha
+        )
+
+
+def test_grouped_threshold_by_hand() -> None:
+    # three patients of weight 1/4 each, the new one has the fourth; 1 − α = 1/2 is Σ F_k = 2:
+    # at 3 patient a has all (1), b half (1/2), c half (1/2)
+    scores, groups = [1, 2, 3, 9, 3, 8], ["a", "a", "b", "b", "c", "c"]
+    assert conformal_threshold(scores, 0.5, groups=groups) == 3
+    assert conformal_threshold(scores, 0.49, groups=groups) == 8
+    assert conformal_threshold(scores, 0.24, groups=groups) == math.inf
+
+
+def test_many_slices_of_few_patients_set_no_threshold() -> None:
+    scores = np.arange(1000.0)
+    assert conformal_threshold(scores, 0.05, groups=[i % 18 for i in range(1000)]) == math.inf
+    assert math.isfinite(conformal_threshold(scores, 0.05, groups=[i % 19 for i in range(1000)]))
+
+
+def test_threshold_needs_a_group_for_each_score() -> None:
+    with pytest.raises(ValueError, match="3 scores have 2 groups"):
+        conformal_threshold([1, 2, 3], 0.1, groups=["a", "b"])

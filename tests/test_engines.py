@@ -38,7 +38,9 @@ class Features(Dataset[dict[str, Tensor]]):
         self.values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator)
         marks = [anomalies and i % 3 == 0 for i in range(count)]
         self.values[marks] *= 20
-        self.records = [SliceRecord(f"case{i}", i, mark) for i, mark in enumerate(marks)]
+        self.records = [
+            SliceRecord(f"case{i}", i, mark, f"case{i}") for i, mark in enumerate(marks)
+        ]
         self.has_anomalies = anomalies
 
     def __len__(self) -> int:

@@ -46,6 +46,7 @@ def calibration(slice_threshold: float = 2.0, volume_threshold: float = math.inf
         normal_pixels=1000,
         normal_slices=40,
         normal_volumes=4,
+        normal_patients=4,
     )
 
 

@@ -28,6 +28,7 @@ from mcmiad_monai.data.studies import (
     SliceSample,
     batches,
     iterate_slices,
+    patient_of,
     stack_images,
 )
 from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
@@ -35,7 +36,7 @@ from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrat
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the content of a cached file would change for the same input.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 #: Slices on which random BatchNorm layers are calibrated.
 CALIBRATION_SLICES = 64
 
@@ -51,6 +52,7 @@ class SliceRecord:
     case: str
     index: int
     anomalous: bool
+    patient: str
 
 
 def prepare_encoder(
@@ -187,7 +189,13 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             "pool": self.encoder.provenance["pool"],
             "options": self.options,
             "cases": [
-                [c["case"], stamp(c["image"]), stamp(c.get("label")), c.get("anomalous")]
+                [
+                    c["case"],
+                    stamp(c["image"]),
+                    stamp(c.get("label")),
+                    c.get("anomalous"),
+                    patient_of(c),
+                ]
                 for c in cases
             ],
         }
@@ -226,7 +234,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                     )
                 foreground.append(pack(images > 0))
                 lesion.append(pack(torch.stack([s.lesion for s in group])))
-                self.records += [SliceRecord(s.case, s.index, s.anomalous) for s in group]
+                self.records += [
+                    SliceRecord(s.case, s.index, s.anomalous, s.patient) for s in group
+                ]
                 if partial is None:
                     features.append(block)
                 else:

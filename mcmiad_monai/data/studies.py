@@ -89,6 +89,8 @@ class SliceSample:
         True on lesion.
     anomalous : bool
         By mask, or by the folder where there is no mask.
+    patient : str
+        Whom the study belongs to; the study itself where the source does not tell.
     """
 
     case: str
@@ -96,6 +98,7 @@ class SliceSample:
     image: Tensor
     lesion: Tensor
     anomalous: bool
+    patient: str
 
 
 def select_slices(
@@ -174,8 +177,18 @@ def iterate_slices(
                 continue
             lesion = slice_batch(label, [k], axis=axis, size=size, mode="nearest")[0] > 0
             yield SliceSample(
-                name, k, slice_batch(image, [k], axis=axis, size=size)[0], lesion, anomalous
+                case=name,
+                index=k,
+                image=slice_batch(image, [k], axis=axis, size=size)[0],
+                lesion=lesion,
+                anomalous=anomalous,
+                patient=patient_of(case),
             )
+
+
+def patient_of(case: dict[str, Any]) -> str:
+    """Patient of a case; the case itself where the source does not tell."""
+    return str(case.get("patient") or case["case"])
 
 
 def batches(samples: Iterable[SliceSample], size: int) -> Iterator[list[SliceSample]]:

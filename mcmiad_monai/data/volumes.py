@@ -93,14 +93,16 @@ def find_cases(
 def split_cases(
     cases: list[Case], fraction: float = 0.2, *, seed: int = 0
 ) -> tuple[list[Case], list[Case]]:
-    """Split cases into training and validation at random, whole cases, at least one each.
+    """Split cases into training and validation at random, whole patients, at least one each.
+
+    A case without the key ``patient`` is a patient of its own.
 
     Parameters
     ----------
     cases : list of dict
-        At least two cases.
+        Cases of at least two patients.
     fraction : float
-        Share of the validation cases, between 0 and 1.
+        Share of the validation patients, between 0 and 1.
     seed : int
         The same seed and case names give the same split, whatever the order of the cases.
 
@@ -112,21 +114,27 @@ def split_cases(
     Raises
     ------
     CaseError
-        If there are fewer than two cases or the fraction is not between 0 and 1.
+        If there are fewer than two patients or the fraction is not between 0 and 1.
     """
     if not 0.0 < fraction < 1.0:
         raise CaseError(f"fraction is {fraction}; the validation share lies between 0 and 1.")
-    if len(cases) < 2:
+    patients = sorted({_patient(case) for case in cases})
+    if len(patients) < 2:
         raise CaseError(
-            f"{len(cases)} case was given; at least 2 are needed to train on one and validate on "
-            "another."
+            f"{len(cases)} cases of {len(patients)} patients were given; at least 2 patients are "
+            "needed to train on one and validate on another."
         )
-    by_name = sorted(range(len(cases)), key=lambda i: (cases[i]["case"], cases[i]["image"]))
-    count = min(max(round(fraction * len(cases)), 1), len(cases) - 1)
-    order = np.random.default_rng(seed).permutation(len(cases))
-    chosen = {by_name[i] for i in order[:count]}
-    train = [case for i, case in enumerate(cases) if i not in chosen]
-    return train, [case for i, case in enumerate(cases) if i in chosen]
+    count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    chosen = {patients[i] for i in order[:count]}
+    train = [case for case in cases if _patient(case) not in chosen]
+    return train, [case for case in cases if _patient(case) in chosen]
+
+
+def _patient(case: Case) -> tuple[str, ...]:
+    """What is split as one: the cases of a patient, or a case of which no patient is known."""
+    patient = case.get("patient")
+    return (str(patient),) if patient else (case["case"], case["image"])
 
 
 def _find_in_file(path: Path, split: Split) -> list[Case]:

@@ -88,8 +88,10 @@ def _entry(path: Path, entry: Any) -> Case:
         raise CaseError(f"{path} has the label {label!r}; a label is a path, 0 or 1.")
     stem = stem_of(image)
     generic = stem.lower() in GENERIC_STEMS
+    patient = fields.get("patient")
     return {
         "case": str(fields.get("case") or (image.parent.name if generic else stem)),
+        **({} if patient is None else {"patient": str(patient)}),
         "image": str(image),
         "label": None if label is None else str(_resolve(path, label)),
         "anomalous": None if anomalous is None else bool(anomalous),

@@ -276,7 +276,7 @@ def test_volumes_are_read_one_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "sizes"), [(7, [3, 3, 1]), (6, [3, 3]), (2, [2]), (0, [])])
 def test_batches_hold_every_sample_once_and_in_order(count: int, sizes: list[int]) -> None:
     empty = torch.zeros(1, 2, 2)
-    samples = [SliceSample("a", k, empty + k, empty > 0, False) for k in range(count)]
+    samples = [SliceSample("a", k, empty + k, empty > 0, False, "p") for k in range(count)]
     groups = list(batches(iter(samples), 3))
     assert [len(g) for g in groups] == sizes
     assert [s.index for g in groups for s in g] == list(range(count))
