@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
@@ -25,7 +26,17 @@ from mcmiad_monai.cohort import CohortIncomplete, to_plain
 from mcmiad_monai.data.studies import slices_in_range
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inferers import SLICE_SCORES
-from mcmiad_monai.metrics import PixelAUROC, SliceAUROC
+from mcmiad_monai.metrics import (
+    AUPRO,
+    FROC,
+    PatientPixels,
+    PixelAUROC,
+    PixelMetrics,
+    SliceAP,
+    SliceAUROC,
+    SliceF1Max,
+    bootstrap_auroc,
+)
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.scoring import volume_score
 
@@ -108,6 +119,23 @@ def pixel_pairs(which: Slices, *, foreground: bool = False) -> Pairs:
     return pairs
 
 
+def whole_pair(which: Slices) -> Pairs:
+    """Heatmap and mask (1, 1, …) of the one study of an output, or none of it (0, 1)."""
+
+    def pair(output: Output) -> tuple[Tensor, Tensor]:
+        if not output:
+            return torch.zeros(0, 1), torch.zeros(0, 1)
+        (item,) = output  # studies differ in shape: a batch holds one
+        chosen = study_slices(item, which)[2]
+        heat, mask = (
+            torch.as_tensor(item[key]).index_select(1 + which.axis, chosen)[None]
+            for key in ("pred", "label")
+        )
+        return heat, mask
+
+    return pair
+
+
 def concatenate(parts: list[Tensor]) -> Tensor:
     """Concatenate flat tensors; nothing gives an empty one."""
     return torch.cat([p.reshape(-1) for p in parts]) if parts else torch.zeros(0)
@@ -124,12 +152,49 @@ def study_metrics(axis: int, slice_range: Sequence[float] = (0.0, 1.0)) -> dict[
         Share of the slices that the inferer looks at.
     """
     which = Slices(axis, (float(slice_range[0]), float(slice_range[1])))
+    slices, volumes, pixels = slice_pairs(which), volume_pairs(which), pixel_pairs(which)
     return {
-        "slice_auroc": SliceAUROC(slice_pairs(which)),
-        "volume_auroc": SliceAUROC(volume_pairs(which)),
-        "pixel_auroc": PixelAUROC(pixel_pairs(which)),
+        "slice_auroc": SliceAUROC(slices),
+        "slice_ap": SliceAP(slices),
+        "slice_f1_max": SliceF1Max(slices),
+        "volume_auroc": SliceAUROC(volumes),
+        "volume_ap": SliceAP(volumes),
+        "volume_f1_max": SliceF1Max(volumes),
+        "pixels": PixelMetrics(pixels),
         "pixel_auroc_foreground": PixelAUROC(pixel_pairs(which, foreground=True)),
+        "aupro": AUPRO(whole_pair(which)),
+        "lesions": FROC(whole_pair(which)),
     }
+
+
+class Intervals:
+    """Scores of every study, for confidence intervals over patients."""
+
+    def __init__(self) -> None:
+        self._slices: list[tuple[str, float, bool]] = []
+        self._volumes: list[tuple[str, float, bool]] = []
+        self._pixels = PatientPixels()
+
+    def add(
+        self, patient: str, scores: Tensor, labels: Tensor, pixels: tuple[Tensor, Tensor]
+    ) -> None:
+        """Take a study: slice scores and labels (n,), and its heatmap and mask."""
+        if not scores.numel():
+            return
+        pairs = zip(scores.tolist(), labels.tolist(), strict=True)
+        self._slices += [(patient, score, label) for score, label in pairs]
+        self._volumes.append((patient, float(volume_score(scores)), bool(labels.any())))
+        self._pixels.update(patient, *pixels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """95 % intervals by bootstrap over patients, fit for JSON."""
+        if not self._volumes:
+            return {}
+        intervals = {"pixel_auroc": self._pixels.auroc_interval()}
+        for name, rows in (("slice_auroc", self._slices), ("volume_auroc", self._volumes)):
+            patients, scores, labels = zip(*rows, strict=True)
+            intervals[name] = bootstrap_auroc(np.array(scores), np.array(labels), patients)
+        return {name: interval.to_dict() for name, interval in intervals.items()}
 
 
 class EvaluationReport:
@@ -159,6 +224,7 @@ class EvaluationReport:
         self.which = Slices(axis, (float(slice_range[0]), float(slice_range[1])))
         self.provenance = dict(provenance or {})
         self.rows: list[dict[str, Any]] = []
+        self.intervals = Intervals()
         self.report: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -177,6 +243,8 @@ class EvaluationReport:
                 for key in ("pred", "label")
             )
             mask = mask > 0
+            meta = item["pred"].meta
+            self.intervals.add(meta.get("patient", meta["case"]), scores, labels, (heat, mask))
             self.rows.append(
                 {
                     "case": item["pred"].meta["case"],
@@ -190,7 +258,13 @@ class EvaluationReport:
 
     def _write(self, engine: Engine) -> None:
         self.report = {
-            "metrics": {k: to_plain(v) for k, v in engine.state.metrics.items()},
+            # ignite has the figures of a metric with several both together and one by one
+            "metrics": {
+                k: to_plain(v)
+                for k, v in engine.state.metrics.items()
+                if not isinstance(v, Mapping)
+            },
+            "intervals": self.intervals.to_dict(),
             "undefined": "null: only one class was present",
             "slice_range": list(self.which.slice_range),
             "studies": len(self.rows),

@@ -138,7 +138,8 @@ def test_lesion_study_that_was_skipped_as_a_whole_is_a_missed_study() -> None:
 
 
 def test_one_class_alone_is_undefined_and_not_a_half() -> None:
-    assert all(math.isnan(v) for v in figures(make_item([1, 2], [])).values())
+    found = figures(make_item([1, 2], []))
+    assert all(math.isnan(v) for v in found.values() if not isinstance(v, dict))
 
 
 def test_failed_study_does_not_disturb_the_figures() -> None:
@@ -213,6 +214,12 @@ def test_report_files_hold_figures_and_studies(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["metrics"]["slice_auroc"] == 1
     assert content["metrics"]["volume_auroc"] == 1
+    assert content["metrics"]["pixel_dice_at_threshold"] == pytest.approx(2 * 12 / (36 + 12))
+    assert content["metrics"]["sensitivity_at_0.125fp"] == 1
+    interval = content["intervals"]["slice_auroc"]
+    assert interval["value"] == 1
+    assert interval["patients"] == 2
+    assert 0 < interval["undefined"] < interval["draws"]
     assert (content["studies"], content["slices"], content["anomalous_slices"]) == (2, 5, 1)
     assert content["slice_range"] == [0, 1]
     assert content["provenance"] == {"seed": 3}
@@ -262,3 +269,24 @@ def test_finish_names_the_failed_studies_after_writing_the_others(tmp_path: Path
     fine = EvaluationReport(tmp_path, axis=2)
     evaluate(fine, make_item([1, 2], [1]))
     fine.finish()
+
+
+def test_lesions_and_regions_are_those_of_whole_volumes() -> None:
+    # a lesion over slices 1 and 2 is one lesion, though it is warmer in one of them
+    found = figures(make_item([0.2, 3, 2, 0.4], [1, 2]), make_item([0.2, 2.5], []))
+    assert found["sensitivity_at_0.125fp"] == 1  # at 3, before the false one at 2.5
+    assert found["froc"] == 1
+    one, two = (
+        figures(make_item([0, 3, 0], [1])),
+        figures(make_item([0, 3, 0], [1], axis=1), axis=1),
+    )
+    assert one["aupro"] == two["aupro"] == 1
+
+
+def test_intervals_keep_the_studies_of_a_patient_together(tmp_path: Path) -> None:
+    items = [make_item([0.5, k], [1], case=f"c{k}") for k in range(1, 7)]
+    for k, item in enumerate(items):
+        item["pred"].meta["patient"] = f"p{k % 2}"
+    report = EvaluationReport(tmp_path, axis=2)
+    evaluate(report, *items)
+    assert report.report["intervals"]["slice_auroc"]["patients"] == 2

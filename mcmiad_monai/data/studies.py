@@ -64,6 +64,7 @@ class StudyDataset(Dataset[dict[str, Any]]):
         except Exception as error:
             return {"case": case["case"], "error": root_message(error)}
         sample["image"].meta["case"] = case["case"]
+        sample["image"].meta["patient"] = patient_of(case)
         if case.get("anomalous") is not None:
             sample["image"].meta["anomalous"] = case["anomalous"]
         return {key: value for key, value in sample.items() if value is not None}

@@ -1,7 +1,8 @@
 """A histogram of non-negative scores that streams, merges and knows its own error.
 
-Scores are binned on a logarithmic scale, so that the relative resolution is the same for raw
-squared feature distances and for calibrated heatmaps: no range has to be known beforehand.
+Bins are cut by the bits of a float32: its exponent and the first bits of its mantissa. So every
+power of two is divided alike, the relative resolution is the same for raw squared feature distances
+and for calibrated heatmaps, and no range has to be known beforehand.
 """
 
 from __future__ import annotations
@@ -11,52 +12,62 @@ import math
 import torch
 from torch import Tensor
 
-#: 65,536 bins are 512 kB a histogram and put the width of a bin at 0.04 % of its value.
-BINS = 65_536
-#: Scores below are "zero" (bin 0); scores above fall into the last bin.
-LOWEST, HIGHEST = 1e-6, 1e6
+#: Leading mantissa bits that tell bins apart: 81,922 bins of at most 2⁻¹¹ = 0.05 % of their value.
+BITS = 11
+#: Scores below 2⁻²⁰ are "zero" (bin 0); scores from 2²⁰ on fall into the last bin.
+LOWEST, HIGHEST = 2.0**-20, 2.0**20
+_OCTAVES = 40
+_MANTISSA = 23
+_LOWEST_BITS = (127 - 20) << _MANTISSA
+#: Scores that are counted at a time: bounds the memory of an update.
+CHUNK = 4_000_000
 
 
 class ScoreHistogram:
-    """Counts of scores in logarithmic bins.
+    """Counts of scores in bins of equal relative width.
 
     Parameters
     ----------
-    bins : int
-        Number of bins; the first holds everything below ``1e-6``, zero included.
+    bits : int
+        Leading mantissa bits that are told apart, 0 to 23; 40 · 2^bits + 2 bins.
     """
 
-    def __init__(self, bins: int = BINS) -> None:
-        self.bins = bins
-        self.counts = torch.zeros(bins, dtype=torch.float64)
-        self._log_low = math.log(LOWEST)
-        self._per_unit = (bins - 1) / (math.log(HIGHEST) - self._log_low)
+    def __init__(self, bits: int = BITS) -> None:
+        if not 0 <= bits <= _MANTISSA:
+            raise ValueError(f"bits is {bits}; a float32 has 0 to {_MANTISSA} to tell apart.")
+        self.bits = bits
+        self.bins = bin_count(bits)
+        self.counts = torch.zeros(self.bins, dtype=torch.float64)
 
     @property
     def relative_width(self) -> float:
-        """Width of a bin relative to the score in it: the error bound of a quantile."""
-        return math.exp(1 / self._per_unit) - 1
+        """Largest width of a bin relative to the scores in it: the error bound of a quantile."""
+        return 2.0**-self.bits
 
-    def update(self, scores: Tensor) -> None:
+    def update(self, scores: Tensor, weights: Tensor | None = None) -> None:
         """Count scores of any shape; they must be finite and not negative.
+
+        Parameters
+        ----------
+        scores : Tensor
+        weights : Tensor of the same shape, optional
+            What each score counts for.
 
         Raises
         ------
         ValueError
             If a score is negative, NaN or infinite.
         """
-        flat = scores.detach().reshape(-1).float()
+        flat = scores.detach().reshape(-1)
+        shares = None if weights is None else weights.reshape(-1).double()
         if flat.numel() == 0:
             return
-        low, high = torch.aminmax(flat)
-        if not (torch.isfinite(high) and low >= 0):  # a NaN makes both comparisons false
-            raise ValueError(
-                f"scores must be finite and >= 0; found a range of [{low.item()}, {high.item()}]. "
-                "Anomaly scores of this project always are: check the model for overflow."
-            )
-        position = (flat.clamp(LOWEST, HIGHEST).log() - self._log_low) * self._per_unit
-        index = position.ceil().long()  # bin 0: at or below LOWEST
-        self.counts += torch.bincount(index, minlength=self.bins)[: self.bins].double().cpu()
+        require_scores(flat)
+        for start in range(0, flat.numel(), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            part = None if shares is None else shares[chunk]
+            counts = torch.bincount(bin_of(flat[chunk], self.bits), part, self.bins)
+            self.counts += counts.double().cpu()
 
     def merge(self, other: ScoreHistogram) -> None:
         """Add the counts of another histogram, e.g. of another process."""
@@ -79,4 +90,43 @@ class ScoreHistogram:
             return math.nan
         cumulative = self.counts.cumsum(0)
         index = int(torch.searchsorted(cumulative, q * cumulative[-1]).clamp(max=self.bins - 1))
-        return math.exp(self._log_low + index / self._per_unit)
+        return float(lower_edges(self.bits)[min(index + 1, self.bins - 1)])
+
+
+def bin_count(bits: int) -> int:
+    """Number of bins: of 40 powers of two, and one at either end."""
+    return _OCTAVES * 2**bits + 2
+
+
+def bin_of(scores: Tensor, bits: int) -> Tensor:
+    """Bin of each score, int64 of the same shape; scores are not negative."""
+    shift = _MANTISSA - bits
+    first = (_LOWEST_BITS >> shift) - 1
+    position = scores.float().contiguous().view(torch.int32) >> shift
+    return (position - first).clamp_(0, bin_count(bits) - 1).long()
+
+
+def lower_edges(bits: int) -> Tensor:
+    """Smallest score of each bin, float64 (bins,); 0 for the first."""
+    shift = _MANTISSA - bits
+    first = (_LOWEST_BITS >> shift) - 1
+    index = torch.arange(bin_count(bits), dtype=torch.int32)
+    edges = ((index + first) << shift).view(torch.float32).double()
+    edges[0] = 0.0
+    return edges
+
+
+def require_scores(flat: Tensor) -> None:
+    """Refuse scores that no model of this project gives.
+
+    Raises
+    ------
+    ValueError
+        If one is negative, NaN or infinite.
+    """
+    low, high = torch.aminmax(flat)
+    if not (torch.isfinite(high) and low >= 0):  # a NaN makes both comparisons false
+        raise ValueError(
+            f"scores must be finite and >= 0; found a range of [{low.item()}, {high.item()}]. "
+            "Anomaly scores of this project always are: check the model for overflow."
+        )

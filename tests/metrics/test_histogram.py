@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mcmiad_monai.metrics import ScoreHistogram
+from mcmiad_monai.metrics.histogram import BITS, HIGHEST, LOWEST, bin_of, lower_edges
 
 
-def histogram_of(*batches: torch.Tensor, bins: int = 65_536) -> ScoreHistogram:
-    histogram = ScoreHistogram(bins)
+def histogram_of(*batches: torch.Tensor, bits: int = BITS) -> ScoreHistogram:
+    histogram = ScoreHistogram(bits)
     for batch in batches:
         histogram.update(batch)
     return histogram
@@ -22,11 +23,11 @@ def log_scores(count: int = 10_000, seed: int = 0) -> torch.Tensor:
     return 10 ** (8 * torch.rand(count, generator=generator) - 4)
 
 
-@pytest.mark.parametrize("bins", [100, 65_536])
+@pytest.mark.parametrize("bits", [3, BITS])
 @pytest.mark.parametrize("q", [0.01, 0.5, 0.9, 0.995, 1.0])
-def test_quantile_agrees_with_numpy_to_the_relative_width(bins: int, q: float) -> None:
+def test_quantile_agrees_with_numpy_to_the_relative_width(bits: int, q: float) -> None:
     scores = log_scores()
-    histogram = histogram_of(scores, bins=bins)
+    histogram = histogram_of(scores, bits=bits)
     found = histogram.quantile(q)
     exact = float(np.quantile(scores.double().numpy(), q, method="inverted_cdf"))
     # the upper edge of the bin that holds it; 1e-6 for float32 at an edge
@@ -34,8 +35,39 @@ def test_quantile_agrees_with_numpy_to_the_relative_width(bins: int, q: float) -
 
 
 def test_default_resolution_is_a_twentieth_of_a_percent() -> None:
-    assert ScoreHistogram().relative_width == pytest.approx(0.0004, rel=0.1)
-    assert ScoreHistogram(100).relative_width > ScoreHistogram(1000).relative_width
+    assert ScoreHistogram().relative_width == pytest.approx(0.0005, rel=0.1)
+    assert ScoreHistogram(5).relative_width > ScoreHistogram(6).relative_width
+
+
+@pytest.mark.parametrize("bits", [0, 1, 5, BITS])
+def test_every_score_lies_between_the_edges_of_its_bin(bits: int) -> None:
+    scores = log_scores(5000).clamp(1e-4, 1e4)
+    edges, index = lower_edges(bits), bin_of(scores, bits)
+    low, high = edges[index], edges[index + 1]
+    assert bool((low <= scores).all())
+    assert bool((scores < high).all())
+    assert bool(((high - low) / low <= 2.0**-bits * (1 + 1e-12)).all())
+    assert bool((edges.diff() > 0).all())
+
+
+def test_weights_are_what_scores_count_for() -> None:
+    scores = torch.tensor([0.5, 0.5, 2.0])
+    histogram = ScoreHistogram()
+    histogram.update(scores, torch.tensor([0.25, 0.5, 3.0]))
+    assert histogram.counts[bin_of(scores, BITS)].tolist() == [0.75, 0.75, 3.0]
+
+
+def test_chunks_do_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = log_scores(1000)
+    whole = histogram_of(scores).counts
+    monkeypatch.setattr("mcmiad_monai.metrics.histogram.CHUNK", 7)
+    assert torch.equal(histogram_of(scores).counts, whole)
+
+
+@pytest.mark.parametrize("bits", [-1, 24])
+def test_resolution_beyond_a_float_is_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match="0 to 23"):
+        ScoreHistogram(bits)
 
 
 def test_share_above_a_quantile_is_the_rate_that_was_asked_for() -> None:
@@ -58,10 +90,10 @@ def test_merged_histograms_equal_the_histogram_of_all() -> None:
     assert torch.equal(merged.counts, histogram_of(first, second).counts)
 
 
-@pytest.mark.parametrize("bins", [2, 7, 1000, 65_536])
-def test_no_score_is_lost_at_either_end(bins: int) -> None:
-    ends = torch.tensor([0.0, 1e-30, 1e-6, 1e6, 1.0000001e6, 3e38])
-    histogram = histogram_of(ends, bins=bins)
+@pytest.mark.parametrize("bits", [0, 7, BITS])
+def test_no_score_is_lost_at_either_end(bits: int) -> None:
+    ends = torch.tensor([0.0, 1e-30, 9e-7, HIGHEST, 1.1 * HIGHEST, 3e38])
+    histogram = histogram_of(ends, bits=bits)
     assert histogram.total == 6
     assert histogram.counts[0] == 3
     assert histogram.counts[-1] == 3
@@ -69,7 +101,7 @@ def test_no_score_is_lost_at_either_end(bins: int) -> None:
 
 def test_zeros_lie_below_every_score() -> None:
     histogram = histogram_of(torch.tensor([0.0] * 9 + [5.0]))
-    assert histogram.quantile(0.9) <= 1e-6 * (1 + 1e-9)
+    assert histogram.quantile(0.9) <= LOWEST
     assert histogram.quantile(0.91) == pytest.approx(5, rel=1e-3)
 
 

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_recall_curve,
+    roc_auc_score,
+)
+
+from mcmiad_monai.metrics import (
+    PixelMetrics,
+    SliceAP,
+    SliceF1Max,
+    average_precision,
+    f1_max,
+)
+
+KINDS = ["separate", "overlapping", "few lesions", "heavy ties", "worse than chance"]
+
+
+def pixels(kind: str, count: int = 40_000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and labels of pixels, as heatmaps have them."""
+    generator = torch.Generator().manual_seed(KINDS.index(kind))
+    share = 0.002 if kind == "few lesions" else 0.1
+    labels = torch.rand(count, generator=generator) < share
+    shift = {"separate": 3.0, "worse than chance": -0.7}.get(kind, 1.0)
+    scores = torch.exp(torch.randn(count, generator=generator) + shift * labels)
+    if kind == "heavy ties":
+        scores = (scores * 2).round().clamp(max=6)  # zero among them, as outside the foreground
+    return scores, labels.int()
+
+
+def best_f1(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The definition, threshold by threshold."""
+    return max(f1_score(labels, scores >= t) for t in np.unique(scores))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixel_figures_are_those_of_scikit_learn(kind: str) -> None:
+    scores, labels = pixels(kind)
+    metric = PixelMetrics()
+    for part in torch.arange(len(scores)).split(9999):
+        metric.update((scores[part], labels[part]))
+    found = metric.compute()
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    called = scores > 1
+    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-4)
+    assert found["pixel_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-4)
+    assert found["pixel_f1_max"] == pytest.approx(f1.max(), abs=1e-4)
+    assert found["pixel_dice_at_threshold"] == pytest.approx(f1_score(labels, called), abs=1e-12)
+    at_threshold = f1_score(labels, scores >= found["pixel_f1_max_threshold"])
+    assert at_threshold == pytest.approx(found["pixel_f1_max"], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slice_figures_are_exact(kind: str) -> None:
+    scores, labels = (part.numpy() for part in pixels(kind, 400))
+    labels[:3] = 1
+    assert average_precision(scores, labels) == average_precision_score(labels, scores)
+    best = f1_max(scores, labels)
+    assert best.f1 == pytest.approx(best_f1(scores, labels), abs=1e-12)
+    assert f1_score(labels, scores >= best.threshold) == pytest.approx(best.f1, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [SliceAP, SliceF1Max])
+def test_slice_metrics_stream(metric: type[SliceAP] | type[SliceF1Max]) -> None:
+    scores, labels = pixels("overlapping", 300)
+    whole, parts = metric(), metric()
+    whole.update((scores, labels))
+    for part in torch.arange(300).split(77):
+        parts.update((scores[part], labels[part]))
+    assert parts.compute() == whole.compute()
+    assert 0 < whole.compute() < 1
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_alone_is_undefined(label: int) -> None:
+    labels = torch.full((5,), label)
+    metric = PixelMetrics()
+    metric.update((torch.rand(5), labels))
+    found = metric.compute()
+    undefined = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_f1_max_threshold"}
+    assert all(math.isnan(found[name]) for name in undefined)
+    assert math.isnan(found["pixel_dice_at_threshold"]) == (label == 0)
+    assert math.isnan(average_precision(np.ones(3), np.full(3, label)))
+    assert math.isnan(f1_max(np.ones(3), np.full(3, label)).f1)
+
+
+def test_threshold_and_names_can_be_chosen() -> None:
+    metric = PixelMetrics(threshold=2.5, prefix="lesion_")
+    metric.update((torch.tensor([1.0, 2.0, 3.0, 2.5]), torch.tensor([0, 1, 1, 1])))
+    assert metric.compute()["lesion_dice_at_threshold"] == pytest.approx(2 * 1 / (1 + 3))

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage.measure import label
+from torch import Tensor
+
+from mcmiad_monai.metrics import AUPRO, FROC
+
+
+def images(count: int = 6, size: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Smooth heatmaps (B, 1, H, W) over masks with lesions of several sizes, some images without."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, size, size), dtype=np.uint8)
+    heat = np.zeros((count, size, size))
+    for k in range(count):
+        for _ in range(k % 4):
+            y, x = rng.integers(4, size - 8, 2)
+            r = int(rng.integers(1, 6))
+            masks[k, y : y + r, x : x + r] = 1
+        noise = gaussian_filter(rng.normal(size=(size, size)), 1.5)
+        heat[k] = np.exp(2 * noise + gaussian_filter(masks[k].astype(float), 2))
+    return torch.from_numpy(heat)[:, None].float(), torch.from_numpy(masks)[:, None]
+
+
+def exact_aupro(heat: Tensor, mask: Tensor, limit: float) -> float:
+    """The definition, at every threshold there is."""
+    regions = []
+    for h, m in zip(heat.numpy()[:, 0], mask.numpy()[:, 0], strict=True):
+        labels = label(m > 0, connectivity=2)
+        regions += [np.sort(h[labels == k]) for k in range(1, labels.max() + 1)]
+    normal = np.sort(heat.numpy()[mask.numpy() == 0])
+    thresholds = np.unique(heat.numpy())[::-1]
+
+    def share_above(values: np.ndarray) -> np.ndarray:
+        return 1 - np.searchsorted(values, thresholds) / len(values)
+
+    fpr = np.concatenate([[0], share_above(normal)])
+    pro = np.concatenate([[0], np.mean([share_above(r) for r in regions], axis=0)])
+    grid = np.unique(np.concatenate([fpr[fpr <= limit], [limit]]))
+    # at equal false-positive rates the curve rises straight up: take its upper end
+    upper = np.array([pro[fpr <= x].max() for x in grid])
+    lower = np.array([pro[fpr < x].max() if (fpr < x).any() else 0 for x in grid])
+    end = np.interp(limit, fpr, pro)
+    lower[-1], upper[-1] = end, end
+    area = sum(
+        (grid[i + 1] - grid[i]) * (upper[i] + min(p for p in pro[fpr == grid[i + 1]])) / 2
+        if (fpr == grid[i + 1]).any()
+        else (grid[i + 1] - grid[i]) * (upper[i] + end) / 2
+        for i in range(len(grid) - 1)
+    )
+    return float(area / limit)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_aupro_is_that_of_the_definition(limit: float, seed: int) -> None:
+    heat, mask = images(seed=seed)
+    metric = AUPRO(fpr_limit=limit)
+    for part in torch.arange(len(heat)).split(4):
+        metric.update((heat[part], mask[part]))
+    assert metric.compute() == pytest.approx(exact_aupro(heat, mask, limit), abs=1e-4)
+
+
+def test_small_and_large_lesions_count_alike() -> None:
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[..., 0, 0], mask[..., 5:15, 5:15] = 1, 1
+    heat = torch.full_like(mask, 0.5)
+    heat[..., 5:15, 5:15] = 2  # the large lesion is found at once, the pixel with all the rest
+    metric = AUPRO(fpr_limit=0.3)
+    metric.update((heat, mask))
+    # overlap 1/2 at no false positive; then a straight line to 1 at a rate of 1
+    assert metric.compute() == pytest.approx(0.5 + 0.5 * 0.15, abs=1e-6)
+
+
+def test_pixels_that_touch_at_corners_are_one_lesion() -> None:
+    mask, heat = torch.zeros(1, 1, 6, 6), torch.ones(1, 1, 6, 6)
+    mask[..., 0, 0] = mask[..., 1, 1] = mask[..., 4, 4] = 1
+    heat[..., 0, 0] = heat[..., 1, 1] = 5
+    metric = AUPRO(fpr_limit=1.0)
+    metric.update((heat, mask))
+    assert metric.compute() == pytest.approx(0.75)  # one of two lesions, then the diagonal
+
+
+def test_volumes_have_lesions_in_three_dimensions() -> None:
+    mask, heat = torch.zeros(1, 1, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)
+    mask[0, 0, 1:3, 1, 1] = 1  # one lesion over two slices
+    mask[0, 0, 3, 3, 3] = 1
+    heat[0, 0, 1:3, 1, 1] = 5
+    metric = AUPRO(fpr_limit=1.0)
+    metric.update((heat, mask))
+    assert metric.compute() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_aupro_of_one_class_alone_is_undefined(value: int) -> None:
+    metric = AUPRO()
+    metric.update((torch.rand(2, 1, 5, 5), torch.full((2, 1, 5, 5), value)))
+    assert math.isnan(metric.compute())
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.1, -0.3])
+def test_impossible_limit_is_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match="fpr_limit"):
+        AUPRO(fpr_limit=limit)
+
+
+def spots(*places: tuple[int, float], size: int = 30) -> Tensor:
+    """A line (1, 1, 1, size) with single bright pixels."""
+    line = torch.zeros(1, 1, 1, size)
+    for place, value in places:
+        line[..., place] = value
+    return line
+
+
+def test_froc_by_hand() -> None:
+    metric = FROC(false_positives=(0.0, 0.5, 1.0))
+    # lesions at 2, 10, 20; the third is not found; false candidates at 5 (4.0) and 25 (1.5)
+    mask = spots((2, 1), (10, 1), (20, 1))
+    metric.update((spots((2, 3.0), (5, 4.0), (10, 2.0), (25, 1.5), (20, 0.9)), mask))
+    assert metric.compute()["sensitivity_at_0fp"] == 0
+    metric.update((spots((7, 2.5)), spots()))  # a normal volume with a false candidate
+    found = metric.compute()
+    # two volumes; false scores 4, 2.5, 1.5. None allowed: above 4. One: above 2.5. Two: above 1.5
+    assert found["sensitivity_at_0fp"] == 0
+    assert found["sensitivity_at_0.5fp"] == pytest.approx(1 / 3)
+    assert found["sensitivity_at_1fp"] == pytest.approx(2 / 3)
+    assert found["froc"] == pytest.approx((0 + 1 / 3 + 2 / 3) / 3)
+
+
+def test_candidate_over_two_lesions_finds_both_and_is_no_false_positive() -> None:
+    heat = spots((4, 2.0), (5, 3.0), (6, 2.0))
+    metric = FROC(false_positives=(0.0,))
+    metric.update((heat, spots((4, 1), (6, 1))))
+    assert metric.compute()["froc"] == 1
+
+
+def test_lesion_counts_at_the_best_candidate_that_touches_it() -> None:
+    heat, mask = spots((4, 2.0), (8, 5.0), (20, 3.0)), torch.zeros(1, 1, 1, 30)
+    mask[..., 4:9] = 1
+    metric = FROC(false_positives=(0.0,))
+    metric.update((heat, mask))
+    assert metric.compute()["froc"] == 1  # at 5, above the false candidate at 3
+
+
+def test_froc_without_a_lesion_is_undefined() -> None:
+    metric = FROC()
+    metric.update((spots((3, 2.0)), spots()))
+    assert math.isnan(metric.compute()["froc"])
+
+
+def test_froc_rises_with_the_false_positives_allowed() -> None:
+    heat, mask = images(12, seed=3)
+    metric = FROC(threshold=0.5)
+    metric.update((heat, mask))
+    figures = metric.compute()
+    each = [value for name, value in figures.items() if name.startswith("sensitivity")]
+    assert each == sorted(each)
+    assert each[-1] > each[0]
