@@ -54,7 +54,10 @@ def work(folder: Path) -> None:
 def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = subprocess.run(
-        [sys.executable, *launch, __file__, str(tmp_path)], capture_output=True, text=True
+        [sys.executable, *launch, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     alone = json.loads(json.dumps(figures(batches())))

@@ -13,7 +13,7 @@ from mcmiad_monai.metrics import AUPRO, FROC
 
 
 def images(count: int = 6, size: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Smooth heatmaps (B, 1, H, W) over masks with lesions of several sizes, some images without."""
+    """Smooth heatmaps (B, 1, H, W) and masks of lesions of several sizes, some without."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((count, size, size), dtype=np.uint8)
     heat = np.zeros((count, size, size))
