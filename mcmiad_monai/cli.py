@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.cli_research import add_commands
+
 DEFAULT_BUNDLE = "brain_mri_anomaly"
 
 
@@ -100,6 +102,7 @@ def _get_parser() -> argparse.ArgumentParser:
         "--encoder", default="open_clip", help="open_clip[:MODEL/WEIGHTS], hashing"
     )
     prompts.add_argument("--out", type=Path, default=Path("text_prior.safetensors"))
+    add_commands(command, _override)
     return parser
 
 

@@ -56,6 +56,8 @@ class MontageRow:
         Voxel size in mm, for the aspect of the slice.
     axis : int
         Slice axis.
+    oriented : bool
+        Whether it is known which side is which; it is not for a picture.
     """
 
     image: NDArray[Any]
@@ -67,6 +69,7 @@ class MontageRow:
     score: float | None = None
     zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)
     axis: int = 2
+    oriented: bool = True
 
     def __post_init__(self) -> None:
         """Check that the arrays are one grid."""
@@ -224,9 +227,9 @@ def _draw_row(line: NDArray[Any], row: MontageRow, scale: float) -> None:
     _draw_heatmap(line[1], _slice(row.heatmap, row) / row.threshold, scale)
     if len(line) == 3:
         _draw_truth(line[2], row)
-    if row.axis == 2:
+    if row.axis == 2 and row.oriented:
         _letters(line[0])
-    caption = f"{row.title}\nslice {row.index}"
+    caption = row.title if row.image.shape[row.axis] == 1 else f"{row.title}\nslice {row.index}"
     if row.score is not None:
         caption += f"\nscore {row.score:.2f}"
     line[0].set_ylabel(

@@ -18,6 +18,7 @@ from mcmiad_monai.calibration import (
     conformal_threshold,
 )
 from mcmiad_monai.data.features import FeatureDataset
+from mcmiad_monai.data.mixture import MixedFeatures
 from mcmiad_monai.files import write_text
 from mcmiad_monai.handlers import Checkpoints
 from mcmiad_monai.metrics import ScoreHistogram
@@ -37,7 +38,7 @@ class CalibrationError(RuntimeError):
 @torch.inference_mode()
 def calibrate(
     detector: MCMIADDetector,
-    dataset: FeatureDataset,
+    dataset: FeatureDataset | MixedFeatures,
     *,
     pixel_false_positive_rate: float = PIXEL_FALSE_POSITIVE_RATE,
     false_positive_rate: float = FALSE_POSITIVE_RATE,
@@ -53,7 +54,7 @@ def calibrate(
     ----------
     detector : MCMIADDetector
         Its ``heat_scale`` is set in place.
-    dataset : FeatureDataset
+    dataset : FeatureDataset or MixedFeatures
         Validation slices: studies the head was not trained on.
 
     Raises

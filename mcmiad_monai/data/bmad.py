@@ -189,7 +189,7 @@ def patient_of_name(stem: str) -> str:
     """
     head = stem.rstrip("0123456789")
     patient = head.rstrip("_- .")
-    if head == stem or head == patient or not any(c.isdigit() for c in patient):
+    if head in (stem, patient) or not any(c.isdigit() for c in patient):
         return stem
     return patient
 

@@ -102,7 +102,9 @@ def write_bmad_phantom(
     chosen = list(folders) if sets is None else list(sets)
     unknown = sorted(set(chosen) - set(folders))
     if unknown:
-        raise ValueError(f"sets {unknown} are not in the layout {layout!r}; it has {list(folders)}.")
+        raise ValueError(
+            f"sets {unknown} are not in the layout {layout!r}; it has {list(folders)}."
+        )
     root = Path(out)
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} is not empty; give a new folder.")
@@ -131,7 +133,12 @@ def _write_set(name: str, root: Path, layout: Layout, size: int, rng: np.random.
                 if name == "brain" and k == healthy and index == 0:
                     lesion[:] = False
                 shown = np.where(lesion, _LESION_GREY[name], image)
-                _save(gaussian_filter(shown, 0.6), root / places.ungood.format(split=split), stem, name)
+                _save(
+                    gaussian_filter(shown, 0.6),
+                    root / places.ungood.format(split=split),
+                    stem,
+                    name,
+                )
                 if name != "oct2017":
                     levels = lesion * np.where(np.arange(size) % 2, 1, 4) * 60
                     _save_mask(levels, root / places.mask.format(split=split), stem)

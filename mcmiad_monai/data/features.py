@@ -80,21 +80,38 @@ def prepare_encoder(
     """
     encoder = build_encoder(name, weights=weights, pool=pool, seed=seed, sha256=sha256)
     if weights == "random":
-        # a few slices of many studies, not many slices of a few
-        per_case = max(1, CALIBRATION_SLICES // max(1, len(cases)))
-        chosen: list[SliceSample] = []
-        for case in cases:
-            found = list(iterate_slices([case], modality, size=size, only_normal=True))
-            chosen += found[:: max(1, len(found) // per_case)][:per_case]
-            if len(chosen) >= CALIBRATION_SLICES:
-                break
-        if not chosen:
-            raise TrainingDataError(
-                f"random weights need normal slices to set BatchNorm statistics; none was found "
-                f"in {len(cases)} cases. Check the training data with `mcmiad cases`."
-            )
+        chosen = calibration_slices(cases, modality, size=size)
         calibrate_batchnorm(encoder, [stack_images(group) for group in batches(chosen, 16)])
     return encoder
+
+
+def calibration_slices(
+    cases: Sequence[dict[str, Any]],
+    modality: str,
+    *,
+    size: int = 224,
+    count: int = CALIBRATION_SLICES,
+) -> list[SliceSample]:
+    """Normal slices for BatchNorm statistics: a few of many studies, not many of a few.
+
+    Raises
+    ------
+    TrainingDataError
+        If no case has a normal slice.
+    """
+    per_case = max(1, count // max(1, len(cases)))
+    chosen: list[SliceSample] = []
+    for case in cases:
+        found = list(iterate_slices([case], modality, size=size, only_normal=True))
+        chosen += found[:: max(1, len(found) // per_case)][:per_case]
+        if len(chosen) >= count:
+            break
+    if not chosen:
+        raise TrainingDataError(
+            f"random weights need normal slices to set BatchNorm statistics; none was found "
+            f"in {len(cases)} cases. Check the training data with `mcmiad cases`."
+        )
+    return chosen
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):

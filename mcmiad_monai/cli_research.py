@@ -1,0 +1,161 @@
+"""The commands of ``mcmiad`` for research: benchmarks, protocols, robustness, adaptation.
+
+Each is a few lines over the rooms of the package; nothing heavy is imported before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NewCommand = Callable[[str, Any, str], argparse.ArgumentParser]
+
+
+def numbers(text: str) -> list[int]:
+    """``1,2,3`` as a list."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,1,2.") from error
+
+
+def named(text: str) -> tuple[str, str]:
+    """``NAME=VALUE``."""
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE.")
+    return name, value
+
+
+def add_commands(command: NewCommand, override: Callable[[str], tuple[str, Any]]) -> None:
+    """Add the parsers.
+
+    Parameters
+    ----------
+    command : callable
+        Makes the parser of a command from its name, function and help.
+    override : callable
+        Reads ``KEY=VALUE``.
+    """
+    _add_bmad(command)
+    _add_reproduce(command, override)
+
+
+def _add_bmad(command: NewCommand) -> None:
+    bmad = command("bmad", None, "look at BMAD on disk, prepare it from volumes, or draw a small one")
+    actions = bmad.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    check = actions.add_parser("check", help="what is there, against what there should be")
+    check.add_argument("root", type=Path, help="folder with BMAD's sets, in any layout")
+    check.add_argument("--verify", action="store_true", help="read every image and mask")
+    check.add_argument("--json", type=Path, help="also write the report here")
+    check.set_defaults(run=_bmad_check)
+
+    phantom = actions.add_parser("phantom", help="a small generated tree, to try commands on")
+    phantom.add_argument("out", type=Path, help="new or empty folder")
+    phantom.add_argument(
+        "--layout", default="official", choices=["official", "flat", "inverted", "ader"]
+    )
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.set_defaults(run=_bmad_phantom)
+
+
+def _add_reproduce(command: NewCommand, override: Callable[[str], tuple[str, Any]]) -> None:
+    reproduce = command("reproduce", _reproduce, "the paper's tables from BMAD, or from own images")
+    source = reproduce.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bmad", type=Path, help="folder with BMAD's sets, in any layout")
+    source.add_argument(
+        "--own",
+        type=named,
+        action="append",
+        metavar="MODALITY=FOLDER",
+        help="a folder of your own with train, val and test; may be repeated",
+    )
+    reproduce.add_argument("--out", type=Path, required=True, help="finished runs in it are kept")
+    reproduce.add_argument("--tables", type=numbers, default=[1, 2, 3, 4])
+    reproduce.add_argument("--seeds", type=numbers, default=[0, 1, 2])
+    reproduce.add_argument("--shots", type=numbers, default=[1], help="normal images of Table 3")
+    reproduce.add_argument("--encoder", help="timm model, or open_clip:MODEL")
+    reproduce.add_argument("--weights", help="pretrained, a weights file, or random")
+    reproduce.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
+    reproduce.add_argument("--epochs", type=int)
+    reproduce.add_argument(
+        "--compare-encoder",
+        type=named,
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHTS",
+        help="a further encoder for the ablations; may be repeated",
+    )
+    reproduce.add_argument("--device", default="cpu", help="cpu or cuda")
+    reproduce.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        type=override,
+        action="append",
+        default=[],
+        help="another option of the method, e.g. pool=area; head options as head.dim=128",
+    )
+
+
+def _bmad_check(options: argparse.Namespace) -> None:
+    import json
+
+    from mcmiad_monai.data.bmad import find_bmad
+    from mcmiad_monai.data.bmad_report import bmad_report
+    from mcmiad_monai.files import write_text
+
+    report = bmad_report(find_bmad(options.root), verify=options.verify, progress=True)
+    print(report.text())
+    if options.json:
+        write_text(options.json, json.dumps(report.to_dict(), indent=1))
+    if report.problems:
+        sys.exit(1)
+
+
+def _bmad_phantom(options: argparse.Namespace) -> None:
+    from mcmiad_monai.data.bmad_phantom import write_bmad_phantom
+
+    print(write_bmad_phantom(options.out, layout=options.layout, seed=options.seed))
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from mcmiad_monai.data.bmad import find_bmad, own_set
+    from mcmiad_monai.protocols.reproduce import reproduce
+
+    if options.bmad:
+        sets = find_bmad(options.bmad)
+    else:
+        found = [own_set(folder, modality) for modality, folder in options.own]
+        sets = {one.name: one for one in found}
+    reproduce(
+        sets,
+        options.out,
+        _method(options),
+        tables=options.tables,
+        seeds=options.seeds,
+        shots=options.shots,
+        encoders=dict(options.compare_encoder),
+        device=options.device,
+    )
+    print((options.out / "report.md").read_text(encoding="utf-8").split("## Details")[0])
+    print(f"all figures: {options.out / 'report.md'}")
+
+
+def _method(options: argparse.Namespace) -> Any:
+    from mcmiad_monai.protocols.method import Method
+
+    given = {
+        "encoder": options.encoder,
+        "weights": options.weights,
+        "text_prior": options.text_prior,
+        "epochs": options.epochs,
+        **{k: v for k, v in options.overrides if not k.startswith("head.")},
+    }
+    method = Method().with_options(**{k: v for k, v in given.items() if v is not None})
+    head = {k.removeprefix("head."): v for k, v in options.overrides if k.startswith("head.")}
+    return method.with_head(**head)
