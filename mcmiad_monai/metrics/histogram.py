@@ -12,15 +12,16 @@ import math
 import torch
 from torch import Tensor
 
-#: Leading mantissa bits that tell bins apart: 81,922 bins of at most 2⁻¹¹ = 0.05 % of their value.
-BITS = 11
+#: Leading mantissa bits that tell bins apart: 327,682 bins (2.6 MB) of at most 2⁻¹³ = 0.012 % of
+#: their value. With 11, average precision and best F1 miss 1e-4 where scores lie close together.
+BITS = 13
 #: Scores below 2⁻²⁰ are "zero" (bin 0); scores from 2²⁰ on fall into the last bin.
 LOWEST, HIGHEST = 2.0**-20, 2.0**20
 _OCTAVES = 40
 _MANTISSA = 23
 _LOWEST_BITS = (127 - 20) << _MANTISSA
-#: Scores that are counted at a time: bounds the memory of an update.
-CHUNK = 4_000_000
+#: Scores that are counted at a time: bounds the working memory of an update, to some 20 MB.
+CHUNK = 1_000_000
 
 
 class ScoreHistogram:
@@ -59,15 +60,15 @@ class ScoreHistogram:
             If a score is negative, NaN or infinite.
         """
         flat = scores.detach().reshape(-1)
-        shares = None if weights is None else weights.reshape(-1).double()
-        if flat.numel() == 0:
-            return
         require_scores(flat)
-        for start in range(0, flat.numel(), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            part = None if shares is None else shares[chunk]
-            counts = torch.bincount(bin_of(flat[chunk], self.bits), part, self.bins)
-            self.counts += counts.double().cpu()
+        if weights is not None:
+            # sums of fractions depend on their order, which a GPU does not keep
+            shares = weights.reshape(-1).double().cpu()
+            self.counts += torch.bincount(bin_of(flat, self.bits).cpu(), shares, self.bins)
+            return
+        for chunk in torch.split(flat, CHUNK):
+            counts = torch.bincount(bin_of(chunk, self.bits), minlength=self.bins)
+            self.counts += counts.cpu()
 
     def merge(self, other: ScoreHistogram) -> None:
         """Add the counts of another histogram, e.g. of another process."""
@@ -84,7 +85,8 @@ class ScoreHistogram:
         Returns
         -------
         float
-            Upper edge of the bin that holds the quantile; NaN if nothing was counted.
+            Upper edge of the bin that holds the quantile, 2²⁰ where that is the last bin; NaN if
+            nothing was counted.
         """
         if self.total == 0:
             return math.nan
@@ -95,15 +97,15 @@ class ScoreHistogram:
 
 def bin_count(bits: int) -> int:
     """Number of bins: of 40 powers of two, and one at either end."""
-    return _OCTAVES * 2**bits + 2
+    return _OCTAVES * (1 << bits) + 2
 
 
 def bin_of(scores: Tensor, bits: int) -> Tensor:
-    """Bin of each score, int64 of the same shape; scores are not negative."""
+    """Bin of each score, int32 of the same shape; scores are not negative."""
     shift = _MANTISSA - bits
     first = (_LOWEST_BITS >> shift) - 1
     position = scores.float().contiguous().view(torch.int32) >> shift
-    return (position - first).clamp_(0, bin_count(bits) - 1).long()
+    return position.sub_(first).clamp_(0, bin_count(bits) - 1)
 
 
 def lower_edges(bits: int) -> Tensor:
@@ -124,6 +126,8 @@ def require_scores(flat: Tensor) -> None:
     ValueError
         If one is negative, NaN or infinite.
     """
+    if flat.numel() == 0:
+        return
     low, high = torch.aminmax(flat)
     if not (torch.isfinite(high) and low >= 0):  # a NaN makes both comparisons false
         raise ValueError(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from torch import Tensor
 
-from mcmiad_monai.metrics.histogram import BITS, ScoreHistogram, bin_count
-from mcmiad_monai.metrics.pixels import same_shape
+from mcmiad_monai.metrics.histogram import BITS, ScoreHistogram, bin_count, require_scores
+from mcmiad_monai.metrics.pixels import lesion_and_normal, same_shape
 from mcmiad_monai.metrics.slices import gather, identity
 
 #: False-positive rate up to which BMAD integrates.
@@ -27,8 +26,10 @@ class AUPRO(Metric):
 
     The overlap at a threshold is the mean, over all lesions, of the share of a lesion at or above
     it: a small lesion counts as much as a large one. Lesions are connected components of the mask
-    of an image (diagonal neighbours included). It streams: each region is added to one histogram,
-    weighted by the inverse of its area.
+    of an image, or of a volume (diagonal neighbours included). It streams: each region is added to
+    one histogram, weighted by the inverse of its area, so memory does not grow. The area is that of
+    scores rounded down to a relative width of 2^-bits; between thresholds, and to the limit, the
+    curve is straight.
 
     Parameters
     ----------
@@ -63,25 +64,21 @@ class AUPRO(Metric):
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Take images or volumes: heatmaps (B, 1, …) and masks (B, 1, …), > 0 is lesion.
+        """Take heatmaps and masks (> 0 is lesion), (B, 1, H, W) or (B, 1, D, H, W).
 
         Raises
         ------
         ValueError
-            If the shapes differ.
+            If the shapes differ or are others, or a score is negative or not finite.
         """
-        heatmap, mask = same_shape(output)
-        overlap, negative = ScoreHistogram(self._bits), ScoreHistogram(self._bits)
-        lesion = mask > 0
-        negative.update(heatmap[~lesion])
-        for heat, marked in zip(heatmap.flatten(0, 1), lesion.flatten(0, 1), strict=True):
-            if marked.any():
-                labels, _ = components(marked)
-                inside = labels[labels > 0]
-                areas = torch.bincount(inside)
-                overlap.update(heat[marked], 1 / areas[inside])
+        heatmap, lesion = images(output)
+        overlap = ScoreHistogram(self._bits)
+        shares = [region_shares(marked) for marked in lesion.cpu() if marked.any()]
+        if shares:
+            overlap.update(heatmap[lesion], torch.cat(shares))
+        _, negative = lesion_and_normal(heatmap, lesion, self._bits)
         self._overlap += overlap.counts.to(self._device)
-        self._negative += negative.counts.to(self._device)
+        self._negative += negative.to(self._device)
 
     @sync_all_reduce("_overlap", "_negative")
     def compute(self) -> float:
@@ -101,8 +98,11 @@ class FROC(Metric):
     A candidate is a connected component of the heatmap above a threshold, with its highest value as
     its score. It hits the lesions that it touches, and is a false positive if it touches none; a
     lesion is found at the score of the best candidate that touches it. At a rate of false positives
-    stands the highest sensitivity of any operating point with at most that rate; nothing is
-    interpolated (and, unlike in MONAI's function, the lowest operating point counts).
+    stands the highest sensitivity of any operating point with at most that rate. Volumes without a
+    lesion count in the average. The steps are those of ``monai.metrics.compute_froc_curve_data``,
+    which leaves out the one operating point where every candidate is called, so that a score may
+    stay below what the heatmap reaches; here it counts. ``compute_froc_score`` interpolates between
+    operating points, at rates that no threshold gives; here nothing is interpolated.
 
     Parameters
     ----------
@@ -110,6 +110,11 @@ class FROC(Metric):
         Candidates lie above it; 1.0 is the threshold of calibrated heatmaps.
     false_positives : sequence of float
         Rates per volume.
+
+    Raises
+    ------
+    ValueError
+        If there is no rate, or a negative one.
     """
 
     def __init__(
@@ -120,6 +125,11 @@ class FROC(Metric):
         threshold: float = 1.0,
         false_positives: Sequence[float] = FALSE_POSITIVES,
     ) -> None:
+        if not false_positives or min(false_positives) < 0:
+            raise ValueError(
+                f"false_positives is {tuple(false_positives)}; at least one rate per volume, none "
+                "below 0, is needed."
+            )
         self._threshold, self._rates = threshold, tuple(false_positives)
         super().__init__(output_transform=output_transform, device=device)
 
@@ -132,9 +142,16 @@ class FROC(Metric):
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Take volumes or images: heatmaps (B, 1, …) and masks (B, 1, …), > 0 is lesion."""
-        heatmap, mask = same_shape(output)
-        for heat, marked in zip(heatmap.flatten(0, 1), (mask > 0).flatten(0, 1), strict=True):
+        """Take heatmaps and masks (> 0 is lesion), (B, 1, H, W) or (B, 1, D, H, W).
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ or are others, or a score is negative or not finite.
+        """
+        heatmap, lesion = images(output)
+        require_scores(heatmap)
+        for heat, marked in zip(heatmap.cpu(), lesion.cpu(), strict=True):
             found, false = candidates(heat.float(), marked, self._threshold)
             self._found += found
             self._false += false
@@ -142,22 +159,43 @@ class FROC(Metric):
 
     def compute(self) -> dict[str, float]:
         """``froc``, the mean sensitivity over the rates, and each; NaN without a lesion."""
-        found, false, volumes = self._found, self._false, self._volumes
-        if idist.get_world_size() > 1:
-            parts = gather((found, false, volumes))
-            found = [score for part in parts for score in part[0]]
-            false = [score for part in parts for score in part[1]]
-            volumes = sum(part[2] for part in parts)
+        parts = gather((self._found, self._false, self._volumes))
+        found, false = ([score for part in parts for score in part[i]] for i in (0, 1))
+        volumes = sum(part[2] for part in parts)
         each = [sensitivity(found, false, volumes, rate) for rate in self._rates]
         figures = {f"sensitivity_at_{r:g}fp": s for r, s in zip(self._rates, each, strict=True)}
         return {"froc": float(np.mean(each)), **figures}
+
+
+def images(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Heatmaps and where they have a lesion, (B, …) each.
+
+    Raises
+    ------
+    ValueError
+        If they are not a batch of images or volumes of one channel; an empty batch is.
+    """
+    heatmap, mask = same_shape(output)
+    if heatmap.shape[0] and (heatmap.ndim not in (4, 5) or heatmap.shape[1] != 1):
+        raise ValueError(
+            f"found a heatmap of shape {tuple(heatmap.shape)}; (B, 1, H, W) or (B, 1, D, H, W) is "
+            "needed, since lesions are told apart image by image."
+        )
+    return heatmap.flatten(0, 1), mask.flatten(0, 1) > 0
+
+
+def region_shares(marked: Tensor) -> Tensor:
+    """Inverse area of the lesion of each of the ``marked.sum()`` pixels, in their order."""
+    labels, _ = components(marked)
+    inside = labels[marked]
+    return 1 / torch.bincount(inside)[inside].double()
 
 
 def components(marked: Tensor) -> tuple[Tensor, int]:
     """Label connected components, neighbours over corners included: labels from 1, and count."""
     from scipy import ndimage
 
-    array = marked.cpu().numpy()
+    array = marked.numpy()
     labels, count = ndimage.label(array, np.ones((3,) * array.ndim))
     return torch.from_numpy(labels).long(), int(count)
 
@@ -167,7 +205,7 @@ def candidates(heat: Tensor, marked: Tensor, threshold: float) -> tuple[list[flo
     regions, count = components(heat > threshold)
     lesions, lesion_count = components(marked)
     inside = regions > 0
-    peak = torch.zeros(count + 1).scatter_reduce(0, regions[inside], heat[inside].cpu(), "amax")
+    peak = torch.zeros(count + 1).scatter_reduce(0, regions[inside], heat[inside], "amax")
     both = inside & (lesions > 0)
     touched, lesion = regions[both], lesions[both]
     found = torch.full((lesion_count + 1,), -math.inf)

@@ -40,10 +40,21 @@ class SliceMetric(Metric):
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Take the scores and 0/1 labels of a batch."""
+        """Take the scores and 0/1 labels of a batch.
+
+        Raises
+        ------
+        ValueError
+            If there is not one label for each score.
+        """
         scores, labels = output
-        self._scores.append(scores.detach().reshape(-1).double().cpu())
-        self._labels.append(labels.detach().reshape(-1).bool().cpu())
+        if scores.numel() != labels.numel():
+            raise ValueError(
+                f"found {scores.numel()} scores and {labels.numel()} labels; one label for each "
+                "score is needed. Reduce heatmaps and masks to one value an image first."
+            )
+        self._scores.append(scores.detach().reshape(-1).cpu().double())
+        self._labels.append(labels.detach().reshape(-1).cpu().bool())
 
     def compute(self) -> float:
         """Statistic over everything seen, in every process; NaN if one class is missing.
@@ -51,16 +62,15 @@ class SliceMetric(Metric):
         Raises
         ------
         NotComputableError
-            If there was no update.
+            If there was no update in any process.
         """
-        if not self._scores:
+        # gathered first: a process without a batch of its own must not leave the others waiting
+        parts = gather((self._scores, self._labels))
+        scores, labels = ([batch for part in parts for batch in part[i]] for i in (0, 1))
+        if not scores:
             name = type(self).__name__
             raise NotComputableError(f"{name} needs at least one update before compute.")
-        scores, labels = torch.cat(self._scores).numpy(), torch.cat(self._labels).numpy()
-        if idist.get_world_size() > 1:
-            parts = gather((scores, labels))
-            scores, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        return self.statistic(scores, labels)
+        return self.statistic(torch.cat(scores).numpy(), torch.cat(labels).numpy())
 
     @abstractmethod
     def statistic(self, scores: np.ndarray, labels: np.ndarray) -> float:
@@ -95,6 +105,8 @@ def gather(value: Any) -> list[Any]:
     """A plain value of each process, in the order of their ranks."""
     import torch.distributed as dist
 
+    if idist.get_world_size() == 1:
+        return [value]
     parts: list[Any] = [None] * idist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts

@@ -171,6 +171,14 @@ def test_mask_of_another_shape_is_refused() -> None:
         PixelAUROC().update((torch.rand(1, 4, 4), torch.zeros(1, 2, 8)))
 
 
+def test_labels_of_another_count_are_refused() -> None:
+    metric = SliceAUROC()
+    with pytest.raises(ValueError, match="3 scores and 2 labels"):
+        metric.update((torch.rand(3), torch.tensor([0, 1])))
+    with pytest.raises(NotComputableError):
+        metric.compute()  # half an update would pair the next scores with wrong labels
+
+
 @BOTH
 def test_scores_that_are_not_numbers_are_refused(metric: Metric) -> None:
     with pytest.raises(ValueError, match=r"finite|NaN"):

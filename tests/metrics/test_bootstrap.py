@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from mcmiad_monai.metrics import PatientPixels, auroc, bootstrap_auroc, bootstrap_interval
+from mcmiad_monai.metrics import (
+    Interval,
+    PatientPixels,
+    auroc,
+    average_precision,
+    bootstrap_auroc,
+    bootstrap_interval,
+)
 
 
 def cohort(
@@ -46,6 +54,25 @@ def test_mean_of_draws_is_the_classical_standard_error() -> None:
     found = bootstrap_interval(lambda rows: float(values[rows].mean()), list(range(200)))
     expected = 1.96 * values.std() / math.sqrt(200)
     assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.1)
+
+
+def test_fast_interval_of_the_auroc_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels, groups = cohort(9, seed=2)
+    scores, names = scores.round(1), groups.tolist()  # with ties
+    plain = bootstrap_interval(lambda rows: auroc(scores[rows], labels[rows]), names, draws=200)
+    fast = bootstrap_auroc(scores, labels, names, draws=200)
+    assert fast.to_dict() == pytest.approx(plain.to_dict(), abs=1e-12)
+    assert fast.undefined > 0
+    monkeypatch.setattr("mcmiad_monai.metrics.bootstrap._WEIGHTS", 1)
+    assert bootstrap_auroc(scores, labels, names, draws=200) == fast
+
+
+def test_other_statistics_have_intervals_too() -> None:
+    scores, labels, groups = cohort(30, seed=3)
+    found = bootstrap_interval(
+        lambda rows: average_precision(scores[rows], labels[rows]), groups.tolist(), draws=50
+    )
+    assert found.low < found.value == average_precision(scores, labels) < found.high
 
 
 def test_same_seed_same_interval() -> None:
@@ -91,6 +118,27 @@ def test_pixel_interval_is_that_of_resampled_pixels() -> None:
     assert found.patients == patients
 
 
+def test_memory_of_the_pixels_grows_with_the_patients_alone() -> None:
+    def held(patients: int, updates: int) -> int:
+        store = PatientPixels()
+        for k in range(updates):
+            store.update(k % patients, torch.rand(50), torch.rand(50) > 0.5)
+        return sum(pair.nbytes for pair in vars(store)["_pairs"].values())
+
+    assert held(2, 2) == held(2, 20) == 2 * held(1, 20)
+    assert held(1, 1) < 21_000
+
+
+def test_heatmap_and_mask_of_a_patient_must_agree_in_shape() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        PatientPixels().update("a", torch.rand(2, 3), torch.zeros(3, 2))
+
+
+def test_lengths_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 scores, 3 labels and 2 patients"):
+        bootstrap_auroc(np.ones(3), np.array([0, 1, 1]), ["a", "b"])
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_impossible_level_is_refused(level: float) -> None:
     with pytest.raises(ValueError, match="level"):
@@ -98,5 +146,11 @@ def test_impossible_level_is_refused(level: float) -> None:
 
 
 def test_no_patients_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 patients"):
-        PatientPixels().auroc_interval()
+    intervals: list[Callable[[], Interval]] = [
+        PatientPixels().auroc_interval,
+        lambda: bootstrap_auroc(np.ones(0), np.ones(0), []),
+        lambda: bootstrap_interval(lambda _rows: 0.0, []),
+    ]
+    for interval in intervals:
+        with pytest.raises(ValueError, match="0 patients"):
+            interval()

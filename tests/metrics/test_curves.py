@@ -19,8 +19,9 @@ from mcmiad_monai.metrics import (
     average_precision,
     f1_max,
 )
+from mcmiad_monai.metrics.histogram import BITS
 
-KINDS = ["separate", "overlapping", "few lesions", "heavy ties", "worse than chance"]
+KINDS = ["separate", "overlapping", "few lesions", "heavy ties", "worse than chance", "narrow"]
 
 
 def pixels(kind: str, count: int = 40_000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +30,8 @@ def pixels(kind: str, count: int = 40_000) -> tuple[torch.Tensor, torch.Tensor]:
     share = 0.002 if kind == "few lesions" else 0.1
     labels = torch.rand(count, generator=generator) < share
     shift = {"separate": 3.0, "worse than chance": -0.7}.get(kind, 1.0)
-    scores = torch.exp(torch.randn(count, generator=generator) + shift * labels)
+    spread = 0.1 if kind == "narrow" else 1.0
+    scores = torch.exp(spread * (torch.randn(count, generator=generator) + shift * labels))
     if kind == "heavy ties":
         scores = (scores * 2).round().clamp(max=6)  # zero among them, as outside the foreground
     return scores, labels.int()
@@ -56,6 +58,22 @@ def test_pixel_figures_are_those_of_scikit_learn(kind: str) -> None:
     assert found["pixel_dice_at_threshold"] == pytest.approx(f1_score(labels, called), abs=1e-12)
     at_threshold = f1_score(labels, scores >= found["pixel_f1_max_threshold"])
     assert at_threshold == pytest.approx(found["pixel_f1_max"], abs=1e-12)
+
+
+@pytest.mark.parametrize("bits", [3, BITS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixel_figures_are_exact_for_scores_rounded_down(kind: str, bits: int) -> None:
+    scores, labels = pixels(kind)
+    metric = PixelMetrics(bits=bits)
+    metric.update((scores, labels))
+    found = metric.compute()
+    # a float cut off after its first bits; below 2⁻²⁰ there are none in these
+    kept = -1 << (23 - bits)
+    rounded = (scores.numpy().view(np.int32) & kept).view(np.float32)
+    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(labels, rounded), abs=1e-12)
+    assert found["pixel_ap"] == pytest.approx(average_precision_score(labels, rounded), abs=1e-12)
+    assert found["pixel_f1_max"] == pytest.approx(f1_max(rounded, labels.numpy()).f1, abs=1e-12)
+    assert found["pixel_f1_max"] <= f1_max(scores.numpy(), labels.numpy()).f1 + 1e-12
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,6 +108,28 @@ def test_one_class_alone_is_undefined(label: int) -> None:
     assert math.isnan(found["pixel_dice_at_threshold"]) == (label == 0)
     assert math.isnan(average_precision(np.ones(3), np.full(3, label)))
     assert math.isnan(f1_max(np.ones(3), np.full(3, label)).f1)
+
+
+def test_chunks_do_not_change_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = pixels("overlapping", 1000)
+    whole, chunks = PixelMetrics(), PixelMetrics()
+    whole.update((scores.reshape(10, 100), labels.reshape(10, 100)))
+    monkeypatch.setattr("mcmiad_monai.metrics.pixels.CHUNK", 7)
+    chunks.update((scores.reshape(10, 100), labels.reshape(10, 100)))
+    assert chunks.compute() == whole.compute()
+
+
+def test_an_update_with_a_bad_pixel_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcmiad_monai.metrics.pixels.CHUNK", 7)
+    scores, labels = pixels("overlapping", 100)
+    metric = PixelMetrics()
+    metric.update((scores, labels))
+    before = metric.compute()
+    bad = scores.clone()
+    bad[-1] = math.inf
+    with pytest.raises(ValueError, match="overflow"):
+        metric.update((bad, labels))
+    assert metric.compute() == before
 
 
 def test_threshold_and_names_can_be_chosen() -> None:

@@ -34,8 +34,8 @@ def test_quantile_agrees_with_numpy_to_the_relative_width(bits: int, q: float) -
     assert exact * (1 - 1e-6) <= found <= exact * (1 + histogram.relative_width) * (1 + 1e-6)
 
 
-def test_default_resolution_is_a_twentieth_of_a_percent() -> None:
-    assert ScoreHistogram().relative_width == pytest.approx(0.0005, rel=0.1)
+def test_default_resolution_is_an_eightieth_of_a_percent() -> None:
+    assert ScoreHistogram().relative_width == pytest.approx(0.000125, rel=0.1)
     assert ScoreHistogram(5).relative_width > ScoreHistogram(6).relative_width
 
 

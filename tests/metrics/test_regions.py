@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_froc_curve_data
 from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 from torch import Tensor
@@ -57,9 +58,12 @@ def exact_aupro(heat: Tensor, mask: Tensor, limit: float) -> float:
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_aupro_is_that_of_the_definition(limit: float, seed: int) -> None:
+def test_aupro_is_that_of_the_definition(limit: float, ties: bool, seed: int) -> None:
     heat, mask = images(seed=seed)
+    if ties:
+        heat = (heat * 2).round() / 2  # nothing but zeros in much of the image
     metric = AUPRO(fpr_limit=limit)
     for part in torch.arange(len(heat)).split(4):
         metric.update((heat[part], mask[part]))
@@ -101,6 +105,34 @@ def test_aupro_of_one_class_alone_is_undefined(value: int) -> None:
     metric = AUPRO()
     metric.update((torch.rand(2, 1, 5, 5), torch.full((2, 1, 5, 5), value)))
     assert math.isnan(metric.compute())
+
+
+@pytest.mark.parametrize("kind", [AUPRO, FROC])
+@pytest.mark.parametrize("shape", [(5, 5), (1, 5, 5), (1, 2, 5, 5), (1, 1, 2, 2, 2, 2)])
+def test_anything_but_a_batch_of_one_channel_is_refused(
+    kind: type[AUPRO] | type[FROC], shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\) is needed"):
+        kind().update((torch.rand(shape), torch.zeros(shape)))
+
+
+@pytest.mark.parametrize("kind", [AUPRO, FROC])
+def test_heatmap_that_is_no_number_on_a_lesion_is_refused(kind: type[AUPRO] | type[FROC]) -> None:
+    heat, mask = images(3)
+    heat[mask > 0] = math.nan
+    with pytest.raises(ValueError, match="overflow"):
+        kind().update((heat, mask))
+
+
+@pytest.mark.parametrize("kind", [AUPRO, FROC])
+def test_empty_batch_changes_nothing(kind: type[AUPRO] | type[FROC]) -> None:
+    metric, empty = kind(), (torch.zeros(0, 1), torch.zeros(0, 1))
+    metric.update(empty)
+    metric.update(images())
+    metric.update(empty)
+    expected = kind()
+    expected.update(images())
+    assert metric.compute() == expected.compute()
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.1, -0.3])
@@ -145,6 +177,45 @@ def test_lesion_counts_at_the_best_candidate_that_touches_it() -> None:
     metric = FROC(false_positives=(0.0,))
     metric.update((heat, mask))
     assert metric.compute()["froc"] == 1  # at 5, above the false candidate at 3
+
+
+def scores_of_candidates(
+    heat: Tensor, mask: Tensor, threshold: float
+) -> tuple[list[float], list[float]]:
+    """By the definition, pair by pair: of lesions that are found, and of false candidates."""
+    hits, false = [], []
+    for h, m in zip(heat.numpy()[:, 0], mask.numpy()[:, 0], strict=True):
+        regions, lesions = label(h > threshold, connectivity=2), label(m > 0, connectivity=2)
+        peaks = {k: float(h[regions == k].max()) for k in range(1, regions.max() + 1)}
+        touching = [set(regions[lesions == j]) - {0} for j in range(1, lesions.max() + 1)]
+        hits += [max(peaks[k] for k in each) for each in touching if each]
+        false += [peak for k, peak in peaks.items() if not any(k in each for each in touching)]
+    return hits, false
+
+
+@pytest.mark.parametrize("threshold", [0.5, 2.0])
+def test_froc_has_the_operating_points_of_monai(threshold: float) -> None:
+    heat, mask = images(12, seed=3)
+    hits, false = scores_of_candidates(heat, mask, threshold)
+    lesions = sum(int(label(m > 0, connectivity=2).max()) for m in mask.numpy()[:, 0])
+    # MONAI leaves the lowest score out; one more below all others brings it back
+    rates, shares = compute_froc_curve_data(
+        np.array(false), np.array([*hits, 0.0]), lesions, len(heat)
+    )
+    asked = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 8.0)
+    metric = FROC(threshold=threshold, false_positives=asked)
+    metric.update((heat, mask))
+    found = metric.compute()
+    expected = [shares[rates <= rate].max() for rate in asked]
+    assert [found[f"sensitivity_at_{rate:g}fp"] for rate in asked] == pytest.approx(expected)
+    assert found["froc"] == pytest.approx(np.mean(expected))
+    assert expected[0] < expected[-1]
+
+
+@pytest.mark.parametrize("rates", [(), (-1.0, 2.0)])
+def test_impossible_rates_are_refused(rates: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="false_positives"):
+        FROC(false_positives=rates)
 
 
 def test_froc_without_a_lesion_is_undefined() -> None:
