@@ -45,7 +45,9 @@ def add_commands(command: NewCommand, override: Callable[[str], tuple[str, Any]]
 
 
 def _add_bmad(command: NewCommand) -> None:
-    bmad = command("bmad", None, "look at BMAD on disk, prepare it from volumes, or draw a small one")
+    bmad = command(
+        "bmad", None, "look at BMAD on disk, prepare it from volumes, or draw a small one"
+    )
     actions = bmad.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     check = actions.add_parser("check", help="what is there, against what there should be")
@@ -53,6 +55,20 @@ def _add_bmad(command: NewCommand) -> None:
     check.add_argument("--verify", action="store_true", help="read every image and mask")
     check.add_argument("--json", type=Path, help="also write the report here")
     check.set_defaults(run=_bmad_check)
+
+    prepare = actions.add_parser("prepare", help="brain and liver sets from the volumes")
+    prepare.add_argument("what", choices=["brain", "liver"])
+    prepare.add_argument("--brats", type=Path, help="BraTS2021, for brain")
+    prepare.add_argument("--btcv", type=Path, help="BTCV, for liver")
+    prepare.add_argument("--lits", type=Path, help="LiTS, for liver")
+    prepare.add_argument("--out", type=Path, required=True, help="new or empty folder")
+    prepare.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    prepare.add_argument(
+        "--clean",
+        action="store_true",
+        help="one HU window for both CT sources, no colour map, Ungood only with lesion",
+    )
+    prepare.set_defaults(run=_bmad_prepare)
 
     phantom = actions.add_parser("phantom", help="a small generated tree, to try commands on")
     phantom.add_argument("out", type=Path, help="new or empty folder")
@@ -115,6 +131,23 @@ def _bmad_check(options: argparse.Namespace) -> None:
         write_text(options.json, json.dumps(report.to_dict(), indent=1))
     if report.problems:
         sys.exit(1)
+
+
+def _bmad_prepare(options: argparse.Namespace) -> None:
+    from mcmiad_monai.data.bmad_prepare import prepare_brain, prepare_liver
+
+    wanted = ("brats",) if options.what == "brain" else ("btcv", "lits")
+    missing = [f"--{name}" for name in wanted if getattr(options, name) is None]
+    if missing:
+        raise ValueError(f"{options.what} is prepared from {' and '.join(missing)}: give a folder.")
+    sources = [getattr(options, name) for name in wanted]
+    prepare = prepare_brain if options.what == "brain" else prepare_liver
+    found = prepare(*sources, options.out, clean=options.clean, seed=options.seed)
+    for folder, count in sorted(found.counts.items()):
+        print(f"{folder}\t{count}")
+    if found.failures:
+        told = "".join(f"\n  {name}: {error}" for name, error in found.failures.items())
+        sys.exit(f"{len(found.failures)} volumes could not be used:{told}")
 
 
 def _bmad_phantom(options: argparse.Namespace) -> None:

@@ -99,7 +99,8 @@ def choose_shots(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
         raise ValueError(f"{count} normal images were asked for; there are {len(normal)}.")
     drawn = [normal[i] for i in np.random.default_rng(seed).permutation(len(normal))]
     seen: set[str] = set()
-    fresh, again = [], []
+    fresh: list[Case] = []
+    again: list[Case] = []
     for case in drawn:
         (again if patient_of(case) in seen else fresh).append(case)
         seen.add(patient_of(case))

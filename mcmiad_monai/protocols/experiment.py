@@ -15,18 +15,17 @@ import torch
 
 from mcmiad_monai.data.bmad import ImageSet, Split
 from mcmiad_monai.data.features import CALIBRATION_SLICES, FeatureDataset, calibration_slices
-from mcmiad_monai.data.mixture import MixedFeatures, choose_shots, training_loader
+from mcmiad_monai.data.mixture import MixedFeatures, choose_shots
 from mcmiad_monai.data.studies import batches, stack_images
 from mcmiad_monai.data.volumes_files import Case
-from mcmiad_monai.engines import HeadTrainer, learning_rate_schedule
 from mcmiad_monai.files import write_text
-from mcmiad_monai.handlers import Checkpoints, TrainingProgress
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
 from mcmiad_monai.packaging import calibrate
+from mcmiad_monai.protocols.fit import fit_head
 from mcmiad_monai.protocols.measure import measure
 from mcmiad_monai.protocols.method import Method
 from mcmiad_monai.provenance import produced_with
@@ -204,7 +203,7 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
         )
         for name in plan.sets
     }
-    report = {
+    report: dict[str, Any] = {
         "experiment": plan.to_dict(),
         "results": results,
         "trained_on": {name: len(cases) for name, cases in supports.items()},
@@ -255,49 +254,23 @@ def train(
         The detector, and the number of optimiser steps.
     """
     method, encoder = plan.method, lab.encoder(plan.method)
-    head = method.build_head(encoder, lab.prior(method), plan.seed)
-    if method.standardize_features:
-        head.set_feature_statistics(*data.statistics())
-    head = head.to(lab.device)
-    loader = training_loader(
-        data, batch_size=method.batch_size, min_steps=method.min_steps_per_epoch
-    )
-    optimizer = torch.optim.AdamW(head.parameters(), lr=method.learning_rate, weight_decay=1e-4)
-    steps = method.epochs * len(loader)
-    schedule = learning_rate_schedule(optimizer, kind=method.schedule, total_steps=steps)
-    checkpoints = Checkpoints(
-        folder,
-        network=head,
-        optimizer=optimizer,
-        lr_scheduler=schedule,
+    head, steps = fit_head(
+        method,
+        encoder,
+        lab.prior(method),
+        data,
+        seed=plan.seed,
+        device=lab.device,
+        checkpoints=folder,
         fingerprint={
             "experiment": plan.to_dict(),
             "encoder": encoder.provenance["tensors_sha256"],
             "images": len(data),
         },
+        progress=lab.progress,
     )
-    trainer = HeadTrainer(
-        device=lab.device,
-        max_epochs=method.epochs,
-        train_data_loader=loader,
-        network=head,
-        optimizer=optimizer,
-        loss_function=method.build_loss(encoder).to(lab.device),
-        lr_scheduler=schedule,
-        seed=plan.seed,
-        train_handlers=[checkpoints, TrainingProgress(disable=not lab.progress)],
-    )
-    if checkpoints.last.exists():
-        epoch = checkpoints.read(checkpoints.last)["epoch"]
-        if epoch < method.epochs:
-            checkpoints.resume(trainer, checkpoints.last)
-            trainer.run()
-        else:  # stopped between the last epoch and the figures
-            checkpoints.load_network(checkpoints.last)
-    else:
-        trainer.run()
     score = method.build_score(encoder).to(lab.device)
-    return MCMIADDetector(encoder, head.eval(), score).eval(), steps
+    return MCMIADDetector(encoder, head, score).eval(), steps
 
 
 def calibrate_on_normals(

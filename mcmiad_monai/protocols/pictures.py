@@ -60,7 +60,8 @@ def figure_3(models: Sequence[tuple[ImageSet, Path]], path: str | Path, *, size:
 
 def as_volume(picture: Tensor) -> NDArray[Any]:
     """An image (1, H, W) as a volume (X, Y, 1), as montages take it."""
-    return picture[0].T[:, :, None].numpy()  # type: ignore[no-any-return]
+    volume: NDArray[Any] = picture[0].T[:, :, None].numpy()
+    return volume
 
 
 def typical(found: ImageSet, size: int) -> list[SliceSample]:

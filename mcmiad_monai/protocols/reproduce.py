@@ -61,7 +61,9 @@ def reproduce(
     plans = experiments(sets, method, tables=tables, seeds=seeds, shots=shots, encoders=encoders)
     # what every experiment needs: wrong options or missing weights show now, and once
     method.build_head(lab.encoder(method), lab.prior(method), seed=0)
-    reports, models, failed = [], {}, {}
+    reports: list[dict[str, Any]] = []
+    models: dict[str, Path] = {}
+    failed: dict[str, str] = {}
     for number, plan in enumerate(plans, 1):
         title = f"{plan.name}, {' + '.join(plan.sets)}, seed {plan.seed}"
         logger.info("experiment %d of %d: %s", number, len(plans), title)

@@ -95,9 +95,13 @@ def test_evaluation_reports_every_figure(trained: Path, cohort: Path, tmp_path: 
     }
     open_workflow(trained, ("train", "evaluate"), overrides).run()
     report = json.loads((tmp_path / "metrics.json").read_text())
-    names = {"slice_auroc", "volume_auroc", "pixel_auroc", "pixel_auroc_foreground"}
-    assert set(report["metrics"]) == names
-    assert all(0 <= value <= 1 for value in report["metrics"].values())
+    names = {"slice_auroc", "slice_ap", "volume_auroc", "pixel_auroc", "pixel_ap", "aupro", "froc"}
+    names |= {"pixel_auroc_foreground", "pixel_dice_at_threshold", "sensitivity_at_1fp"}
+    assert names <= set(report["metrics"])
+    rates = {k: v for k, v in report["metrics"].items() if not k.endswith("_threshold")}
+    assert all(0 <= value <= 1 for value in rates.values())
+    low, high = (report["intervals"]["slice_auroc"][end] for end in ("low", "high"))
+    assert low <= report["metrics"]["slice_auroc"] <= high
     assert report["studies"] == 4
     assert report["slices"] == 4 * 5  # [0.3, 0.8) of ten slices
     assert len(list(csv.DictReader((tmp_path / "studies.csv").open()))) == 4

@@ -18,6 +18,7 @@ from mcmiad_monai.data.bmad_phantom import LAYOUTS, Layout, write_bmad_phantom
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.protocols import experiment as experiments_room
+from mcmiad_monai.protocols import fit as fit_room
 from mcmiad_monai.protocols import reproduce as reproduce_room
 from mcmiad_monai.protocols.experiment import Experiment, Laboratory, run_experiment
 from mcmiad_monai.protocols.method import SCORES, Method
@@ -159,7 +160,7 @@ def test_stopped_experiment_goes_on_and_equals_a_straight_one(
     class Stopped(KeyboardInterrupt):
         pass
 
-    original = experiments_room.Checkpoints.__call__
+    original = fit_room.Checkpoints.__call__
 
     def stop_after_first(self: Any, engine: Any) -> None:
         original(self, engine)
@@ -167,7 +168,7 @@ def test_stopped_experiment_goes_on_and_equals_a_straight_one(
             raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments_room.Checkpoints, "__call__", stop_after_first)
+        patch.setattr(fit_room.Checkpoints, "__call__", stop_after_first)
         with pytest.raises(Stopped):
             run_experiment(plan, lab, tmp_path / "stopped")
     resumed = run_experiment(plan, lab, tmp_path / "stopped")
@@ -189,7 +190,7 @@ def test_stop_while_measuring_does_not_train_again(
         with pytest.raises(OSError, match="disk full"):
             run_experiment(plan, lab, tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(experiments_room.HeadTrainer, "run", fail)
+        patch.setattr(fit_room.HeadTrainer, "run", fail)
         found = run_experiment(plan, lab, tmp_path / "a")
     assert found["results"] == run_experiment(plan, lab, tmp_path / "b")["results"]
 
@@ -225,9 +226,7 @@ def test_missing_weights_and_wrong_options_show_before_anything_is_run(tmp_path:
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_nothing_that_works_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_that_works_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("no memory")
 
