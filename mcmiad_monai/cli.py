@@ -96,12 +96,6 @@ def _get_parser() -> argparse.ArgumentParser:
     info.add_argument("--model", type=Path, help="a packaged model.pt; the default network if left")
     info.add_argument("--encoder", default="tf_efficientnet_b4.aa_in1k")
 
-    prompts = command("prompts", _prompts, "show the prompts, or encode them into a prior file")
-    prompts.add_argument("action", choices=["show", "encode"])
-    prompts.add_argument(
-        "--encoder", default="open_clip", help="open_clip[:MODEL/WEIGHTS], hashing"
-    )
-    prompts.add_argument("--out", type=Path, default=Path("text_prior.safetensors"))
     add_commands(command, _override)
     return parser
 
@@ -183,19 +177,6 @@ def _info(options: argparse.Namespace) -> None:
     from mcmiad_monai.networks.info import print_info
 
     print_info(model=options.model, encoder=options.encoder)
-
-
-def _prompts(options: argparse.Namespace) -> None:
-    from mcmiad_monai.modality import normal_prompts
-
-    if options.action == "show":
-        print("\n".join(normal_prompts()))
-        return
-    from mcmiad_monai.networks.text_prior import resolve_text_prior
-
-    prior = resolve_text_prior(options.encoder, normal_prompts())
-    prior.save(options.out)
-    print(f"{options.out}: {len(prior.prompts)} prompts, {prior.encoder}, {prior.weights}")
 
 
 if __name__ == "__main__":

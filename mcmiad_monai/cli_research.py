@@ -40,8 +40,41 @@ def add_commands(command: NewCommand, override: Callable[[str], tuple[str, Any]]
     override : callable
         Reads ``KEY=VALUE``.
     """
+    _add_prompts(command)
     _add_bmad(command)
     _add_reproduce(command, override)
+
+
+def _add_prompts(command: NewCommand) -> None:
+    prompts = command("prompts", None, "show the prompts, encode them into a prior, or adapt CLIP")
+    actions = prompts.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        sub.add_argument("--prompts", type=Path, help="your own, YAML or JSON by modality")
+        sub.set_defaults(run=run)
+        return sub
+
+    action("show", _prompts_show, "print the prompts")
+    encode = action("encode", _prompts_encode, "make a prior file")
+    encode.add_argument("--encoder", default="open_clip", help="open_clip[:MODEL/WEIGHTS], hashing")
+    encode.add_argument("--out", type=Path, default=Path("text_prior.safetensors"))
+
+    adapt = action("adapt", _prompts_adapt, "fit CLIP's projections to normal images, make a prior")
+    adapt.add_argument(
+        "--data",
+        type=named,
+        action="append",
+        required=True,
+        metavar="MODALITY=FOLDER",
+        help="normal studies or images of a modality; at least two modalities",
+    )
+    adapt.add_argument("--model", default="ViT-B-16", help="OpenCLIP's name")
+    adapt.add_argument("--pretrained", default="openai", help="OpenCLIP's tag, or a checkpoint")
+    adapt.add_argument("--epochs", type=int, default=20, help="at most; it ends when it is enough")
+    adapt.add_argument("--seed", type=int, default=0)
+    adapt.add_argument("--device", default="cpu")
+    adapt.add_argument("--out", type=Path, default=Path("text_prior_adapted.safetensors"))
 
 
 def _add_bmad(command: NewCommand) -> None:
@@ -118,6 +151,47 @@ def _add_reproduce(command: NewCommand, override: Callable[[str], tuple[str, Any
     )
 
 
+def _prompts_show(options: argparse.Namespace) -> None:
+    from mcmiad_monai.prompts import flat, prompts_of
+
+    print("\n".join(flat(prompts_of(options.prompts))))
+
+
+def _prompts_encode(options: argparse.Namespace) -> None:
+    from mcmiad_monai.networks.text_prior import resolve_text_prior
+    from mcmiad_monai.prompts import flat, prompts_of
+
+    prior = resolve_text_prior(options.encoder, flat(prompts_of(options.prompts)))
+    prior.save(options.out)
+    print(f"{options.out}: {len(prior.prompts)} prompts, {prior.encoder}, {prior.weights}")
+
+
+def _prompts_adapt(options: argparse.Namespace) -> None:
+    import json
+
+    from mcmiad_monai.clip_adaptation import adapt_text_prior
+    from mcmiad_monai.data.volumes import find_cases
+    from mcmiad_monai.files import write_text
+    from mcmiad_monai.prompts import prompts_of
+
+    found = adapt_text_prior(
+        {modality: find_cases(folder, "train") for modality, folder in options.data},
+        model=options.model,
+        pretrained=options.pretrained,
+        prompts=prompts_of(options.prompts),
+        max_epochs=options.epochs,
+        seed=options.seed,
+        device=options.device,
+    )
+    found.prior.save(options.out)
+    report = options.out.with_suffix(".json")
+    write_text(report, json.dumps(found.report, indent=1))
+    for when in ("before", "after"):
+        told = ", ".join(f"{k} {v:.4f}" for k, v in found.report[when].items())
+        print(f"{when}: {told}")
+    print(f"{options.out}: {found.prior.encoder}; report {report}")
+
+
 def _bmad_check(options: argparse.Namespace) -> None:
     import json
 
@@ -140,9 +214,11 @@ def _bmad_prepare(options: argparse.Namespace) -> None:
     missing = [f"--{name}" for name in wanted if getattr(options, name) is None]
     if missing:
         raise ValueError(f"{options.what} is prepared from {' and '.join(missing)}: give a folder.")
-    sources = [getattr(options, name) for name in wanted]
-    prepare = prepare_brain if options.what == "brain" else prepare_liver
-    found = prepare(*sources, options.out, clean=options.clean, seed=options.seed)
+    kept = {"clean": options.clean, "seed": options.seed}
+    if options.what == "brain":
+        found = prepare_brain(options.brats, options.out, **kept)
+    else:
+        found = prepare_liver(options.btcv, options.lits, options.out, **kept)
     for folder, count in sorted(found.counts.items()):
         print(f"{folder}\t{count}")
     if found.failures:

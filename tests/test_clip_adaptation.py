@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+
+from mcmiad_monai.clip_adaptation import (
+    AdaptationError,
+    adapt_text_prior,
+    embed_images,
+    embed_prompts,
+    without_projections,
+)
+from mcmiad_monai.data.bmad import find_bmad
+from mcmiad_monai.data.bmad_phantom import write_bmad_phantom
+from mcmiad_monai.data.studies import iterate_slices
+from mcmiad_monai.networks.clip import load_clip
+from mcmiad_monai.networks.head import build_head
+from mcmiad_monai.networks.text_prior import TextPrior, encode_open_clip
+from mcmiad_monai.networks.weights import WeightsError
+from mcmiad_monai.prompts import Prompts, flat
+
+TOWERS = {
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny-clip": {"embed_dim": 24, **TOWERS},
+    "tiny-custom": {"embed_dim": 24, "custom_text": True, **TOWERS},
+    "tiny-resnet": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": TOWERS["text_cfg"],
+    },
+}
+PROMPTS: Prompts = {
+    "brain_mri": ("A normal brain.", "A head without tumour."),
+    "liver_ct": ("A normal liver.", "A healthy abdomen on CT.", "No lesions in the liver."),
+}
+Cases = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Small random CLIP models, known to OpenCLIP by name and saved as checkpoints."""
+    root = tmp_path_factory.mktemp("clip")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_MODEL_CONFIGS", "_MODEL_CONFIG_PATHS"):
+            patch.setattr(open_clip.factory, name, getattr(open_clip.factory, name).copy())
+        for name, config in CONFIGS.items():
+            (root / f"{name}.json").write_text(json.dumps(config))
+            open_clip.add_model_config(root / f"{name}.json")
+            torch.manual_seed(0)
+            built = open_clip.create_model(name, load_weights=False)
+            torch.save(built.state_dict(), root / f"{name}.pt")
+        yield {name: root / f"{name}.pt" for name in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    """Normal images of two modalities, six patients of two images each."""
+    root = write_bmad_phantom(tmp_path_factory.mktemp("bmad"), sets=["brain", "liver"], size=64)
+    return {found.modality: found.cases("train") for found in find_bmad(root).values()}
+
+
+def adapt(checkpoints: dict[str, Path], cases: Cases, model: str = "tiny-clip", **options: Any):
+    given = {"learning_rate": 1e-2, "max_epochs": 8, "batch_size": 8, **options}
+    return adapt_text_prior(
+        cases,
+        model=model,
+        pretrained=str(checkpoints[model]),
+        prompts=PROMPTS,
+        progress=False,
+        **given,
+    )
+
+
+@pytest.mark.parametrize("model", ["tiny-clip", "tiny-custom"])
+def test_features_before_the_projection_give_clips_own_embeddings(
+    checkpoints: dict[str, Path], cases: Cases, model: str
+) -> None:
+    clip, _ = load_clip(model, str(checkpoints[model]))
+    text = getattr(clip, "text", clip).text_projection
+    matrix = text.weight.T if isinstance(text, torch.nn.Linear) else text
+    samples = list(iterate_slices(cases["liver_ct"][:3], "liver_ct"))
+    with torch.no_grad():
+        tokens = open_clip.get_tokenizer(model)(list(flat(PROMPTS)))
+        expected = clip.encode_text(tokens)  # type: ignore[operator]
+        found = embed_prompts(clip, model, PROMPTS).features @ matrix
+        assert torch.allclose(found, expected, atol=1e-5)
+        images = embed_images(clip, samples)
+        seen = []
+        clip.visual.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+            lambda _module, inputs: seen.append(inputs[0])
+        )
+        again = embed_images(clip, samples)
+        expected = clip.encode_image(seen[0])  # type: ignore[operator]
+    assert torch.equal(images, again)
+    assert seen[0].shape == (3, 3, 64, 64)
+    found = images @ clip.visual.proj  # type: ignore[union-attr, operator]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_modality_of_prompts_is_known(checkpoints: dict[str, Path]) -> None:
+    clip, _ = load_clip("tiny-clip", str(checkpoints["tiny-clip"]))
+    assert embed_prompts(clip, "tiny-clip", PROMPTS).modality.tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("model", ["tiny-clip", "tiny-custom"])
+def test_adaptation_brings_images_to_the_prompts_of_their_modality(
+    checkpoints: dict[str, Path], cases: Cases, model: str
+) -> None:
+    found = adapt(checkpoints, cases, model, max_epochs=30)
+    before, after = found.report["before"], found.report["after"]
+    assert after["held_out_loss"] < 0.5 * before["held_out_loss"]
+    assert after["held_out_retrieval"] == 1
+    assert found.report["training_slices"] == {"brain_mri": 10, "liver_ct": 10}
+    assert found.report["held_out_slices"] == 4
+    base = encode_open_clip(flat(PROMPTS), model=model, pretrained=str(checkpoints[model]))
+    assert found.prior.prompts == base.prompts
+    assert not torch.allclose(found.prior.embeddings, base.embeddings, atol=1e-3)
+
+
+def test_nothing_but_the_projections_changes_and_they_come_back(
+    checkpoints: dict[str, Path],
+) -> None:
+    clip, _ = load_clip("tiny-clip", str(checkpoints["tiny-clip"]))
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    with pytest.raises(KeyError), without_projections(clip):
+        raise KeyError
+    after = clip.state_dict()
+    assert list(after) == list(before) or set(after) == set(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_without_training_the_prior_is_clips_own(
+    checkpoints: dict[str, Path], cases: Cases
+) -> None:
+    found = adapt(checkpoints, cases, learning_rate=0.0, weight_decay=0.0, max_epochs=2)
+    base = encode_open_clip(
+        flat(PROMPTS), model="tiny-clip", pretrained=str(checkpoints["tiny-clip"])
+    )
+    assert torch.allclose(found.prior.embeddings, base.embeddings, atol=1e-5)
+    assert found.report["before"] == found.report["after"]
+
+
+def test_same_seed_same_prior(checkpoints: dict[str, Path], cases: Cases) -> None:
+    first, second, other = (
+        adapt(checkpoints, cases, max_epochs=3, seed=seed).prior.embeddings for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_training_ends_when_the_held_out_loss_rises_and_the_best_is_kept(
+    checkpoints: dict[str, Path], cases: Cases
+) -> None:
+    found = adapt(checkpoints, cases, learning_rate=3.0, max_epochs=50, patience=2)
+    history = found.report["held_out_loss_by_epoch"]
+    assert len(history) < 51
+    best = min(range(len(history)), key=history.__getitem__)
+    assert len(history) - 1 - best == 2
+    assert found.report["after"]["held_out_loss"] == pytest.approx(history[best], rel=1e-5)
+
+
+def test_prior_file_tells_where_it_came_from_and_serves_a_head(
+    checkpoints: dict[str, Path], cases: Cases, tmp_path: Path
+) -> None:
+    found = adapt(checkpoints, cases, max_epochs=1)
+    found.prior.save(tmp_path / "prior.safetensors")
+    loaded = TextPrior.load(tmp_path / "prior.safetensors")
+    assert "adapted" in loaded.encoder
+    assert "20 normal slices, seed 0" in loaded.weights
+    assert found.report["base"].split("sha256 ")[1] in loaded.weights
+    json.dumps(found.report)
+    head = build_head(
+        prior=loaded,
+        in_channels=8,
+        stage_channels=(8,),
+        dim=16,
+        heads=2,
+        hidden=16,
+        neighbourhood=0,
+        grid=7,
+    )
+    assert head.config["prior_shape"] == [5, 24]
+
+
+def test_one_modality_is_refused(checkpoints: dict[str, Path], cases: Cases) -> None:
+    with pytest.raises(AdaptationError, match=r"\['brain_mri'\].*at least two modalities"):
+        adapt(checkpoints, {"brain_mri": cases["brain_mri"], "liver_ct": []})
+
+
+def test_images_without_prompts_are_refused(checkpoints: dict[str, Path], cases: Cases) -> None:
+    with pytest.raises(AdaptationError, match=r"\['retina_oct'\] but no prompts"):
+        adapt(checkpoints, {**cases, "retina_oct": cases["brain_mri"]})
+
+
+def test_modality_without_normal_slices_is_refused(
+    checkpoints: dict[str, Path], cases: Cases
+) -> None:
+    ill = [{**case, "anomalous": True} for case in cases["liver_ct"]]
+    with pytest.raises(AdaptationError, match="liver_ct has no normal slice"):
+        adapt(checkpoints, {**cases, "liver_ct": ill})
+
+
+def test_model_without_a_projection_matrix_is_refused(
+    checkpoints: dict[str, Path], cases: Cases
+) -> None:
+    with pytest.raises(AdaptationError, match=r"tiny-resnet has no matrix 'proj'"):
+        adapt(checkpoints, cases, "tiny-resnet")
+
+
+def test_damaged_checkpoint_is_refused(
+    checkpoints: dict[str, Path], cases: Cases, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(checkpoints["tiny-clip"].read_bytes()[:1000])
+    with pytest.raises(WeightsError, match=r"bad\.pt"):
+        adapt({"tiny-clip": bad}, cases)
