@@ -1,0 +1,343 @@
+"""How far figures fall, and false alarms rise, when images get worse.
+
+Every study is read once, and all conditions run on it in memory: reading, unpacking and orienting a
+study costs as much as its inference on a GPU, and there are some fifty conditions. What a study
+gives is stored when it is done (see :mod:`mcmiad_monai.robustness.tally`): an interrupted run goes
+on where it was, and studies or conditions that are asked for later are added to those there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from tqdm import tqdm
+
+from mcmiad_monai import __version__
+from mcmiad_monai.calibration import Calibration
+from mcmiad_monai.cohort import CohortIncomplete
+from mcmiad_monai.data.studies import StudyDataset, root_message
+from mcmiad_monai.evaluation import Slices
+from mcmiad_monai.inferers import SliceHeatmapInferer
+from mcmiad_monai.modality import Modality, get_modality
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.robustness.corruptions import (
+    SEVERITIES,
+    StudyCorruptor,
+    corruptions_for,
+    get_corruption,
+)
+from mcmiad_monai.robustness.stress_report import write_report
+from mcmiad_monai.robustness.tally import Condition, Result, Store, Tally, study_result
+from mcmiad_monai.transforms import NormalizeCTd, NormalizeMRId, NormalizeOCTd, preprocessing
+
+logger = logging.getLogger(__name__)
+
+
+def run_stress(
+    model: str | Path,
+    cases: Sequence[dict[str, Any]],
+    *,
+    out: str | Path,
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure a packaged model on studies under graded corruptions.
+
+    Writes ``stress.json``, ``stress.csv``, ``stress.md``, ``stress.png`` and, with the scores of
+    the studies as they are, ``studies.csv``. The figures of the condition ``clean`` are those of
+    an evaluation of the bundle. A study that cannot be read or inferred is reported and left out;
+    it is tried again when the test is run again.
+
+    Parameters
+    ----------
+    model : path
+        Usually ``models/model.pt`` of a trained bundle. Modality and share of the slices to look at
+        are those of its training.
+    cases : sequence of dict
+        As :func:`mcmiad_monai.data.volumes.find_cases` gives them.
+    out : path
+        Folder of the report; its folder ``partial`` holds the results of the studies.
+    corruptions : sequence of str, optional
+        Names; all of the modality by default.
+    severities : sequence of int
+        From 1 to 5; the studies as they are, severity 0, are always measured.
+    seed : int
+        Of the corruptions.
+    device : str or torch.device
+    batch_size : int
+        Slices in one call of the network.
+    progress : bool
+        Show a progress bar over the studies and conditions.
+
+    Returns
+    -------
+    dict
+        What ``stress.json`` holds.
+
+    Raises
+    ------
+    ValueError
+        If there are no cases, two have one name, a corruption or severity is not known, or the
+        package does not say for which modality it was trained.
+    WeightsError
+        If the model is no package.
+    """
+    network = load_package(model, device)
+    kind, which = trained_for(network, model)
+    conditions = choose_conditions(kind, corruptions, severities)
+    _check_names(cases)
+    options: dict[str, Any] = {
+        "model_sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
+        "modality": kind.name,
+        "slice_range": list(which.slice_range),
+        "seed": seed,
+    }
+    store = Store(Path(out) / "partial", {**options, "version": __version__})
+    bench = StressBench(
+        network,
+        kind,
+        which,
+        conditions=conditions,
+        store=store,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    bench.run(cases, progress=progress)
+    report = {
+        **options,
+        "rows": [bench.row(condition) for condition in conditions],
+        "failed": bench.unread,
+        "calibration": network.calibration,
+        "provenance": network.provenance,
+        "measured_with": produced_with(),
+    }
+    write_report(report, bench.tallies[conditions[0]].studies, Path(out))
+    return report
+
+
+def choose_conditions(
+    kind: Modality, corruptions: Sequence[str] | None, severities: Sequence[int]
+) -> list[Condition]:
+    """The clean condition, and every corruption at every severity, in order.
+
+    Raises
+    ------
+    ValueError
+        If a corruption or severity is not known or there is none.
+    """
+    if corruptions is None:
+        chosen = list(corruptions_for(kind))
+    else:
+        chosen = [get_corruption(name, kind) for name in dict.fromkeys(corruptions)]
+    grades = sorted(set(severities) - {0})  # 0 is the clean condition, which is always there
+    if not chosen or not grades:
+        raise ValueError(
+            f"got {len(chosen)} corruptions and severities {list(severities)}; at least one of "
+            "each is needed."
+        )
+    conditions = [Condition(corruption, grade) for corruption in chosen for grade in grades]
+    for condition in conditions:
+        _ = condition.level  # refuses a severity that is not known before anything runs
+    return [Condition(), *conditions]
+
+
+def require_complete(report: Mapping[str, Any]) -> None:
+    """Tell the caller if a study failed, as an evaluation does.
+
+    Raises
+    ------
+    CohortIncomplete
+        If one did, in any condition; the figures of the others have been written.
+    """
+    told = [f"\n  {name}: {message}" for name, message in report["failed"].items()]
+    for row in report["rows"]:
+        place = f"{row['corruption']} {row['severity']}"
+        told += [f"\n  {name}, {place}: {message}" for name, message in row["failed"].items()]
+    if told:
+        raise CohortIncomplete(f"stress test incomplete, {len(told)} failures:{''.join(told)}")
+
+
+class StressBench:
+    """A model with what is needed to run it over studies under conditions.
+
+    Parameters
+    ----------
+    network : MCMIADDetector
+    kind : Modality
+    which : Slices
+        Slices that are looked at.
+    conditions : sequence of Condition
+    store : Store
+        Where counts are kept between runs.
+    batch_size, seed : int
+
+    Attributes
+    ----------
+    unread : dict
+        Message of each case that could not be read.
+    failures : dict
+        The same of each condition for cases that failed in it alone.
+    """
+
+    def __init__(
+        self,
+        network: MCMIADDetector,
+        kind: Modality,
+        which: Slices,
+        *,
+        conditions: Sequence[Condition],
+        store: Store,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        self.network, self.kind, self.which, self.seed = network, kind, which, seed
+        self.read, self.normalise = split_preprocessing(kind)
+        self.inferer = SliceHeatmapInferer(
+            axis=which.axis,
+            slice_range=which.slice_range,
+            batch_size=batch_size,
+            score=network.score.slice_score,
+        )
+        self.store = store
+        self.tallies = {condition: Tally() for condition in conditions}
+        self.unread: dict[str, str] = {}
+        self.failures: dict[Condition, dict[str, str]] = {c: {} for c in conditions}
+
+    def run(self, cases: Sequence[dict[str, Any]], *, progress: bool) -> None:
+        """Count all studies; those that are stored are not read again."""
+        total = len(cases) * len(self.tallies)
+        with tqdm(total=total, desc="stress test", disable=not progress) as bar:
+            for case in cases:
+                results = self.store.load(case)
+                missing = [c for c in self.tallies if c.key not in results]
+                bar.update(len(self.tallies) - len(missing))
+                if missing:
+                    self._study(case, missing, results, bar.update)
+                for condition, tally in self.tallies.items():
+                    if condition.key in results:
+                        tally.add(case, results[condition.key])
+
+    def row(self, condition: Condition) -> dict[str, Any]:
+        """Figures of a condition."""
+        stored = self.network.calibration
+        return {
+            "corruption": condition.name,
+            "severity": condition.severity,
+            "level": condition.level,
+            "unit": condition.corruption.unit if condition.corruption else None,
+            **self.tallies[condition].figures(Calibration.from_dict(stored) if stored else None),
+            "failed": self.failures[condition],
+        }
+
+    def _study(
+        self,
+        case: dict[str, Any],
+        conditions: Sequence[Condition],
+        results: dict[str, Result | None],
+        advance: Callable[[int], Any],
+    ) -> None:
+        """Add a study's results under conditions; what fails is reported and stops nothing."""
+        corrupt = self._open(case)
+        if corrupt is None:
+            advance(len(conditions))
+            return
+        try:
+            for condition in conditions:
+                try:
+                    results[condition.key] = self._measure(corrupt, condition)
+                except Exception as error:
+                    place = f"{corrupt.case}, {condition.name} {condition.severity},"
+                    self.failures[condition][corrupt.case] = _report(place, error)
+                advance(1)
+        finally:  # an interruption keeps what is done
+            self.store.save(case, results)
+
+    def _open(self, case: dict[str, Any]) -> StudyCorruptor | None:
+        """Read a study, or keep why it cannot be read."""
+        name = str(case["case"])
+        try:
+            sample: dict[str, Any] = StudyDataset([case], self.read)[0]
+            if "error" in sample:
+                logger.error("study %s failed: %s", name, sample["error"])
+                self.unread[name] = sample["error"]
+                return None
+            return StudyCorruptor(
+                sample["image"],
+                modality=self.kind,
+                case=name,
+                mask=sample["label"],
+                seed=self.seed,
+            )
+        except Exception as error:
+            self.unread[name] = _report(name, error)
+            return None
+
+    def _measure(self, corrupt: StudyCorruptor, condition: Condition) -> Result | None:
+        """Result of the study under a condition; None where it does not apply."""
+        image, label = corrupt.volume, corrupt.mask
+        if condition.corruption is not None:
+            if not corrupt.applies(condition.corruption):
+                return None
+            image, label = corrupt(condition.corruption, condition.severity)
+        normalised: MetaTensor = self.normalise({"image": image})["image"]
+        heatmap = self.inferer(normalised[None], self.network)[0]
+        return study_result({"image": normalised, "label": label, "pred": heatmap}, self.which)
+
+
+def _report(place: str, error: Exception) -> str:
+    """Log that a study failed, and say why."""
+    message = root_message(error)
+    logger.error("study %s failed: %s", place, message)
+    logger.debug("study %s", place, exc_info=error)
+    return message
+
+
+def split_preprocessing(kind: Modality) -> tuple[Compose, Compose]:
+    """The recipe of a modality in two: reading with orientation, and normalisation."""
+    stages = list(preprocessing(kind, mask_key="label").transforms)
+    normalisations = (NormalizeMRId, NormalizeCTd, NormalizeOCTd)
+    cut = next(i for i, stage in enumerate(stages) if isinstance(stage, normalisations))
+    return Compose(stages[:cut]), Compose(stages[cut:])
+
+
+def trained_for(network: MCMIADDetector, path: str | Path) -> tuple[Modality, Slices]:
+    """Modality and slices of the training of a package.
+
+    Raises
+    ------
+    ValueError
+        If its provenance does not tell.
+    """
+    training = network.provenance.get("training", {})
+    if "modality" not in training:
+        raise ValueError(
+            f"{path} does not say for which modality it was trained; a model.pt that the training "
+            "of a bundle has written is needed."
+        )
+    kind = get_modality(training["modality"])
+    low, high = training.get("slice_range", (0.0, 1.0))
+    return kind, Slices(kind.slice_axis, (float(low), float(high)))
+
+
+def _check_names(cases: Sequence[dict[str, Any]]) -> None:
+    counts = Counter(str(case["case"]) for case in cases)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if not cases or twice:
+        raise ValueError(
+            f"got {len(cases)} cases, with the names {twice[:5]} more than once; at least one case "
+            "and a name of its own for each are needed, as find_cases gives them."
+        )

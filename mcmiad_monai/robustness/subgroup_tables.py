@@ -1,0 +1,251 @@
+"""Reading the two tables of a comparison of groups: scores of studies, and their attributes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Columns of the attributes that are no attributes.
+ROLES = ("case", "patient", "anomalous")
+TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
+#: By the name of a table of scores, the report beside it that holds the model's thresholds.
+REPORTS = {"scores.csv": "scores.json", "studies.csv": "stress.json"}
+Table = list[dict[str, str]]
+
+
+class SubgroupError(ValueError):
+    """A table is not as it has to be."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Score of a study and what is true of it."""
+
+    case: str
+    patient: str
+    score: float
+    anomalous: bool
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Attributes of cases.
+
+    Attributes
+    ----------
+    columns : tuple of str
+        Names of the attributes.
+    rows : dict
+        By case, all columns of the file.
+    """
+
+    columns: tuple[str, ...]
+    rows: dict[str, dict[str, str]]
+
+
+def read_attributes(path: str | Path) -> Attributes:
+    """Read attributes, one line a case.
+
+    Raises
+    ------
+    SubgroupError
+        If there is no column ``case`` or no other, or a case stands twice.
+    """
+    table = _read(path)
+    columns = tuple(name for name in table[0] if name not in ROLES)
+    if not columns:
+        raise SubgroupError(
+            f"{path} has no attribute; beside {', '.join(ROLES)} at least one column such as "
+            "scanner, site, sex or age is needed."
+        )
+    _refuse_repeated(path, table)
+    return Attributes(columns, {row["case"]: row for row in table})
+
+
+def read_studies(path: str | Path, attributes: Attributes) -> tuple[list[Study], list[str]]:
+    """Read scores, and cases that have none.
+
+    Parameters
+    ----------
+    path : path
+        ``studies.csv`` of an evaluation or stress test, or ``scores.csv`` or ``scores.json`` of an
+        inference.
+    attributes : Attributes
+        Their columns ``patient`` and ``anomalous`` go before those of the scores.
+
+    Raises
+    ------
+    SubgroupError
+        If a column is missing, a case stands twice, it is not known whether a study is anomalous,
+        or no case has attributes.
+    """
+    json_file = Path(path).suffix.lower() == ".json"
+    table = _one_a_study(path, _read_scores_json(path) if json_file else _read(path))
+    if not set(attributes.rows) & {row["case"] for row in table}:
+        raise SubgroupError(
+            f"no case of {path} has attributes: it has {_some([r['case'] for r in table])}, and "
+            f"the attributes are of {_some(list(attributes.rows))}. Use the names of the cases as "
+            "`mcmiad cases` lists them."
+        )
+    # an evaluation gives 0 to a study of which no slice was looked at
+    scored = [row for row in table if row["volume_score"] and row.get("slices") != "0"]
+    unscored = sorted({row["case"] for row in table} - {row["case"] for row in scored})
+    studies, unknown = [], []
+    for row in scored:
+        own = {**row, **{k: v for k, v in attributes.rows.get(row["case"], {}).items() if v}}
+        truth = _truth(own, path)
+        if truth is None:
+            unknown.append(row["case"])
+            continue
+        patient = own.get("patient") or row["case"]
+        studies.append(Study(row["case"], patient, _number(row, "volume_score", path), truth))
+    if unknown:
+        raise SubgroupError(
+            f"it is not known whether {_some(unknown)} are anomalous: {path} does not tell. Add a "
+            "column anomalous (0 or 1) to the attributes, or use studies.csv of an evaluation."
+        )
+    return studies, unscored
+
+
+def find_threshold(path: str | Path) -> float | None:
+    """Volume threshold of the model that gave the scores, if the report beside them has one.
+
+    Parameters
+    ----------
+    path : path
+        ``scores.json``, or ``scores.csv`` or ``studies.csv`` with ``scores.json`` or
+        ``stress.json`` beside it.
+    """
+    source = Path(path)
+    report = source if source.suffix.lower() == ".json" else None
+    if source.name in REPORTS:
+        report = source.with_name(REPORTS[source.name])
+    if report is None or not report.is_file():
+        return None
+    threshold = float(_load_json(report).get("calibration", {}).get("volume_threshold", math.inf))
+    return threshold if math.isfinite(threshold) else None
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SubgroupError(f"{path} is not JSON ({error}); write it anew.") from error
+    if not isinstance(content, dict):
+        raise SubgroupError(f"{path} holds a {type(content).__name__}; an object is needed.")
+    return content
+
+
+def _read_scores_json(path: str | Path) -> Table:
+    """Studies of ``scores.json``; those that failed have no score."""
+    source = Path(path)
+    if not source.is_file():
+        raise SubgroupError(f"{source} does not exist; scores.json of an inference is needed.")
+    content = _load_json(source)
+    if not isinstance(content.get("scores"), list):
+        raise SubgroupError(
+            f"{source} has {sorted(content)[:5]} and no list of scores; scores.json of an "
+            "inference, or studies.csv of an evaluation or stress test, is needed."
+        )
+    table = [
+        {
+            "case": str(study["case"]),
+            "volume_score": repr(study["volume_score"]),
+            "slices": str(study["slices_scored"]),
+        }
+        for study in content["scores"]
+    ]
+    failed = [{"case": name, "volume_score": ""} for name in content.get("failed", {})]
+    return [*table, *failed]
+
+
+def _read(path: str | Path) -> Table:
+    """Lines of a CSV file with a column ``case``, stripped."""
+    source = Path(path)
+    if not source.is_file():
+        raise SubgroupError(f"{source} does not exist; a CSV file is needed.")
+    with source.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
+        reader = csv.DictReader(file, skipinitialspace=True)
+        names = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = names
+        lines = list(reader)
+    if "case" not in names or len(set(names)) < len(names):
+        hint = " The columns seem to be separated by semicolons." if ";" in "".join(names) else ""
+        raise SubgroupError(
+            f"{source} has the columns {names}; one column case, and no name twice, separated by "
+            f"commas, are needed.{hint}"
+        )
+    if not lines:
+        raise SubgroupError(f"{source} has no line below its header; one for each case is needed.")
+    ragged = [n for n, line in enumerate(lines, 2) if None in line or None in line.values()]
+    if ragged:
+        raise SubgroupError(
+            f"{source} has more or fewer values than columns in its lines {ragged[:5]}; put values "
+            "that hold a comma between quotation marks."
+        )
+    return [{name: value.strip() for name, value in line.items()} for line in lines]
+
+
+def _one_a_study(path: str | Path, table: Table) -> Table:
+    """One line a study: an inference writes one for each slice."""
+    columns = list(table[0]) if table else []
+    if "volume_score" not in columns:
+        raise SubgroupError(
+            f"{path} has the columns {columns}; volume_score is needed, as in studies.csv of an "
+            "evaluation or scores.csv of an inference."
+        )
+    if "slice_score" not in columns:
+        _refuse_repeated(path, table)
+        return table
+    pairs = dict.fromkeys((row["case"], row["volume_score"]) for row in table)
+    # `anomalous` is the verdict on a slice there, and no truth
+    studies = [{"case": case, "volume_score": score} for case, score in pairs]
+    _refuse_repeated(path, studies)
+    return studies
+
+
+def _refuse_repeated(path: str | Path, table: Table) -> None:
+    counts = Counter(row["case"] for row in table)
+    twice = [case for case, count in counts.items() if count > 1]
+    if twice or "" in counts:
+        raise SubgroupError(
+            f"{path} has {'an empty case' if '' in counts else f'{_some(twice)} more than once'}; "
+            "one line with a name of its own for each study is needed."
+        )
+
+
+def _truth(row: Mapping[str, str], path: str | Path) -> bool | None:
+    """Whether a study is anomalous; None where nothing tells."""
+    told = row.get("anomalous", "").lower()
+    if told:
+        if told not in TRUE + FALSE:
+            raise SubgroupError(f"case {row['case']} has {told!r} for anomalous; 0 or 1 is needed.")
+        return told in TRUE
+    if row.get("anomalous_slices"):
+        return _number(row, "anomalous_slices", path) > 0
+    return None
+
+
+def _number(row: Mapping[str, str], column: str, path: str | Path) -> float:
+    try:
+        number = float(row[column])
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise SubgroupError(
+            f"{path} has {row[column]!r} for {column} of {row['case']}; a number is needed."
+        )
+    return number
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
