@@ -39,6 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage-weights", type=float, nargs="+")
     parser.add_argument("--cosine-weight", type=float, default=0.0, help="cosine term of the loss")
     parser.add_argument("--jitter", type=float, default=20.0)
+    parser.add_argument("--jitter-position", default="fused", choices=["fused", "features"])
+    parser.add_argument("--no-text-fusion", action="store_true")
     parser.add_argument("--ffn-per-round", type=int, default=1, choices=[1, 2])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -60,7 +62,12 @@ def method_of(options: argparse.Namespace) -> Method:
         standardize_features=options.standardize,
         stage_weights=tuple(options.stage_weights) if options.stage_weights else None,
         cosine_weight=options.cosine_weight,
-        head={"jitter_scale": options.jitter, "ffn_per_round": options.ffn_per_round},
+        head={
+            "jitter_scale": options.jitter,
+            "jitter_position": options.jitter_position,
+            "use_text_fusion": not options.no_text_fusion,
+            "ffn_per_round": options.ffn_per_round,
+        },
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,

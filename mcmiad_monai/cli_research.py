@@ -43,6 +43,29 @@ def add_commands(command: NewCommand, override: Callable[[str], tuple[str, Any]]
     _add_prompts(command)
     _add_bmad(command)
     _add_reproduce(command, override)
+    _add_stress(command)
+    _add_subgroups(command)
+
+
+def _add_stress(command: NewCommand) -> None:
+    stress = command("stress", _stress, "figures and false alarms when images get worse")
+    stress.add_argument("source", type=Path, help="studies with masks: folder or datalist JSON")
+    stress.add_argument("--bundle", type=Path, required=True, help="trained bundle, or a model.pt")
+    stress.add_argument("--out", type=Path, required=True, help="finished studies in it are kept")
+    stress.add_argument("--split", default="test", choices=["train", "val", "test", "all"])
+    stress.add_argument("--corruptions", help="names with commas; all of the modality if left")
+    stress.add_argument("--severities", type=numbers, default=[1, 2, 3, 4, 5])
+    stress.add_argument("--attributes", type=Path, help="also subgroup tables, from this CSV")
+    stress.add_argument("--seed", type=int, default=0)
+    stress.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+def _add_subgroups(command: NewCommand) -> None:
+    groups = command("subgroups", _subgroups, "figures by scanner, site, sex, age, from a CSV")
+    groups.add_argument("scores", type=Path, help="studies.csv of an evaluation, or scores.csv")
+    groups.add_argument("--attributes", type=Path, required=True, help="CSV with a column case")
+    groups.add_argument("--out", type=Path, required=True)
+    groups.add_argument("--threshold", type=float, help="of volumes; the model's if left")
 
 
 def _add_prompts(command: NewCommand) -> None:
@@ -253,6 +276,35 @@ def _reproduce(options: argparse.Namespace) -> None:
     )
     print((options.out / "report.md").read_text(encoding="utf-8").split("## Details")[0])
     print(f"all figures: {options.out / 'report.md'}")
+
+
+def _stress(options: argparse.Namespace) -> None:
+    from mcmiad_monai.data.volumes import find_cases
+    from mcmiad_monai.robustness import require_complete, run_stress, subgroup_report
+
+    model = options.bundle / "models" / "model.pt" if options.bundle.is_dir() else options.bundle
+    report = run_stress(
+        model,
+        find_cases(options.source, options.split),
+        out=options.out,
+        corruptions=options.corruptions.split(",") if options.corruptions else None,
+        severities=options.severities,
+        seed=options.seed,
+        device=options.device,
+    )
+    if options.attributes:
+        subgroup_report(options.out / "studies.csv", options.attributes, out=options.out)
+    print((options.out / "stress.md").read_text(encoding="utf-8"))
+    require_complete(report)
+
+
+def _subgroups(options: argparse.Namespace) -> None:
+    from mcmiad_monai.robustness import subgroup_report
+
+    subgroup_report(
+        options.scores, options.attributes, out=options.out, threshold=options.threshold
+    )
+    print((options.out / "subgroups.md").read_text(encoding="utf-8"))
 
 
 def _method(options: argparse.Namespace) -> Any:

@@ -210,6 +210,8 @@ class EvaluationReport:
         Share of the slices that the inferer looks at.
     provenance : mapping, optional
         What produced the figures.
+    calibration : mapping, optional
+        Thresholds of the model: goes into ``metrics.json``.
     """
 
     def __init__(
@@ -219,8 +221,10 @@ class EvaluationReport:
         axis: int,
         slice_range: Sequence[float] = (0.0, 1.0),
         provenance: Mapping[str, Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
+        self.calibration = dict(calibration or {})
         self.which = Slices(axis, (float(slice_range[0]), float(slice_range[1])))
         self.provenance = dict(provenance or {})
         self.rows: list[dict[str, Any]] = []
@@ -271,6 +275,7 @@ class EvaluationReport:
             "slices": sum(r["slices"] for r in self.rows),
             "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),
             "failed": dict(getattr(engine, "failures", {})),
+            "calibration": self.calibration,
             "provenance": self.provenance,
             "evaluated_with": produced_with(),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mcmiad_monai.protocols.experiment import Experiment
-from mcmiad_monai.protocols.method import Method
+from mcmiad_monai.protocols.method import SHIPPED, SHIPPED_HEAD, Method
 from mcmiad_monai.protocols.published import OTHER_SETS, TABLE_SETS
 
 TABLES = (1, 2, 3, 4)
@@ -30,9 +30,7 @@ def ablations(method: Method, encoders: Mapping[str, str] | None = None) -> dict
         "two FFNs a round": method.with_head(ffn_per_round=2),
         "area pooling": method.with_options(pool="area"),
         "standardised features": method.with_options(standardize_features=True),
-        "area, standardised, cosine loss": method.with_options(
-            pool="area", standardize_features=True, cosine_weight=5.0, score="S_cos"
-        ),
+        "defaults of the bundles": method.with_options(**SHIPPED).with_head(**SHIPPED_HEAD),
     }
     for name, weights in (encoders or {}).items():
         variants[f"encoder {name}"] = method.with_options(encoder=name, weights=weights)

@@ -20,8 +20,22 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from mcmiad_monai.modality import IntensityRecipe, Modality, get_modality
-from mcmiad_monai.robustness import effects
-from mcmiad_monai.robustness.effects import Effect, Planes
+from mcmiad_monai.robustness.effects import (
+    Effect,
+    Planes,
+    bias_field,
+    blur,
+    contrast,
+    gaussian_noise,
+    gibbs_ringing,
+    hounsfield_shift,
+    motion,
+    resolution,
+    rician_noise,
+    rotation,
+    rotation_of_mask,
+    thick_slices,
+)
 from mcmiad_monai.transforms import VolumeError, normalizer
 from mcmiad_monai.transforms.foreground import subsample
 from mcmiad_monai.transforms.intensity import CT_WINDOW
@@ -94,57 +108,57 @@ CORRUPTIONS: dict[str, Corruption] = {
             (0.02, 0.04, 0.07, 0.11, 0.16),
             "standard deviation / robust range",
             ("mri",),
-            effects.rician_noise,
+            rician_noise,
         ),
         Corruption(
             "gaussian_noise",
             (0.02, 0.04, 0.07, 0.11, 0.16),
             "standard deviation / robust range",
             ("ct", "oct"),
-            effects.gaussian_noise,
+            gaussian_noise,
         ),
         Corruption(
             "bias_field",
             (0.1, 0.2, 0.3, 0.4, 0.5),
             "largest coefficient of the log field",
             ("mri",),
-            effects.bias_field,
+            bias_field,
         ),
         Corruption(
             "gibbs_ringing",
             (0.3, 0.45, 0.6, 0.7, 0.8),
             "share of the k-space diagonal cut off",
             ("mri",),
-            effects.gibbs_ringing,
+            gibbs_ringing,
         ),
-        Corruption("motion", (1, 2, 3, 5, 8), "mm", ("mri",), effects.motion),
+        Corruption("motion", (1, 2, 3, 5, 8), "mm", ("mri",), motion),
         Corruption(
             "blur",
             (0.003, 0.006, 0.01, 0.015, 0.025),
             "standard deviation / field of view",
             ("mri", "ct", "oct"),
-            effects.blur,
+            blur,
         ),
         Corruption(
             "contrast",
             (1.2, 1.4, 1.7, 2.1, 2.7),
             "gamma or its inverse",
             ("mri", "ct", "oct"),
-            effects.contrast,
+            contrast,
         ),
         Corruption(
             "resolution",
             (1.5, 2, 2.5, 3, 4),
             "times the pixel size",
             ("mri", "ct", "oct"),
-            effects.resolution,
+            resolution,
         ),
         Corruption(
             "thick_slices",
             (1.5, 2, 2.5, 3, 4),
             "times the slice thickness",
             ("mri", "ct"),
-            effects.thick_slices,
+            thick_slices,
             min_slices=2,
         ),
         Corruption(
@@ -152,10 +166,10 @@ CORRUPTIONS: dict[str, Corruption] = {
             (2, 5, 10, 15, 20),
             "degrees",
             ("mri", "ct", "oct"),
-            effects.rotation,
-            mask_effect=effects.rotation_of_mask,
+            rotation,
+            mask_effect=rotation_of_mask,
         ),
-        Corruption("hu_shift", (10, 20, 40, 60, 100), "HU", ("ct",), effects.hounsfield_shift),
+        Corruption("hu_shift", (10, 20, 40, 60, 100), "HU", ("ct",), hounsfield_shift),
     )
 }
 

@@ -14,8 +14,8 @@ from typing import Any
 #: Columns of the attributes that are no attributes.
 ROLES = ("case", "patient", "anomalous")
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
-#: By the name of a table of scores, the report beside it that holds the model's thresholds.
-REPORTS = {"scores.csv": "scores.json", "studies.csv": "stress.json"}
+#: By the name of a table of scores, the reports beside it that can hold the model's thresholds.
+REPORTS = {"scores.csv": ("scores.json",), "studies.csv": ("stress.json", "metrics.json")}
 Table = list[dict[str, str]]
 
 
@@ -119,14 +119,14 @@ def find_threshold(path: str | Path) -> float | None:
     Parameters
     ----------
     path : path
-        ``scores.json``, or ``scores.csv`` or ``studies.csv`` with ``scores.json`` or
-        ``stress.json`` beside it.
+        ``scores.json``, or ``scores.csv`` or ``studies.csv`` with ``scores.json``, ``stress.json``
+        or ``metrics.json`` beside it.
     """
     source = Path(path)
-    report = source if source.suffix.lower() == ".json" else None
-    if source.name in REPORTS:
-        report = source.with_name(REPORTS[source.name])
-    if report is None or not report.is_file():
+    beside = [source.with_name(name) for name in REPORTS.get(source.name, ())]
+    known = [source] if source.suffix.lower() == ".json" else beside
+    report = next((path for path in known if path.is_file()), None)
+    if report is None:
         return None
     threshold = float(_load_json(report).get("calibration", {}).get("volume_threshold", math.inf))
     return threshold if math.isfinite(threshold) else None

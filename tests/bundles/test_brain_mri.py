@@ -15,15 +15,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow
+from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow, shipped_bundles
 from mcmiad_monai.cohort import CohortIncomplete
 from mcmiad_monai.data.volumes import find_cases
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.files import save_torch
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.protocols.method import SCORES, SHIPPED, SHIPPED_HEAD, Method
 
 NAME = "brain_mri_anomaly"
 SMALL: dict[str, Any] = {
@@ -102,6 +104,7 @@ def test_evaluation_reports_every_figure(trained: Path, cohort: Path, tmp_path: 
     assert all(0 <= value <= 1 for value in rates.values())
     low, high = (report["intervals"]["slice_auroc"][end] for end in ("low", "high"))
     assert low <= report["metrics"]["slice_auroc"] <= high
+    assert report["calibration"] == load_package(trained / "models" / "model.pt").calibration
     assert report["studies"] == 4
     assert report["slices"] == 4 * 5  # [0.3, 0.8) of ten slices
     assert len(list(csv.DictReader((tmp_path / "studies.csv").open()))) == 4
@@ -297,3 +300,14 @@ def test_shipped_bundle_is_complete_and_says_whom_to_trust(trained: Path) -> Non
         assert "execute code" in (trained / "configs" / f"{name}.yaml").read_text()
     # MONAI opens configurations in the encoding of the locale, which may be ASCII
     assert all(f.read_text("utf-8").isascii() for f in (trained / "configs").iterdir())
+
+
+def test_defaults_are_those_that_protocols_call_shipped() -> None:
+    config = yaml.safe_load((shipped_bundles()[NAME] / "configs/train.yaml").read_text())
+    paper = Method()
+    shipped = paper.with_options(**SHIPPED)
+    for name in ("pool", "standardize_features", "cosine_weight", "learning_rate"):
+        assert config[name] == getattr(shipped, name) != getattr(paper, name), name
+    assert {"jitter_scale": config["jitter_scale"]} == SHIPPED_HEAD
+    assert SCORES[shipped.score] == {"terms": config["score_terms"]}
+    assert config["encoder_name"] == paper.encoder

@@ -11,6 +11,7 @@ from ignite.engine import Engine
 
 from mcmiad_monai.cohort import CohortReport
 from mcmiad_monai.robustness import SubgroupError, subgroup_report
+from mcmiad_monai.robustness.subgroup_tables import find_threshold
 
 
 def write_inference(folder: Path, *, volume_threshold: float | str = 1.2) -> None:
@@ -75,3 +76,11 @@ def test_other_json_is_refused(tmp_path: Path, content: str, told: str) -> None:
     attributes = write_attributes(tmp_path / "a.csv")
     with pytest.raises(SubgroupError, match=told):
         subgroup_report(tmp_path / "scores.json", attributes, out=tmp_path / "out")
+
+
+def test_threshold_of_an_evaluation_is_found_beside_its_studies(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"calibration": {"volume_threshold": 2.5}}')
+    assert find_threshold(tmp_path / "studies.csv") == 2.5
+    (tmp_path / "stress.json").write_text('{"calibration": {"volume_threshold": "inf"}}')
+    assert find_threshold(tmp_path / "studies.csv") is None
+    assert find_threshold(tmp_path / "other.csv") is None
