@@ -74,7 +74,7 @@ def _add_prompts(command: NewCommand) -> None:
 
     def action(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text)
-        sub.add_argument("--prompts", type=Path, help="your own, YAML or JSON by modality")
+        sub.add_argument("--prompts", type=Path, help="your own, by modality: YAML, JSON or text")
         sub.set_defaults(run=run)
         return sub
 
@@ -197,8 +197,11 @@ def _prompts_adapt(options: argparse.Namespace) -> None:
     from mcmiad_monai.files import write_text
     from mcmiad_monai.prompts import prompts_of
 
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for modality, folder in options.data:  # a modality can have several folders
+        cases.setdefault(modality, []).extend(find_cases(folder, "train"))
     found = adapt_text_prior(
-        {modality: find_cases(folder, "train") for modality, folder in options.data},
+        cases,
         model=options.model,
         pretrained=options.pretrained,
         prompts=prompts_of(options.prompts),
@@ -221,11 +224,13 @@ def _bmad_check(options: argparse.Namespace) -> None:
     from mcmiad_monai.data.bmad import find_bmad
     from mcmiad_monai.data.bmad_report import bmad_report
     from mcmiad_monai.files import write_text
+    from mcmiad_monai.provenance import produced_with
 
     report = bmad_report(find_bmad(options.root), verify=options.verify, progress=True)
     print(report.text())
     if options.json:
-        write_text(options.json, json.dumps(report.to_dict(), indent=1))
+        content = {**report.to_dict(), **produced_with()}
+        write_text(options.json, json.dumps(content, indent=1))
     if report.problems:
         sys.exit(1)
 

@@ -9,30 +9,34 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.data.volumes import split_cases
-from mcmiad_monai.networks.clip import load_clip
-from mcmiad_monai.networks.text_prior import TextPrior
-from mcmiad_monai.prompts import Prompts, flat, prompts_of
+from mcmiad_monai.data.volumes_files import CaseError
+from mcmiad_monai.networks.clip import describe_weights, load_clip
+from mcmiad_monai.networks.clip_projections import (
+    AdaptationError,
+    Embedded,
+    Projections,
+    own_projections,
+    without_projections,
+)
+from mcmiad_monai.networks.text_prior import TextPrior, tokenize
+from mcmiad_monai.prompts import Prompts, checked_prompts, flat, prompts_of
 from mcmiad_monai.provenance import produced_with
 
 logger = logging.getLogger(__name__)
 
 Cases = Mapping[str, Sequence[dict[str, Any]]]
-
-
-class AdaptationError(ValueError):
-    """The images or the model do not allow an adaptation."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,42 +55,6 @@ class Adaptation:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """Pictures before the projection, (n, W), and the index of their modality, (n,)."""
-
-    features: Tensor
-    modality: Tensor
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-
-class Projections(nn.Module):
-    """The two matrices into the shared space, and the temperature, which stays as it is."""
-
-    def __init__(self, image: Tensor, text: Tensor, scale: float) -> None:
-        super().__init__()
-        self.image, self.text = nn.Parameter(image.clone()), nn.Parameter(text.clone())
-        self.scale = scale
-
-    def loss(self, images: Embedded, prompts: Embedded) -> Tensor:
-        """Symmetric contrastive loss in which every prompt of an image's modality is right."""
-        pictures = F.normalize(images.features @ self.image, dim=1)  # (n, D)
-        sentences = F.normalize(prompts.features @ self.text, dim=1)  # (P, D)
-        logits = self.scale * pictures @ sentences.T  # (n, P)
-        right = images.modality[:, None] == prompts.modality[None]  # (n, P)
-        there = right.any(0)  # prompts of modalities that the batch has
-        return 0.5 * (_to_right(logits, right) + _to_right(logits.T[there], right.T[there]))
-
-    def retrieval(self, images: Embedded, prompts: Embedded) -> float:
-        """Share of images whose nearest prompt is one of their modality."""
-        pictures = F.normalize(images.features @ self.image, dim=1)
-        sentences = F.normalize(prompts.features @ self.text, dim=1)
-        nearest = prompts.modality[(pictures @ sentences.T).argmax(1)]
-        return float((nearest == images.modality).double().mean())
-
-
 def adapt_text_prior(
     cases: Cases,
     *,
@@ -98,6 +66,7 @@ def adapt_text_prior(
     batch_size: int = 64,
     learning_rate: float = 1e-4,
     weight_decay: float = 1e-4,
+    temperature: float | None = None,
     validation_fraction: float = 0.2,
     patience: int = 3,
     max_slices: int = 500,
@@ -116,6 +85,8 @@ def adapt_text_prior(
         See :func:`~mcmiad_monai.networks.clip.load_clip`.
     prompts : dict, optional
         Prompts by modality; the paper's by default.
+    temperature : float, optional
+        Of the contrastive loss; the model's own by default.
     validation_fraction : float
         Share of each modality's patients held out; their loss ends the training.
     patience : int
@@ -127,101 +98,66 @@ def adapt_text_prior(
 
     Raises
     ------
+    WeightsError
+        If the weights cannot be had, do not fit, or are random.
     AdaptationError
-        If there are fewer than two modalities, one has no normal slice to train or to validate on,
-        or the model's projections cannot be found.
+        If an option is out of range, there are fewer than two modalities, one has no normal slice
+        to train or to validate on, or the model's projections cannot be found.
     """
-    sentences = prompts_of() if prompts is None else prompts
+    sentences = prompts_of() if prompts is None else checked_prompts(prompts)
     names = _modalities(cases, sentences)
+    options: dict[str, Any] = {
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "patience": patience,
+        "seed": seed,
+    }
+    _check_options({**options, "max_slices": max_slices}, temperature)
     with torch.random.fork_rng(devices=[]):
         clip, source = load_clip(model, pretrained, sha256=sha256)
-        torch.manual_seed(seed)
+        base = describe_weights(model, source)
         clip = clip.to(device)
-        start = _projections(clip, model)
-        texts = embed_prompts(clip, model, {name: sentences[name] for name in sentences})
-        order = list(sentences)
+        start = own_projections(clip, model, temperature=temperature)
+        texts = embed_prompts(clip, model, sentences)
+        failures: dict[str, str] = {}
         train, held_out = _images(
             clip,
             {name: cases[name] for name in names},
-            order,
+            list(sentences),
             fraction=validation_fraction,
             max_slices=max_slices,
             seed=seed,
+            failures=failures,
             progress=progress,
         )
-        fitted, history = _fit(
-            start,
-            train,
-            held_out,
-            texts,
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            patience=patience,
-            seed=seed,
-            progress=progress,
-        )
-    with torch.no_grad():
-        rows = F.normalize(texts.features @ fitted.text, dim=1).cpu()
-        before, after = (
-            {
-                "held_out_loss": float(p.loss(held_out, texts)),
-                "held_out_retrieval": p.retrieval(held_out, texts),
-            }
-            for p in (start, fitted)
-        )
-    counts = {name: int((train.modality == order.index(name)).sum()) for name in names}
-    base = f"{source.get('weights')}, {source.get('file')}, sha256 {source.get('file_sha256')}"
-    prior = TextPrior(
-        rows,
-        flat(sentences),
-        f"OpenCLIP {model} text tower, projections adapted",
-        f"{base}; projections fitted to {sum(counts.values())} normal slices, seed {seed}",
-    )
-    report = {
+        fitted, history = _fit(start, train, held_out, texts, **options, progress=progress)
+    report: dict[str, Any] = {
         "base": base,
         "model": model,
-        "training_slices": counts,
-        "held_out_slices": len(held_out),
-        "before": before,
-        "after": after,
+        "training_slices": _counts(train, sentences),
+        "held_out_slices": _counts(held_out, sentences),
+        "unreadable": failures,
+        "before": _measured(start, held_out, texts),
+        "after": _measured(fitted, held_out, texts),
+        "best_epoch": history.index(min(history)),
         "held_out_loss_by_epoch": history,
-        "options": {
-            "max_epochs": max_epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "patience": patience,
-            "seed": seed,
-        },
-        "prior": prior.provenance,
+        "options": {**options, "temperature": 1 / start.scale, "max_slices": max_slices},
         **produced_with(),
     }
-    logger.info("held-out loss %.4f → %.4f", before["held_out_loss"], after["held_out_loss"])
+    rows = F.normalize(texts.features @ fitted.text, dim=1).detach().cpu()
+    encoder = f"OpenCLIP {model} text tower, projections {_outcome(report)}"
+    prior = TextPrior(rows, flat(sentences), encoder, f"{base}; {_history(report)}")
+    report["prior"] = prior.provenance
+    logger.info("%s", _history(report))
     return Adaptation(prior, report)
-
-
-@contextmanager
-def without_projections(clip: Any) -> Iterator[Any]:
-    """CLIP whose towers end before their projections."""
-    places = _places(clip)
-    kept = [getattr(owner, name) for owner, name in places]
-    try:
-        for owner, name in places:
-            setattr(owner, name, None)
-        yield clip
-    finally:
-        for (owner, name), value in zip(places, kept, strict=True):
-            setattr(owner, name, value)
 
 
 @torch.no_grad()
 def embed_prompts(clip: Any, model: str, prompts: Prompts) -> Embedded:
     """Prompts before the text projection."""
-    import open_clip
-
-    tokens = open_clip.get_tokenizer(model)(list(flat(prompts)))  # (P, context length)
+    tokens = tokenize(model, flat(prompts))  # (P, context length)
     with without_projections(clip) as tower:
         features = tower.encode_text(tokens.to(_device(clip))).float()
     sizes = torch.tensor([len(lines) for lines in prompts.values()])
@@ -247,6 +183,45 @@ def embed_images(clip: Any, samples: Sequence[SliceSample], batch_size: int = 16
     return torch.cat(found)
 
 
+def _check_options(options: Mapping[str, float], temperature: float | None) -> None:
+    for name in ("max_epochs", "batch_size", "patience", "max_slices"):
+        if options[name] < 1:
+            raise AdaptationError(f"{name} is {options[name]}; it must be at least 1.")
+    if temperature is not None and temperature <= 0:
+        raise AdaptationError(f"temperature is {temperature}; it must be positive.")
+
+
+@torch.no_grad()
+def _measured(projections: Projections, images: Embedded, prompts: Embedded) -> dict[str, float]:
+    return {
+        "held_out_loss": float(projections.loss(images, prompts)),
+        "held_out_retrieval": projections.retrieval(images, prompts),
+    }
+
+
+def _counts(images: Embedded, prompts: Prompts) -> dict[str, int]:
+    """Images of each modality that has some."""
+    counts = torch.bincount(images.modality.cpu(), minlength=len(prompts)).tolist()
+    return {name: n for name, n in zip(prompts, counts, strict=True) if n}
+
+
+def _outcome(report: Mapping[str, Any]) -> str:
+    return "adapted" if report["best_epoch"] else "unchanged: no epoch lowered the held-out loss"
+
+
+def _history(report: Mapping[str, Any]) -> str:
+    """How the projections came about, in one line for the prior's file."""
+    images = ", ".join(f"{name} {n}" for name, n in report["training_slices"].items())
+    before, after = report["before"], report["after"]
+    return (
+        f"projections {_outcome(report)}; fitted to {sum(report['training_slices'].values())} "
+        f"normal slices ({images}), best after epoch {report['best_epoch']} of "
+        f"{len(report['held_out_loss_by_epoch']) - 1}, seed {report['options']['seed']}; "
+        f"held-out loss {before['held_out_loss']:.4f} → {after['held_out_loss']:.4f}, retrieval "
+        f"{before['held_out_retrieval']:.1%} → {after['held_out_retrieval']:.1%}"
+    )
+
+
 def _modalities(cases: Cases, prompts: Prompts) -> list[str]:
     """Modalities that are adapted to, in the order of the prompts."""
     unknown = sorted(set(cases) - set(prompts))
@@ -265,28 +240,6 @@ def _modalities(cases: Cases, prompts: Prompts) -> list[str]:
     return names
 
 
-def _places(clip: Any) -> list[tuple[Any, str]]:
-    """Where the two projections are: owner and attribute."""
-    text = getattr(clip, "text", clip)
-    return [(clip.visual, "proj"), (text, "text_projection")]
-
-
-def _projections(clip: Any, model: str) -> Projections:
-    """The model's own projections as two matrices (W, D)."""
-    matrices = []
-    for owner, name in _places(clip):
-        value = getattr(owner, name, None)
-        if isinstance(value, nn.Linear) and value.bias is None:
-            value = value.weight.T
-        if not isinstance(value, Tensor):
-            raise AdaptationError(
-                f"OpenCLIP's {model} has no matrix {name!r} in {type(owner).__name__}; models with "
-                "a vision transformer and a text transformer, such as ViT-B-16, can be adapted."
-            )
-        matrices.append(value.detach().float())
-    return Projections(*matrices, float(clip.logit_scale.exp().detach()))
-
-
 def _images(
     clip: Any,
     cases: Cases,
@@ -295,17 +248,21 @@ def _images(
     fraction: float,
     max_slices: int,
     seed: int,
+    failures: dict[str, str],
     progress: bool,
 ) -> tuple[Embedded, Embedded]:
     """Slices to train on and held-out ones, before the projection."""
     found: list[list[tuple[Tensor, int]]] = [[], []]
     for name in tqdm(cases, "images through CLIP", disable=not progress):
-        for part, chosen in enumerate(split_cases(list(cases[name]), fraction, seed=seed)):
-            samples = _spread(chosen, name, max_slices if part == 0 else max(1, max_slices // 4))
+        for part, chosen in enumerate(_split(cases[name], name, fraction, seed)):
+            limit = max_slices if part == 0 else max(1, max_slices // 4)
+            samples = _spread(chosen, name, limit, failures)
             if not samples:
                 raise AdaptationError(
                     f"{name} has no normal slice {'to train on' if part == 0 else 'held out'} in "
-                    f"{len(chosen)} studies; give more normal studies."
+                    f"{len(chosen)} studies ({len(failures)} unreadable"
+                    f"{''.join('; ' + reason for reason in list(failures.values())[:2])}); give "
+                    "more normal studies."
                 )
             found[part].append((embed_images(clip, samples), order.index(name)))
     train, held_out = (
@@ -318,16 +275,31 @@ def _images(
     return train, held_out
 
 
-def _spread(cases: Sequence[dict[str, Any]], modality: str, count: int) -> list[SliceSample]:
-    """At most ``count`` normal slices, as many from each study as can be."""
-    each = max(1, count // max(1, len(cases)))
+def _split(
+    cases: Sequence[dict[str, Any]], modality: str, fraction: float, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    try:
+        return split_cases(list(cases), fraction, seed=seed)
+    except CaseError as error:
+        raise AdaptationError(f"{modality}: {error}") from error
+
+
+def _spread(
+    cases: Sequence[dict[str, Any]], modality: str, count: int, failures: dict[str, str]
+) -> list[SliceSample]:
+    """At most ``count`` normal slices, evenly over the studies and over the slices of each."""
+    each = -(-count // max(1, len(cases)))
     chosen: list[SliceSample] = []
-    for case in cases:
-        slices = list(iterate_slices([case], modality, only_normal=True))
-        chosen += slices[:: max(1, len(slices) // each)][:each]
-        if len(chosen) >= count:
-            break
-    return chosen[:count]
+    for case in _evenly(cases, count):
+        found = iterate_slices([case], modality, only_normal=True, failures=failures)
+        chosen += _evenly(list(found), each)
+    return _evenly(chosen, count)
+
+
+def _evenly(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` items at even distances, in their order."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def _fit(
@@ -361,7 +333,7 @@ def _fit(
             optimizer.zero_grad()
             part = Embedded(train.features[rows], train.modality[rows])
             loss = current.loss(part, texts)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         with torch.no_grad():
             history.append(float(current.loss(held_out, texts)))
@@ -372,12 +344,6 @@ def _fit(
             break
     current.load_state_dict(best)
     return current, history
-
-
-def _to_right(logits: Tensor, right: Tensor) -> Tensor:
-    """Mean of −log of the probability that falls on any of the right ones of each row."""
-    chosen = logits.masked_fill(~right, -torch.inf).logsumexp(1)
-    return (logits.logsumexp(1) - chosen).mean()
 
 
 def _device(clip: Any) -> torch.device:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +29,51 @@ def load_prompts(path: str | Path) -> Prompts:
         liver_ct:
           - A normal contrast-enhanced liver CT slice.
 
+    A text file (``.txt``) has a line ``[brain_mri]`` before the sentences of a modality, one a
+    line; empty lines and those that begin with ``#`` are passed over.
+
     Raises
     ------
     ValueError
-        If there is no such file, a modality is not known, or a list is not one of sentences.
+        If there is no such file, a modality is not known or comes twice, a list is not one of
+        sentences, or a sentence comes twice.
     """
-    import yaml
-
     source = Path(path)
     if not source.is_file():
-        raise ValueError(f"there is no file {source}; give a YAML or JSON file of prompts.")
-    try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not readable YAML or JSON: {error}") from error
-    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"there is no file {source}; give a YAML, JSON or text file of prompts.")
+    pairs = _pairs(source)
+    names = [str(name) for name, _ in pairs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{source} has {repeated} more than once; put their prompts together.")
+    return checked_prompts(dict(zip(names, (value for _, value in pairs), strict=True)), source)
+
+
+def checked_prompts(prompts: Mapping[str, Any], source: str | Path = "prompts") -> Prompts:
+    """Check that there is a list of sentences for each modality, none of them twice.
+
+    A sentence of two modalities would be right and wrong for the images of both.
+
+    Parameters
+    ----------
+    prompts : mapping
+        Sentences by name of the modality.
+    source : str or Path
+        Where they come from, for messages.
+
+    Raises
+    ------
+    ValueError
+        If they are not such lists, or a modality is not known.
+    """
+    found = {get_modality(name).name: _sentences(source, name, v) for name, v in prompts.items()}
+    every = flat(found)
+    repeated = sorted({sentence for sentence in every if every.count(sentence) > 1})
+    if repeated:
         raise ValueError(
-            f"{source} holds {type(content).__name__}; a list of sentences under each of "
-            f"{sorted(MODALITIES)} is expected."
+            f"{source} has {repeated[0]!r} under more than one modality; a prompt describes one."
         )
-    return {
-        get_modality(str(name)).name: _sentences(source, name, v) for name, v in content.items()
-    }
+    return found
 
 
 def flat(prompts: Prompts) -> tuple[str, ...]:
@@ -57,10 +81,66 @@ def flat(prompts: Prompts) -> tuple[str, ...]:
     return tuple(sentence for sentences in prompts.values() for sentence in sentences)
 
 
-def _sentences(source: Path, name: Any, values: Any) -> tuple[str, ...]:
-    good = isinstance(values, list) and all(isinstance(v, str) and v.strip() for v in values)
+def _pairs(source: Path) -> tuple[tuple[Any, Any], ...]:
+    """Modalities and what stands under them, in the file's order, repeated ones included."""
+    import yaml
+
+    reader = {".json": _json_pairs, ".txt": _text_pairs}.get(source.suffix.lower(), _yaml_pairs)
+    try:
+        pairs = reader(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{source} is not readable YAML, JSON or text: {error}") from error
+    if not isinstance(pairs, tuple) or not pairs:
+        raise ValueError(
+            f"{source} holds {_kind(pairs)}; a list of sentences under each of "
+            f"{sorted(MODALITIES)} is expected."
+        )
+    return pairs
+
+
+def _kind(content: Any) -> str:
+    return "nothing" if content is None or content == () else f"a {type(content).__name__}"
+
+
+# Each reader gives a tuple of pairs, or what else it found.
+def _json_pairs(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=tuple)
+
+
+def _yaml_pairs(text: str) -> Any:
+    import yaml
+
+    content = yaml.safe_load(text)
+    if not isinstance(content, Mapping):
+        return content
+    loader = yaml.SafeLoader(text)  # the mapping itself has only the last of repeated names
+    node = loader.get_single_node()
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value] if node else []
+    return tuple((key, content.get(key)) for key in keys)
+
+
+def _text_pairs(text: str) -> tuple[tuple[str, list[str]], ...]:
+    pairs: list[tuple[str, list[str]]] = []
+    lines = (line.strip() for line in text.splitlines())
+    for line in (line for line in lines if line and not line.startswith("#")):
+        if line.startswith("[") and line.endswith("]"):
+            pairs.append((line[1:-1].strip(), []))
+        elif pairs:
+            pairs[-1][1].append(line)
+        else:
+            raise ValueError(
+                f"the text begins with {line!r}; before the sentences of a modality comes its "
+                f"name as a line of its own, one of {[f'[{name}]' for name in MODALITIES]}."
+            )
+    return tuple(pairs)
+
+
+def _sentences(source: str | Path, name: Any, values: Any) -> tuple[str, ...]:
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    good = listed and all(isinstance(v, str) and v.strip() for v in values)
     if not good or not values or len(set(values)) < len(values):
         raise ValueError(
-            f"{source} has {values!r} under {name!r}; a list of different sentences is expected."
+            f"{source} has {values!r} under {name!r}; a list of different sentences is expected. "
+            "In YAML, a sentence with a colon needs quotes."
         )
     return tuple(values)

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 
+from mcmiad_monai import clip_adaptation
 from mcmiad_monai.clip_adaptation import (
     AdaptationError,
+    _evenly,
+    _spread,
     adapt_text_prior,
     embed_images,
     embed_prompts,
@@ -20,8 +26,9 @@ from mcmiad_monai.data.bmad import find_bmad
 from mcmiad_monai.data.bmad_phantom import write_bmad_phantom
 from mcmiad_monai.data.studies import iterate_slices
 from mcmiad_monai.networks.clip import load_clip
+from mcmiad_monai.networks.clip_projections import Embedded, Projections
 from mcmiad_monai.networks.head import build_head
-from mcmiad_monai.networks.text_prior import TextPrior, encode_open_clip
+from mcmiad_monai.networks.text_prior import TextPrior, encode_open_clip, tokenize
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.prompts import Prompts, flat
 
@@ -120,17 +127,24 @@ def test_adaptation_brings_images_to_the_prompts_of_their_modality(
     assert after["held_out_loss"] < 0.5 * before["held_out_loss"]
     assert after["held_out_retrieval"] == 1
     assert found.report["training_slices"] == {"brain_mri": 10, "liver_ct": 10}
-    assert found.report["held_out_slices"] == 4
+    assert found.report["held_out_slices"] == {"brain_mri": 2, "liver_ct": 2}
     base = encode_open_clip(flat(PROMPTS), model=model, pretrained=str(checkpoints[model]))
     assert found.prior.prompts == base.prompts
     assert not torch.allclose(found.prior.embeddings, base.embeddings, atol=1e-3)
 
 
-def test_nothing_but_the_projections_changes_and_they_come_back(
-    checkpoints: dict[str, Path],
+def test_adaptation_changes_nothing_in_clip_and_the_projections_come_back(
+    checkpoints: dict[str, Path], cases: Cases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip, _ = load_clip("tiny-clip", str(checkpoints["tiny-clip"]))
+    clip, source = load_clip("tiny-clip", str(checkpoints["tiny-clip"]))
     before = {name: value.clone() for name, value in clip.state_dict().items()}
+    monkeypatch.setattr(clip_adaptation, "load_clip", lambda *_, **__: (clip, source))
+    base = encode_open_clip(
+        flat(PROMPTS), model="tiny-clip", pretrained=str(checkpoints["tiny-clip"])
+    )
+    assert not torch.allclose(
+        adapt(checkpoints, cases).prior.embeddings, base.embeddings, atol=1e-3
+    )
     with pytest.raises(KeyError), without_projections(clip):
         raise KeyError
     after = clip.state_dict()
@@ -147,6 +161,9 @@ def test_without_training_the_prior_is_clips_own(
     )
     assert torch.allclose(found.prior.embeddings, base.embeddings, atol=1e-5)
     assert found.report["before"] == found.report["after"]
+    assert found.report["best_epoch"] == 0
+    assert "unchanged" in found.prior.encoder
+    assert "adapted" not in found.prior.encoder
 
 
 def test_same_seed_same_prior(checkpoints: dict[str, Path], cases: Cases) -> None:
@@ -175,7 +192,10 @@ def test_prior_file_tells_where_it_came_from_and_serves_a_head(
     found.prior.save(tmp_path / "prior.safetensors")
     loaded = TextPrior.load(tmp_path / "prior.safetensors")
     assert "adapted" in loaded.encoder
-    assert "20 normal slices, seed 0" in loaded.weights
+    assert "fitted to 20 normal slices (brain_mri 10, liver_ct 10)" in loaded.weights
+    assert "best after epoch 1 of 1, seed 0" in loaded.weights
+    before, after = (found.report[when]["held_out_loss"] for when in ("before", "after"))
+    assert f"held-out loss {before:.4f} → {after:.4f}" in loaded.weights
     assert found.report["base"].split("sha256 ")[1] in loaded.weights
     json.dumps(found.report)
     head = build_head(
@@ -219,7 +239,115 @@ def test_model_without_a_projection_matrix_is_refused(
 def test_damaged_checkpoint_is_refused(
     checkpoints: dict[str, Path], cases: Cases, tmp_path: Path
 ) -> None:
-    bad = tmp_path / "bad.pt"
-    bad.write_bytes(checkpoints["tiny-clip"].read_bytes()[:1000])
-    with pytest.raises(WeightsError, match=r"bad\.pt"):
-        adapt({"tiny-clip": bad}, cases)
+    (tmp_path / "cut.pt").write_bytes(checkpoints["tiny-clip"].read_bytes()[:1000])
+    (tmp_path / "text.pt").write_bytes(b"no weights at all")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_bytes(b"no weights at all")
+    torch.save([1], tmp_path / "list.pt")
+    torch.save({}, tmp_path / "none.pt")
+    for bad in sorted(tmp_path.iterdir()):
+        with pytest.raises(WeightsError, match=re.escape(bad.name)):
+            adapt({"tiny-clip": bad}, cases)
+
+
+def test_random_weights_are_refused(cases: Cases, checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(WeightsError, match="random weights"):
+        adapt({**checkpoints, "tiny-clip": Path("random")}, cases)
+    with pytest.raises(WeightsError, match="random weights"):
+        encode_open_clip(["A brain."], model="tiny-clip", pretrained="random")
+
+
+@pytest.mark.parametrize("option", ["max_epochs", "batch_size", "patience", "max_slices"])
+def test_counts_below_one_are_refused(
+    checkpoints: dict[str, Path], cases: Cases, option: str
+) -> None:
+    with pytest.raises(AdaptationError, match=f"{option} is 0"):
+        adapt(checkpoints, cases, **{option: 0})
+
+
+def test_temperature_is_the_models_own_or_the_one_given(
+    checkpoints: dict[str, Path], cases: Cases
+) -> None:
+    own = adapt(checkpoints, cases, max_epochs=1)
+    assert own.report["options"]["temperature"] == pytest.approx(0.07)  # OpenCLIP's first
+    given = adapt(checkpoints, cases, max_epochs=1, temperature=0.07)
+    assert torch.allclose(given.prior.embeddings, own.prior.embeddings, atol=1e-5)
+    other = adapt(checkpoints, cases, max_epochs=1, temperature=1.0)
+    assert not torch.allclose(other.prior.embeddings, own.prior.embeddings, atol=1e-3)
+    with pytest.raises(AdaptationError, match="temperature is 0"):
+        adapt(checkpoints, cases, temperature=0)
+
+
+def test_loss_is_the_share_that_falls_on_the_right_modality() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, prompts, image, text = (
+        torch.randn(shape, generator=generator) for shape in ((5, 6), (4, 3), (6, 2), (3, 2))
+    )
+    of_image, of_prompt = np.array([0, 2, 0, 2, 2]), np.array([0, 0, 1, 2])  # no image of 1
+    found = Projections(image, text, scale=3.0).loss(
+        Embedded(images, torch.tensor(of_image)), Embedded(prompts, torch.tensor(of_prompt))
+    )
+    a, b = (x.double().numpy() @ m.double().numpy() for x, m in ((images, image), (prompts, text)))
+    cosine = (a @ b.T) / np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    odds = np.exp(3.0 * cosine)  # (5, 4)
+    by_image = [
+        -np.log(odds[i, of_prompt == k].sum() / odds[i].sum()) for i, k in enumerate(of_image)
+    ]
+    by_prompt = [
+        -np.log(odds[of_image == k, j].sum() / odds[:, j].sum())
+        for j, k in enumerate(of_prompt)
+        if k != 1
+    ]
+    assert found.item() == pytest.approx((np.mean(by_image) + np.mean(by_prompt)) / 2, rel=1e-5)
+
+
+def test_retrieval_counts_modalities_alike() -> None:
+    """Nine images of one modality do not hide the one of another that is wrong."""
+    axes, kinds = torch.eye(2), torch.tensor([0] * 9 + [1])
+    images = Embedded(axes[torch.zeros(10, dtype=torch.long)], kinds)
+    prompts = Embedded(axes, torch.tensor([0, 1]))
+    assert Projections(axes, axes, 1.0).retrieval(images, prompts) == 0.5
+
+
+@pytest.mark.parametrize(("count", "patients"), [(6, 6), (3, 3), (12, 6)])
+def test_slices_come_from_as_many_patients_as_can_be(
+    cases: Cases, count: int, patients: int
+) -> None:
+    chosen = _spread(cases["brain_mri"], "brain_mri", count, {})
+    assert len(chosen) == count
+    assert len({sample.patient for sample in chosen}) == patients
+
+
+def test_slices_of_a_study_are_even_over_it() -> None:
+    assert _evenly(range(9), 3) == [1, 4, 7]
+    assert _evenly(range(9), 5) == [0, 2, 4, 6, 8]
+    assert _evenly(range(3), 5) == [0, 1, 2]
+    assert _evenly([], 5) == []
+
+
+def test_unreadable_images_are_reported_and_named(
+    checkpoints: dict[str, Path], cases: Cases
+) -> None:
+    gone = {"case": "gone", "image": "gone.png", "label": None, "anomalous": None}
+    gone["patient"] = cases["liver_ct"][0]["patient"]
+    found = adapt(checkpoints, {**cases, "liver_ct": [*cases["liver_ct"], gone]}, max_epochs=1)
+    assert list(found.report["unreadable"]) == ["gone"]
+    missing = [{**case, "image": "gone.png"} for case in cases["liver_ct"]]
+    with pytest.raises(AdaptationError, match=r"10 unreadable; VolumeError: .*gone\.png"):
+        adapt(checkpoints, {**cases, "liver_ct": missing})
+
+
+def test_modality_of_one_patient_is_refused_by_name(
+    checkpoints: dict[str, Path], cases: Cases
+) -> None:
+    with pytest.raises(AdaptationError, match=r"liver_ct: .*at least 2 patients"):
+        adapt(checkpoints, {**cases, "liver_ct": cases["liver_ct"][:1]})
+
+
+def test_prompt_that_clip_cuts_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Two tokens of 77 are begin and end."""
+    fits, cut = "healthy " * 75, "healthy " * 76
+    with caplog.at_level(logging.WARNING):
+        tokens = tokenize("ViT-B-16", [fits, cut])
+    assert torch.equal(tokens[0], tokens[1])
+    assert [record.args[2] for record in caplog.records if record.args] == [cut]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcmiad_monai.modality import normal_prompts
-from mcmiad_monai.prompts import flat, load_prompts, prompts_of
+from mcmiad_monai.prompts import checked_prompts, flat, load_prompts, prompts_of
 
 
 def test_default_prompts_are_the_papers_in_their_order() -> None:
@@ -36,9 +36,14 @@ def test_own_prompts_come_from_a_file(tmp_path: Path, suffix: str) -> None:
         ("brain_mri: [3]", "list of different sentences"),
         ("brain_mri: [a, a]", "list of different sentences"),
         ("brain_mri: ['  ']", "list of different sentences"),
-        ("- a\n- b", "holds list"),
-        ("", "holds NoneType"),
+        ("- a\n- b", "holds a list"),
+        ("", "holds nothing"),
+        ("{}", "holds nothing"),
+        ("2020-01-01", "holds a date"),
         ("a: [b", "not readable"),
+        ("brain_mri: [a]\nbrain_mri: [b]", r"\['brain_mri'\] more than once"),
+        ("brain_mri: [a]\nliver_ct: [b, a]", "'a' under more than one modality"),
+        ("brain_mri: [A brain: normal.]", "needs quotes"),
     ],
 )
 def test_other_content_is_refused(tmp_path: Path, text: str, told: str) -> None:
@@ -46,6 +51,54 @@ def test_other_content_is_refused(tmp_path: Path, text: str, told: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=told):
         load_prompts(path)
+
+
+def test_json_may_be_indented_with_tabs(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"brain_mri": ["A brain."]}, indent="\t"))
+    assert load_prompts(path) == {"brain_mri": ("A brain.",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"brain_mri": ["a"], "brain_mri": ["b"]}', "more than once"),
+        ('["a"]', "holds a list"),
+        ("null", "holds nothing"),
+        ("{}", "holds nothing"),
+        ('{"brain_mri": {"a": "b"}}', "list of different sentences"),
+        ("{", "not readable"),
+    ],
+)
+def test_other_json_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        load_prompts(path)
+
+
+def test_text_file_has_a_line_for_each_modality(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("# mine\n[liver_ct]\nA liver: normal.\n\n[ brain_mri ]\n  A brain.\nB.\n")
+    assert load_prompts(path) == {
+        "liver_ct": ("A liver: normal.",),
+        "brain_mri": ("A brain.", "B."),
+    }
+    for text, told in (
+        ("A brain.\n", r"prompts\.txt .*begins with 'A brain\.'"),
+        ("[heart]\nA heart.\n", "'heart' is not known"),
+        ("[liver_ct]\n", "list of different sentences"),
+        ("", "is expected"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            load_prompts(path)
+
+
+def test_prompts_that_are_given_are_checked_too() -> None:
+    assert checked_prompts({"brain_mri": ["A brain."]}) == {"brain_mri": ("A brain.",)}
+    with pytest.raises(ValueError, match="list of different sentences"):
+        checked_prompts({"brain_mri": "A brain."})
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

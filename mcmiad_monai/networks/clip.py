@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from mcmiad_monai.networks.weights import WeightsError, require_file
+
+# How OpenCLIP stumbles over a file that torch reads but that holds no tensors by name.
+_NO_STATE_DICT = (StopIteration, AttributeError, TypeError)
 
 
 def load_clip(
@@ -58,8 +64,29 @@ def load_clip(
     except (RuntimeError, OSError, KeyError, ValueError, AssertionError) as error:
         problem = str(error).strip()[:300]
         raise WeightsError(f"{file} does not fit OpenCLIP's {model}: {problem}") from error
+    except (pickle.UnpicklingError, SafetensorError, EOFError, *_NO_STATE_DICT) as error:
+        raise WeightsError(
+            f"{file} cannot be read as weights ({type(error).__name__}): it is damaged, or no "
+            "checkpoint. Bring a safetensors file, or a torch checkpoint that holds tensors only."
+        ) from error
     weights = "file" if pretrained == str(file) else f"open_clip: {model}/{source}"
     return built, {"weights": weights, "file": file.name, "file_sha256": digest}
+
+
+def describe_weights(model: str, source: Mapping[str, Any]) -> str:
+    """Source, file and digest of the weights that `load_clip` loaded, in one line.
+
+    Raises
+    ------
+    WeightsError
+        If the weights are random: embeddings of prompts by them tell nothing.
+    """
+    if not source:
+        raise WeightsError(
+            f"OpenCLIP's {model} was built with random weights, whose embeddings of prompts tell "
+            "nothing; name a pretrained tag or the path of a checkpoint."
+        )
+    return f"{source['weights']}, {source['file']}, sha256 {source['file_sha256']}"
 
 
 def tower_config(model: str, clip: Any) -> dict[str, Any]:

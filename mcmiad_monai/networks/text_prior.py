@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from mcmiad_monai.files import replace_atomically
 from mcmiad_monai.networks.weights import WeightsError, tensors_sha256
+
+logger = logging.getLogger(__name__)
 
 HASHING_FEATURES = 4096
 """Buckets of the hashed word n-grams before their projection."""
@@ -131,18 +134,31 @@ def encode_open_clip(
     WeightsError
         If the weights cannot be had.
     """
-    import open_clip
-
-    from mcmiad_monai.networks.clip import load_clip
+    from mcmiad_monai.networks.clip import describe_weights, load_clip
 
     _require_prompts(prompts)
     with torch.random.fork_rng(devices=[]):
         clip, source = load_clip(model, pretrained, sha256=sha256)
-    tokens = open_clip.get_tokenizer(model)(list(prompts))  # (P, context length)
+    weights = describe_weights(model, source)
+    tokens = tokenize(model, prompts)  # (P, context length)
     with torch.no_grad():
         rows = F.normalize(clip.encode_text(tokens).float(), dim=1)  # type: ignore[operator]
-    weights = f"{source['weights']}, {source['file']}, sha256 {source['file_sha256']}"
     return TextPrior(rows, tuple(prompts), f"OpenCLIP {model} text tower", weights)
+
+
+def tokenize(model: str, prompts: Sequence[str]) -> Tensor:
+    """Tokens of prompts for an OpenCLIP model, (P, context length); warns of prompts cut short."""
+    import open_clip
+
+    tokenizer = open_clip.get_tokenizer(model)
+    tokens: Tensor = tokenizer(list(prompts))
+    length = tokens.shape[1]
+    # with twice the room, what lies beyond the context is padding, or was cut
+    beyond = tokenizer(list(prompts), context_length=2 * length)[:, length:]
+    cut = (beyond != beyond[:, -1:]).any(dim=1)
+    for prompt in [p for p, is_cut in zip(prompts, cut.tolist(), strict=True) if is_cut]:
+        logger.warning("%s reads %d tokens; the end of %r is cut.", model, length, prompt)
+    return tokens
 
 
 def encode_hashing(prompts: Sequence[str], *, dim: int = 512, seed: int = 0) -> TextPrior:
