@@ -174,10 +174,16 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
     -------
     dict
         ``results`` by set and score, ``supports``, ``data``, and all that produced them.
+
+    Raises
+    ------
+    ValueError
+        If the finished experiment was run on other images.
     """
     folder = Path(out) / plan.folder
     if (folder / RESULT).exists():
         finished: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        _require_same_data(finished["data"], {name: lab.data[name] for name in plan.sets}, folder)
         return finished
     supports = {
         name: lab.sets[name].cases("train")
@@ -284,3 +290,11 @@ def calibrate_on_normals(
             return {}
         parts.append(lab.features(name, "val", plan.method, cases))
     return calibrate(detector, MixedFeatures(parts), device=lab.device).to_dict()
+
+
+def _require_same_data(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    if then != now:
+        raise ValueError(
+            f"{folder} was run on {then}, and the sets now hold {now}. Give another output folder, "
+            "or delete this one to run it again."
+        )

@@ -73,7 +73,7 @@ def measure(
     detector : MCMIADDetector
         Its encoder made the features.
     dataset : FeatureDataset
-        Of all test images, one slice each.
+        Of all test images, or of the slices of test volumes.
     cases : sequence of dict
         The same images.
     thresholds : bool
@@ -86,7 +86,11 @@ def measure(
     """
     known = {case["case"]: case for case in cases}
     records = dataset.records
-    by_folder = np.array([bool(known[r.case]["anomalous"]) for r in records])
+    told = [known[r.case]["anomalous"] for r in records]
+    # a volume of one's own, which no folder calls healthy or ill: its mask tells slice by slice
+    by_folder = np.array(
+        [r.anomalous if t is None else bool(t) for r, t in zip(records, told, strict=True)]
+    )
     masked = any(case["label"] for case in cases)
     by_mask = np.array([r.anomalous for r in records]) if masked else None
     patients = [patient_of(known[r.case]) for r in records]

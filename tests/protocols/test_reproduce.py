@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mcmiad_monai.cohort import CohortIncomplete
-from mcmiad_monai.data.bmad import find_bmad
+from mcmiad_monai.data.bmad import find_bmad, own_set
 from mcmiad_monai.data.bmad_phantom import LAYOUTS, Layout, write_bmad_phantom
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
@@ -136,6 +136,21 @@ def test_labels_by_folder_and_by_mask_are_both_reported(tmp_path: Path) -> None:
     assert low <= brain["image_auroc"] <= high
 
 
+def test_own_volumes_are_trained_on_and_judged_slice_by_slice(tmp_path: Path, cohort: Path) -> None:
+    found = own_set(cohort / "datalist.json", "brain_mri")
+    lab = Laboratory(
+        sets={"mine": found}, cache_dir=tmp_path / "features", size=SIZE, progress=False
+    )
+    plan = Experiment(name="x", sets=("mine",), method=TINY)
+    results = run_experiment(plan, lab, tmp_path / "runs")["results"]["mine"]
+    assert results["images"]["good"] > 0
+    assert results["images"]["anomalous"] > 0
+    assert sum(results["images"].values()) == 4 * 10  # slices of four test studies
+    figures = results["scores"][TINY.score]
+    assert 0 <= figures["image_auroc"] <= 1
+    assert figures["image_auroc"] == figures["image_by_mask_auroc"]
+
+
 def test_packaged_model_gives_the_figures_heatmaps(tmp_path: Path) -> None:
     lab = make_lab(tmp_path, "liver")
     plan = Experiment(name="x", sets=("liver",), method=TINY)
@@ -234,3 +249,16 @@ def test_nothing_that_works_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(reproduce_room, "run_experiment", fail)
     with pytest.raises(RuntimeError, match=r"none of 1 experiments(.|\n)*no memory"):
         run(tmp_path, tables=[1], seeds=[0])
+
+
+def test_figures_of_other_images_are_not_taken_for_todays(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, "liver")
+    plan = Experiment(name="x", sets=("liver",), method=TINY)
+    run_experiment(plan, lab, tmp_path / "runs")
+    for path in (tmp_path / "data").rglob("test/good/img/*_60.png"):
+        path.unlink()
+    fewer = Laboratory(
+        sets=find_bmad(tmp_path / "data"), cache_dir=tmp_path / "f", size=SIZE, progress=False
+    )
+    with pytest.raises(ValueError, match=r"'test': \[6, 8\].*now hold.*'test': \[3, 8\]"):
+        run_experiment(plan, fewer, tmp_path / "runs")
