@@ -18,6 +18,10 @@ LABEL_MAX_VALUES = 1024
 LABEL_EQUAL_NEIGHBOURS = 0.6
 """Share of equal neighbours above which whole numbers are labels (images 0.03-0.25, labels 0.8)."""
 
+LABEL_MAX_PICTURE_VALUES = 3
+"""A picture with more grey levels is an image: in a window as wide as metal an organ has a few,
+in large uniform regions."""
+
 SINGULAR_TOLERANCE = 1e-6
 """Smallest volume of the unit parallelepiped of the three voxel axes that is not flat."""
 
@@ -115,15 +119,22 @@ def check_values(values: NDArray[np.float32], path: Path) -> None:
         )
 
 
-def check_not_label_map(values: NDArray[np.float32], path: Path) -> None:
+def check_not_label_map(values: NDArray[np.float32], path: Path, *, picture: bool = False) -> None:
     """Refuse a segmentation that was given in place of an image.
+
+    Of a picture only the number of its grey levels counts.
 
     Raises
     ------
     VolumeError
         If the voxels (X, Y, Z) are few whole numbers in large uniform regions.
     """
-    if looks_like_label_map(values):
+    if picture:
+        few = np.unique(values).size <= LABEL_MAX_PICTURE_VALUES
+        found = few and values.size >= LABEL_MIN_VOXELS
+    else:
+        found = looks_like_label_map(values)
+    if found:
         raise_label_map(path, "its voxels are few whole numbers in large uniform regions")
 
 

@@ -63,7 +63,7 @@ def load_volume(path: PathLike) -> MetaTensor:
         raise_label_map(source, "the intent code of its header says so")
     values = _as_float32(image)
     check_values(values, source)
-    check_not_label_map(values, source)
+    check_not_label_map(values, source, picture=image.is_picture)
     return new_volume(values, image.affine, source, picture=image.is_picture)
 
 

@@ -6,11 +6,20 @@ Uni-Medical subset that ADer redistributes. What is there is found by looking.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from mcmiad_monai.data.bmad_layout import (
+    Part,
+    Split,
+    child,
+    find_sets,
+    mask_problems,
+    read_part,
+)
+from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.data.volumes import find_cases
 from mcmiad_monai.data.volumes_files import (
     PICTURE_SUFFIXES,
@@ -19,63 +28,79 @@ from mcmiad_monai.data.volumes_files import (
     MissingSplitError,
     listing,
     stem_of,
-    subfolders,
     suffix_of,
     visible,
-    without_mask_words,
 )
 from mcmiad_monai.modality import get_modality
 
-Split = Literal["train", "val", "test"]
+__all__ = [
+    "OFFICIAL",
+    "OFFICIAL_SUMS",
+    "SPLITS",
+    "ImageSet",
+    "Split",
+    "find_bmad",
+    "own_set",
+    "patient_of_name",
+]
+
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Official:
-    """A set of BMAD as it was released: its folder names, and (good, Ungood) counts by split."""
+    """A set of BMAD as it was released.
+
+    Attributes
+    ----------
+    modality : str
+    folders : tuple of str
+        Names that its folder has, in lower case without separators and without ``_AD``.
+    counts : dict
+        Good and Ungood images by split.
+    title : str
+        Name for people.
+    masks : bool
+        Whether anomalous images have masks.
+    """
 
     modality: str
     folders: tuple[str, ...]
     counts: dict[Split, tuple[int, int]]
     title: str
+    masks: bool = True
 
 
 #: Counts: BMAD's own tables. A valid part of which only the sum is published has no entry.
 OFFICIAL: dict[str, Official] = {
     "brain": Official(
         "brain_mri",
-        ("brain_ad", "brain"),
+        ("brain", "brats2021slice"),
         {"train": (7500, 0), "val": (39, 44), "test": (640, 3075)},
         "Brain tumor (BraTS2021)",
     ),
     "liver": Official(
         "liver_ct",
-        ("liver_ad", "liver"),
+        ("liver", "histdiy"),
         {"train": (1542, 0), "val": (93, 73), "test": (833, 660)},
         "Liver tumor (BTCV + LiTS)",
     ),
     "resc": Official(
         "retina_oct",
-        ("retina_resc_ad", "retina_resc", "resc_ad", "resc", "retinal"),
+        ("retinaresc", "resc", "retinal"),
         {"train": (4297, 0)},
         "Retina (RESC)",
     ),
     "oct2017": Official(
         "retina_oct",
-        ("retina_oct2017_ad", "retina_oct2017", "oct2017_ad", "oct2017"),
+        ("retinaoct2017", "oct2017"),
         {"train": (26315, 0), "val": (8, 24), "test": (242, 726)},
         "Retina (OCT2017)",
+        masks=False,
     ),
 }
 #: Published sums of good and Ungood where nothing finer is.
 OFFICIAL_SUMS: dict[str, dict[Split, int]] = {"resc": {"val": 115, "test": 1805}}
-
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("valid", "val", "validation"),
-    "test": ("test", "testing"),
-}
-MASK_FOLDERS = ("anomaly_mask", "label", "labels", "mask", "masks", "ground_truth")
 
 
 @dataclass(frozen=True)
@@ -94,7 +119,8 @@ class ImageSet:
         How it is laid out, in words.
     splits : dict
         Cases of each split that there is: ``case``, ``image``, ``label`` (mask or None),
-        ``anomalous`` (by folder) and ``patient``.
+        ``anomalous`` (by folder) and ``patient``. A volume of one's own to test on has None for
+        ``anomalous`` where no folder tells: its mask judges slice by slice.
     problems : tuple of str
         What is not as it should be: images without mask, masks without image.
     """
@@ -127,7 +153,10 @@ def find_bmad(root: str | Path) -> dict[str, ImageSet]:
 
     Accepted are ``<set>/{train,valid,test}/{good,Ungood}[/img]`` with masks in
     ``Ungood/anomaly_mask`` or ``Ungood/label``; the same with ``img`` and ``label`` above ``good``
-    and ``Ungood``; and ADer's ``{train,test,ground_truth}``. Folder names in any case.
+    and ``Ungood``; RESC's ``Test/{test,test_label}/{good,Ungood}``; and ADer's
+    ``{train,test,ground_truth}``. Folder names in any case; folders around a set, as archives have
+    them, are looked through. Splits may be missing: some redistributions have no train, some no
+    valid part.
 
     Returns
     -------
@@ -137,33 +166,36 @@ def find_bmad(root: str | Path) -> dict[str, ImageSet]:
     Raises
     ------
     CaseError
-        If there is none, or one of them cannot be understood.
+        If there is none, one of them is there twice, or one cannot be understood.
     """
-    folder = Path(root).expanduser()
+    folder = _absolute(root)
     if not folder.is_dir():
         raise CaseError(f"{folder} is no folder; give the one that holds BMAD's sets.")
     found: dict[str, ImageSet] = {}
-    for place in (folder, *subfolders(folder)):
-        name = _set_name(place)
-        if name is None or not _child(place, SPLIT_NAMES["train"]):
+    nameless: list[Path] = []
+    for name, place in find_sets(folder, _set_name):
+        if name is None:
+            nameless.append(place)
             continue
         if name in found:
             raise CaseError(
-                f"{found[name].root} and {place} are both BMAD's set {name!r}; keep one of them."
+                f"{found[name].root} and {place} are both BMAD's set {name!r}; keep one of them, "
+                "or give the folder of one."
             )
         found[name] = _read_set(name, place)
     if not found:
-        known = ", ".join(official.folders[0] for official in OFFICIAL.values())
-        raise CaseError(
-            f"no set of BMAD in {folder}, which holds {listing(visible(folder))}. Expected folders "
-            f"such as {known} (also without _AD, or ADer's brain, liver, retinal), each with a "
-            "folder train."
-        )
+        raise CaseError(_nothing(folder, nameless))
     return {name: found[name] for name in OFFICIAL if name in found}
 
 
 def own_set(root: str | Path, modality: str) -> ImageSet:
     """Images of one's own as a set: normal studies to train on, optional val and test studies.
+
+    Where folders do not say whether a study is anomalous, its mask does: a picture with a mask is
+    anomalous, and so is a volume with a mask outside the test part, which keeps it from being taken
+    for normal. The slices of a test volume are judged one by one by its mask.
+
+    An image is never in test as well as in train: a folder without splits is all train.
 
     Parameters
     ----------
@@ -171,21 +203,33 @@ def own_set(root: str | Path, modality: str) -> ImageSet:
         See :func:`~mcmiad_monai.data.volumes.find_cases`.
     modality : str
         Name of the modality.
+
+    Raises
+    ------
+    CaseError
+        If there is no training part.
     """
+    path, kind = _absolute(root), get_modality(modality).name
     splits: dict[Split, list[Case]] = {}
     for split in SPLITS:
         try:
-            splits[split] = find_cases(root, split)
+            cases = find_cases(path, split)
         except MissingSplitError:
+            if split == "train":
+                raise
             continue
-    return ImageSet(Path(root).name, get_modality(modality).name, Path(root), "own", splits)
+        trained = {case["image"] for case in splits.get("train", [])}
+        splits[split] = [_own(c, split) for c in cases if c["image"] not in trained]
+    name = path.parent.name if path.is_file() else path.name
+    return ImageSet(name, kind, path, "own", splits)
 
 
 def patient_of_name(stem: str) -> str:
     """Patient that a file name tells of: what stands before its last group of digits.
 
-    ``BraTS2021_00123_78`` is slice 78 of ``BraTS2021_00123``. It is a guess: BMAD keeps no list of
-    patients. A name with fewer than two groups is a patient of its own.
+    ``BraTS2021_00123_78`` is slice 78 of ``BraTS2021_00123``, and ``00123_78`` of ``00123``. It is
+    a guess: BMAD keeps no list of patients. A name with fewer than two groups is a patient of its
+    own.
     """
     head = stem.rstrip("0123456789")
     patient = head.rstrip("_- .")
@@ -194,108 +238,86 @@ def patient_of_name(stem: str) -> str:
     return patient
 
 
-def _set_name(folder: Path) -> str | None:
+def _absolute(path: str | Path) -> Path:
+    """A path with a name of its own, also for ``.``; symbolic links keep their names."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (resolve follows links)
+
+
+def _set_name(folder: str) -> str | None:
     """Which set a folder is, by its name."""
-    lower = folder.name.lower()
-    return next((name for name, official in OFFICIAL.items() if lower in official.folders), None)
+    letters = "".join(c for c in folder.lower() if c.isalnum()).removesuffix("ad")
+    return next((name for name, official in OFFICIAL.items() if letters in official.folders), None)
+
+
+def _nothing(folder: Path, nameless: list[Path]) -> str:
+    """That no set was found, what there is, and what was expected."""
+    known = "Brain_AD, Liver_AD, Retina_RESC_AD or Retina_OCT2017_AD"
+    if nameless:
+        return (
+            f"{listing(nameless, 5)} in {folder} have splits with good and Ungood, but no name "
+            f"tells which of BMAD's sets they are. Name them {known}, or use them as images of "
+            "your own."
+        )
+    return (
+        f"no set of BMAD in {folder}, which holds {listing(visible(folder))}. Expected folders "
+        f"such as {known} (also without _AD, or ADer's brain, liver, retinal), each with train, "
+        "valid or test, and in these good and Ungood."
+    )
 
 
 def _read_set(name: str, root: Path) -> ImageSet:
     """All splits of a set."""
-    splits: dict[Split, list[Case]] = {}
-    layouts, problems = [], []
-    for split, names in SPLIT_NAMES.items():
-        part = _child(root, names)
-        if part is None:
-            continue
-        cases: list[Case] = []
-        for kind in ("good", "ungood"):
-            images, how = _images(part, kind)
-            masks = _masks(root, part) if kind == "ungood" else {}
-            cases += [_case(name, split, kind, image, masks) for image in images]
-            if images:
-                layouts.append(how)
-            if kind == "ungood":
-                problems += _mask_problems(part, images, masks)
-        splits[split] = cases
-    if not any(not case["anomalous"] for case in splits.get("train", [])):
+    parts = {split: part for split in SPLITS if (part := read_part(root, split))}
+    if "train" in parts and not parts["train"].images["good"]:
+        folder = parts["train"].folder
         raise CaseError(
             f"{root} looks like BMAD's set {name!r}, but no image was found for train/good: it "
-            f"holds {listing(visible(root))}, and train holds "
-            f"{listing(visible(_child(root, SPLIT_NAMES['train']) or root))}. Expected "
-            "train/good/*.png, train/good/img/*.png or train/img/good/*.png."
+            f"holds {listing(visible(root))}, and {folder.name} holds {listing(visible(folder))}. "
+            "Expected train/good/*.png, train/good/img/*.png or train/img/good/*.png."
         )
-    layout = ", ".join(dict.fromkeys(layouts))
-    if _child(root, ("ground_truth",)):
+    splits = {split: _cases(name, split, part) for split, part in parts.items()}
+    problems = [
+        problem
+        for part in parts.values()
+        for problem in mask_problems(part, masks_expected=OFFICIAL[name].masks)
+    ]
+    layout = ", ".join(dict.fromkeys(how for part in parts.values() for how in part.layout))
+    if child(root, ("ground_truth",)):
         layout += ", masks in ground_truth"
     return ImageSet(name, OFFICIAL[name].modality, root, layout, splits, tuple(problems))
 
 
-def _images(part: Path, kind: str) -> tuple[list[Path], str]:
-    """Images of a class in a split, and the layout in which they were found."""
-    direct, above = _child(part, (kind,)), _child(part, ("img", "image", "images"))
-    places = {
-        "<class>/img": direct and _child(direct, ("img", "image", "images")),
-        "<class>": direct,
-        "img/<class>": above and _child(above, (kind,)),
-    }
-    for how, place in places.items():
-        images = _pictures(place)
-        if images:
-            return images, how
-    return [], ""
+def _cases(name: str, split: Split, part: Part) -> list[Case]:
+    """Cases of a split, the good ones first."""
+    cases = []
+    for kind, images in part.images.items():
+        stems = Counter(stem_of(image) for image in images)
+        for image in images:
+            title = stem_of(image) if stems[stem_of(image)] == 1 else image.name
+            mask = part.mask_of(image) if kind == "ungood" else None
+            case = f"{name}_{split}_{kind}_{title}"
+            cases.append(
+                {
+                    "case": case,
+                    "image": str(image),
+                    "label": None if mask is None else str(mask),
+                    "anomalous": kind == "ungood",
+                    "patient": _patient(name, stem_of(image)) or case,
+                }
+            )
+    return cases
 
 
-def _masks(root: Path, part: Path) -> dict[str, Path]:
-    """Masks of the anomalous images of a split, by the stem of their image."""
-    ungood, truth = _child(part, ("ungood",)), _child(root, ("ground_truth",))
-    places = [ungood and _child(ungood, MASK_FOLDERS)]
-    above = [_child(part, (name,)) for name in MASK_FOLDERS]
-    places += [folder and _child(folder, ("ungood",)) for folder in above]
-    if truth is not None:
-        inner = _child(truth, (part.name.lower(),)) or truth
-        places.append(_child(inner, ("ungood",)))
-    for place in places:
-        found = _pictures(place)
-        if found:
-            return {without_mask_words(path) or stem_of(path): path for path in found}
-    return {}
+def _patient(name: str, stem: str) -> str | None:
+    """Patient of an image; None for a bare number, which other splits use for others."""
+    patient = patient_of_name(stem)
+    return None if patient == stem else f"{name}_{patient}"
 
 
-def _case(name: str, split: str, kind: str, image: Path, masks: dict[str, Path]) -> Case:
-    mask = masks.get(stem_of(image))
-    return {
-        "case": f"{name}_{split}_{kind}_{stem_of(image)}",
-        "image": str(image),
-        "label": None if mask is None else str(mask),
-        "anomalous": kind == "ungood",
-        "patient": f"{name}_{patient_of_name(stem_of(image))}",
-    }
-
-
-def _mask_problems(part: Path, images: Sequence[Path], masks: dict[str, Path]) -> list[str]:
-    """Images without mask and masks without image, in a split that has both."""
-    if not masks or not images:
-        return []
-    stems = {stem_of(image) for image in images}
-    bare = [image for image in images if stem_of(image) not in masks]
-    lone = [path for stem, path in masks.items() if stem not in stems]
-    told = []
-    if bare:
-        told.append(f"{part}: {len(bare)} anomalous images have no mask: {listing(bare, 5)}")
-    if lone:
-        told.append(f"{part}: {len(lone)} masks have no image: {listing(lone, 5)}")
-    return told
-
-
-def _pictures(folder: Path | None) -> list[Path]:
-    """Image files directly in a folder."""
-    if folder is None:
-        return []
-    return [p for p in visible(folder) if p.is_file() and suffix_of(p) in PICTURE_SUFFIXES]
-
-
-def _child(folder: Path, names: Sequence[str]) -> Path | None:
-    """A folder's subfolder with one of these names, in any case, the first name first."""
-    by_name = {path.name.lower(): path for path in subfolders(folder)}
-    return next((by_name[name] for name in names if name in by_name), None)
+def _own(case: Case, split: Split) -> Case:
+    """A case of one's own with all that a case of BMAD has."""
+    anomalous = case["anomalous"]
+    picture = suffix_of(Path(case["image"])) in PICTURE_SUFFIXES
+    if anomalous is None and (picture or split != "test"):
+        anomalous = case["label"] is not None
+    return {**case, "anomalous": anomalous, "patient": patient_of(case)}

@@ -6,10 +6,10 @@ say nothing about patients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,11 @@ from scipy.ndimage import gaussian_filter
 from mcmiad_monai.data.bmad import OFFICIAL
 from mcmiad_monai.files import replace_atomically
 
-Layout = Literal["official", "flat", "inverted", "ader"]
+Layout = Literal["official", "flat", "inverted", "archive", "ader"]
 Picture = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-LAYOUTS: tuple[Layout, ...] = ("official", "flat", "inverted", "ader")
+LAYOUTS: tuple[Layout, ...] = ("official", "flat", "inverted", "archive", "ader")
 #: Patients by split: healthy ones, and ones with lesions.
 PATIENTS: dict[str, tuple[int, int]] = {"train": (6, 0), "valid": (2, 2), "test": (3, 4)}
 SLICES = 2
@@ -41,24 +41,53 @@ FOLDERS: dict[Layout, dict[str, str]] = {
         "oct2017": "Retina_OCT2017",
     },
     "inverted": {"brain": "Brain_AD", "liver": "Liver_AD", "resc": "RESC", "oct2017": "OCT2017"},
+    "archive": {
+        "brain": "Brain_AD/BraTS2021_slice",
+        "liver": "Liver_AD/hist_DIY",
+        "resc": "Retina_RESC_AD/RESC",
+        "oct2017": "Retina_OCT2017_AD/OCT2017",
+    },
     "ader": {"brain": "brain", "liver": "liver", "resc": "retinal"},
 }
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Folders of good images, anomalous images and masks, with {split}."""
+    """Folders of training images, good and anomalous images, and masks.
 
+    ``{split}`` is valid or test; ``{part}`` val or test, and ``{Part}`` the same with a capital.
+    """
+
+    train: str
     good: str
     ungood: str
     mask: str
 
 
+_INVERTED = _Places("train/good", "{split}/img/good", "{split}/img/Ungood", "{split}/label/Ungood")
 _PLACES: dict[Layout, _Places] = {
-    "official": _Places("{split}/good/img", "{split}/Ungood/img", "{split}/Ungood/anomaly_mask"),
-    "flat": _Places("{split}/good", "{split}/Ungood/img", "{split}/Ungood/label"),
-    "inverted": _Places("{split}/img/good", "{split}/img/Ungood", "{split}/label/Ungood"),
-    "ader": _Places("{split}/good", "{split}/Ungood", "ground_truth/Ungood"),
+    "official": _Places(
+        "train/good/img",
+        "{split}/good/img",
+        "{split}/Ungood/img",
+        "{split}/Ungood/anomaly_mask",
+    ),
+    "flat": _Places("train/good", "{split}/good", "{split}/Ungood/img", "{split}/Ungood/label"),
+    "inverted": _INVERTED,
+    "ader": _Places("train/good", "{split}/good", "{split}/Ungood", "ground_truth/Ungood"),
+}
+_ARCHIVE: dict[str, _Places] = {
+    "brain": _Places(
+        "train/good", "{split}/good/img", "{split}/Ungood/img", "{split}/Ungood/label"
+    ),
+    "liver": _INVERTED,
+    "resc": _Places(
+        "Train/train/good",
+        "{Part}/{part}/good",
+        "{Part}/{part}/Ungood",
+        "{Part}/{part}_label/Ungood",
+    ),
+    "oct2017": _Places("train/good", "{part}/good", "{part}/Ungood", ""),
 }
 
 
@@ -67,23 +96,28 @@ def write_bmad_phantom(
     *,
     layout: Layout = "official",
     sets: Sequence[str] | None = None,
+    patients: Mapping[str, tuple[int, int]] | None = None,
     size: int = 96,
     seed: int = 0,
 ) -> Path:
     """Write a tree of drawings with lesions and masks, a few patients a set, in seconds.
 
-    Masks of the brain have several levels and one of its anomalous images has an empty mask, as in
-    the release; OCT2017 is JPEG and has no masks.
+    Masks have several levels, and in each split one anomalous image of the brain has an empty mask;
+    OCT2017 is JPEG and has no masks.
 
     Parameters
     ----------
     out : path
         New or empty folder.
-    layout : {"official", "flat", "inverted", "ader"}
-        As BMAD was released; without the folder ``img`` of good images; with ``img`` and ``label``
-        above the classes; as ADer redistributes it, without a valid part.
+    layout : {"official", "flat", "inverted", "archive", "ader"}
+        As BMAD describes itself; without the folder ``img`` of good images; with ``img`` and
+        ``label`` above the classes; as its archives unpack, each in its own way, with the brain in
+        matplotlib's ``bone`` colours; as ADer redistributes it, without a valid part.
     sets : sequence of str, optional
         Of brain, liver, resc and oct2017; all that the layout has by default.
+    patients : mapping, optional
+        Patients without and with lesions of ``train``, ``valid`` and ``test``, each of whom has
+        two images; a few by default.
     size : int
         Pixels a side.
     seed : int
@@ -92,7 +126,7 @@ def write_bmad_phantom(
     Raises
     ------
     ValueError
-        If the layout or a set is not known.
+        If the layout, a set or a split is not known.
     FileExistsError
         If the folder is not empty.
     """
@@ -105,43 +139,83 @@ def write_bmad_phantom(
         raise ValueError(
             f"sets {unknown} are not in the layout {layout!r}; it has {list(folders)}."
         )
+    counts = PATIENTS if patients is None else dict(patients)
+    if not set(counts) <= set(PATIENTS) or counts.get("train", (0, 0))[1]:
+        raise ValueError(
+            f"patients are {counts}; expected (healthy, ill) of {list(PATIENTS)}, "
+            "none ill in train."
+        )
     root = Path(out)
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} is not empty; give a new folder.")
     for name in chosen:
         rng = np.random.default_rng([seed, list(OFFICIAL).index(name)])
-        _write_set(name, root / folders[name], layout, size, rng)
+        places = _ARCHIVE[name] if layout == "archive" else _PLACES[layout]
+        writer = _Writer(name, root / folders[name], places, size, rng)
+        writer.coloured = layout == "archive" and name == "brain"
+        for split, (healthy, ill) in counts.items():
+            if layout != "ader" or split != "valid":
+                writer.write(split, healthy, ill)
     return root
 
 
-def _write_set(name: str, root: Path, layout: Layout, size: int, rng: np.random.Generator) -> None:
-    places, patient = _PLACES[layout], 0
-    for split, (healthy, ill) in PATIENTS.items():
-        if layout == "ader" and split == "valid":
-            continue
+@dataclass
+class _Writer:
+    """Draws and saves the images of one set."""
+
+    name: str
+    root: Path
+    places: _Places
+    size: int
+    rng: np.random.Generator
+    coloured: bool = False
+    patient: int = 0
+
+    def write(self, split: str, healthy: int, ill: int) -> None:
+        """Draw a split, the healthy patients first."""
         for k in range(healthy + ill):
-            patient += 1
-            anatomy = rng.normal(size=4)
+            self.patient += 1
+            anatomy = self.rng.normal(size=4)
             for index in range(SLICES):
-                image, organ = DRAWINGS[name](size, anatomy, rng)
-                stem = f"{name.upper()}_{patient:03d}_{60 + index}"
+                image, organ = DRAWINGS[self.name](self.size, anatomy, self.rng)
+                stem = f"{self.name.upper()}_{self.patient:03d}_{60 + index}"
                 if k < healthy:
-                    _save(image, root / places.good.format(split=split), stem, name)
+                    good = self.places.train if split == "train" else self.places.good
+                    self._save_picture(image, self._folder(good, split), stem)
                     continue
-                lesion = _lesion(organ, rng)
+                lesion = _lesion(organ, self.rng)
                 # a slice beside the tumour, which its folder calls anomalous
-                if name == "brain" and k == healthy and index == 0:
+                if self.name == "brain" and k == healthy and index == 0:
                     lesion[:] = False
-                shown = np.where(lesion, _LESION_GREY[name], image)
-                _save(
-                    gaussian_filter(shown, 0.6),
-                    root / places.ungood.format(split=split),
-                    stem,
-                    name,
-                )
-                if name != "oct2017":
-                    levels = lesion * np.where(np.arange(size) % 2, 1, 4) * 60
-                    _save_mask(levels, root / places.mask.format(split=split), stem)
+                self._save_ill(image, lesion, split, stem)
+
+    def _save_ill(self, image: Picture, lesion: Mask, split: str, stem: str) -> None:
+        # the lesion's edge alone is soft: a blurred picture would tell its class by its sharpness
+        weight = gaussian_filter(lesion.astype(np.float64), 0.6)
+        shown = image + weight * (_LESION_GREY[self.name] - image)
+        self._save_picture(shown, self._folder(self.places.ungood, split), stem)
+        if OFFICIAL[self.name].masks:
+            levels = lesion * np.where(np.arange(self.size) % 2, 1, 4) * 60
+            self._save(levels, self._folder(self.places.mask, split), f"{stem}.png")
+
+    def _folder(self, place: str, split: str) -> Path:
+        part = "val" if split == "valid" else split
+        return self.root / place.format(split=split, part=part, Part=part.title())
+
+    def _save_picture(self, image: Picture, folder: Path, stem: str) -> None:
+        """PNG, or JPEG for OCT2017."""
+        suffix = ".jpeg" if self.name == "oct2017" else ".png"
+        self._save(255 * np.clip(image, 0, 1), folder, f"{stem}{suffix}")
+
+    def _save(self, levels: NDArray[Any], folder: Path, name: str) -> None:
+        from PIL import Image
+
+        values = levels.astype(np.uint8)
+        if self.coloured:
+            from matplotlib import colormaps
+
+            values = np.asarray(colormaps["bone"](values, bytes=True))
+        replace_atomically(folder / name, Image.fromarray(values).save)
 
 
 def _grid(size: int) -> tuple[Picture, Picture]:
@@ -206,19 +280,3 @@ def _lesion(organ: Mask, rng: np.random.Generator) -> Mask:
     y, x = np.mgrid[:size, :size]
     radius = size * rng.uniform(0.06, 0.13) * (1 + 0.25 * _texture(size, rng, size / 20))
     return np.asarray((np.hypot(y - cy, x - cx) < radius) & organ)
-
-
-def _save(image: Picture, folder: Path, stem: str, name: str) -> None:
-    """PNG, or JPEG for OCT2017."""
-    from PIL import Image
-
-    grey = Image.fromarray((255 * np.clip(image, 0, 1)).astype(np.uint8))
-    suffix = ".jpeg" if name == "oct2017" else ".png"
-    replace_atomically(folder / f"{stem}{suffix}", grey.save)
-
-
-def _save_mask(levels: NDArray[np.int64], folder: Path, stem: str) -> None:
-    from PIL import Image
-
-    mask = Image.fromarray(levels.astype(np.uint8))
-    replace_atomically(folder / f"{stem}.png", mask.save)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from mcmiad_monai.data.bmad import OFFICIAL, OFFICIAL_SUMS, SPLITS, ImageSet, Split
 from mcmiad_monai.data.studies import root_message
 from mcmiad_monai.data.volumes_files import Case
+from mcmiad_monai.transforms import load_mask, load_volume
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,17 @@ def _verify(cases: Iterable[Case]) -> tuple[list[str], list[str]]:
     problems, empty = [], []
     for case in cases:
         try:
-            image = _shape_and_sum(case["image"])[0]
+            image = _size(load_volume(case["image"]))
             if case["label"] is None:
                 continue
-            mask, marked = _shape_and_sum(case["label"])
+            lesion = load_mask(case["label"])
         except Exception as error:
             problems.append(f"{case['case']}: {root_message(error)}")
             continue
-        if image != mask:
-            problems.append(f"{case['case']}: image {image} and mask {mask} differ in size")
-        if not marked:
+        if image != _size(lesion):
+            told = f"image {image} and mask {_size(lesion)} differ in size"
+            problems.append(f"{case['case']}: {told}")
+        if not bool(lesion.any()):
             empty.append(case["case"])
     notes = []
     if empty:
@@ -129,9 +131,6 @@ def _verify(cases: Iterable[Case]) -> tuple[list[str], list[str]]:
     return problems, notes
 
 
-def _shape_and_sum(path: str) -> tuple[tuple[int, ...], bool]:
-    """Size of a picture, and whether any of it is above 0."""
-    from mcmiad_monai.transforms.readers import read_image
-
-    values = read_image(Path(path)).values
-    return tuple(values.shape[:2]), bool((values > 0).any())
+def _size(volume: Tensor) -> tuple[int, ...]:
+    """Width and height of a picture (1, W, H, 1)."""
+    return tuple(volume.shape[1:3])

@@ -329,3 +329,14 @@ def test_real_pictures_are_images_and_real_masks_are_masks(shared: Path) -> None
         assert load_volume(path).shape[-1] == 1
     mask = load_mask(sorted((data / "mask").iterdir())[0])
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_organ_of_a_few_grey_levels_is_an_image_as_a_picture(tmp_path: Path) -> None:
+    levels = np.zeros((64, 64), np.uint8)  # an organ in a window as wide as metal
+    levels[8:56, 8:56] = np.kron([[60, 61], [62, 63]], np.ones((24, 24)))
+    levels[0, 0] = 255
+    Image.fromarray(levels).save(tmp_path / "organ.png")
+    assert load_volume(tmp_path / "organ.png").shape == (1, 64, 64, 1)
+    Image.fromarray(np.where(levels > 0, 255, 0).astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(VolumeError, match="label map"):
+        load_volume(tmp_path / "mask.png")
