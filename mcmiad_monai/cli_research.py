@@ -129,7 +129,7 @@ def _add_bmad(command: NewCommand) -> None:
     phantom = actions.add_parser("phantom", help="a small generated tree, to try commands on")
     phantom.add_argument("out", type=Path, help="new or empty folder")
     phantom.add_argument(
-        "--layout", default="official", choices=["official", "flat", "inverted", "ader"]
+        "--layout", default="official", choices=["official", "flat", "inverted", "archive", "ader"]
     )
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(run=_bmad_phantom)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ from mcmiad_monai.provenance import produced_with
 logger = logging.getLogger(__name__)
 
 Cases = Mapping[str, Sequence[dict[str, Any]]]
+Failures = dict[str, dict[str, str]]  # messages by case, by modality: names of cases may recur
 T = TypeVar("T")
 
 
@@ -48,7 +50,8 @@ class Adaptation:
     prior : TextPrior
         Embeddings of the prompts through the adapted projection.
     report : dict
-        Counts, options, held-out loss and retrieval before and after; fit for JSON.
+        Counts, options, held-out loss and retrieval before and after; fit for JSON. The held-out
+        slices choose the epoch, so the figures after it are a little better than on new patients.
     """
 
     prior: TextPrior
@@ -92,7 +95,8 @@ def adapt_text_prior(
     patience : int
         Epochs without a better held-out loss before it ends.
     max_slices : int
-        Slices of each modality that are used, spread over the studies.
+        Slices of each modality to train on, spread over the studies; a quarter as many are held
+        out.
     seed : int
         Of the split and the order of images.
 
@@ -114,14 +118,15 @@ def adapt_text_prior(
         "patience": patience,
         "seed": seed,
     }
-    _check_options({**options, "max_slices": max_slices}, temperature)
+    sampling = {"validation_fraction": validation_fraction, "max_slices": max_slices}
+    _check_options({**options, **sampling}, temperature)
     with torch.random.fork_rng(devices=[]):
         clip, source = load_clip(model, pretrained, sha256=sha256)
         base = describe_weights(model, source)
         clip = clip.to(device)
         start = own_projections(clip, model, temperature=temperature)
         texts = embed_prompts(clip, model, sentences)
-        failures: dict[str, str] = {}
+        failures: Failures = {}
         train, held_out = _images(
             clip,
             {name: cases[name] for name in names},
@@ -143,7 +148,7 @@ def adapt_text_prior(
         "after": _measured(fitted, held_out, texts),
         "best_epoch": history.index(min(history)),
         "held_out_loss_by_epoch": history,
-        "options": {**options, "temperature": 1 / start.scale, "max_slices": max_slices},
+        "options": {**options, **sampling, "temperature": 1 / start.scale},
         **produced_with(),
     }
     rows = F.normalize(texts.features @ fitted.text, dim=1).detach().cpu()
@@ -187,6 +192,13 @@ def _check_options(options: Mapping[str, float], temperature: float | None) -> N
     for name in ("max_epochs", "batch_size", "patience", "max_slices"):
         if options[name] < 1:
             raise AdaptationError(f"{name} is {options[name]}; it must be at least 1.")
+    for name in ("learning_rate", "weight_decay"):
+        if not 0 <= options[name] < math.inf:
+            raise AdaptationError(f"{name} is {options[name]}; it must be zero or positive.")
+    if not 0 < options["validation_fraction"] < 1:
+        raise AdaptationError(
+            f"validation_fraction is {options['validation_fraction']}; it must lie between 0 and 1."
+        )
     if temperature is not None and temperature <= 0:
         raise AdaptationError(f"temperature is {temperature}; it must be positive.")
 
@@ -248,7 +260,7 @@ def _images(
     fraction: float,
     max_slices: int,
     seed: int,
-    failures: dict[str, str],
+    failures: Failures,
     progress: bool,
 ) -> tuple[Embedded, Embedded]:
     """Slices to train on and held-out ones, before the projection."""
@@ -256,12 +268,15 @@ def _images(
     for name in tqdm(cases, "images through CLIP", disable=not progress):
         for part, chosen in enumerate(_split(cases[name], name, fraction, seed)):
             limit = max_slices if part == 0 else max(1, max_slices // 4)
-            samples = _spread(chosen, name, limit, failures)
+            unreadable: dict[str, str] = {}
+            samples = _spread(chosen, name, limit, unreadable)
+            if unreadable:
+                failures.setdefault(name, {}).update(unreadable)
             if not samples:
                 raise AdaptationError(
                     f"{name} has no normal slice {'to train on' if part == 0 else 'held out'} in "
-                    f"{len(chosen)} studies ({len(failures)} unreadable"
-                    f"{''.join('; ' + reason for reason in list(failures.values())[:2])}); give "
+                    f"{len(chosen)} studies ({len(unreadable)} unreadable"
+                    f"{''.join('; ' + reason for reason in list(unreadable.values())[:2])}); give "
                     "more normal studies."
                 )
             found[part].append((embed_images(clip, samples), order.index(name)))

@@ -52,7 +52,8 @@ def load_prompts(path: str | Path) -> Prompts:
 def checked_prompts(prompts: Mapping[str, Any], source: str | Path = "prompts") -> Prompts:
     """Check that there is a list of sentences for each modality, none of them twice.
 
-    A sentence of two modalities would be right and wrong for the images of both.
+    A sentence of two modalities would be right and wrong for the images of both. CLIP reads neither
+    case nor spacing, so sentences that differ in nothing else are the same.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ def checked_prompts(prompts: Mapping[str, Any], source: str | Path = "prompts") 
         If they are not such lists, or a modality is not known.
     """
     found = {get_modality(name).name: _sentences(source, name, v) for name, v in prompts.items()}
-    every = flat(found)
-    repeated = sorted({sentence for sentence in every if every.count(sentence) > 1})
+    every = [_as_read(sentence) for sentence in flat(found)]
+    repeated = [s for s in flat(found) if every.count(_as_read(s)) > 1]
     if repeated:
         raise ValueError(
             f"{source} has {repeated[0]!r} under more than one modality; a prompt describes one."
@@ -87,7 +88,8 @@ def _pairs(source: Path) -> tuple[tuple[Any, Any], ...]:
 
     reader = {".json": _json_pairs, ".txt": _text_pairs}.get(source.suffix.lower(), _yaml_pairs)
     try:
-        pairs = reader(source.read_text(encoding="utf-8"))
+        # editors on Windows begin a file with a byte order mark
+        pairs = reader(source.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{source} is not readable YAML, JSON or text: {error}") from error
     if not isinstance(pairs, tuple) or not pairs:
@@ -138,9 +140,13 @@ def _text_pairs(text: str) -> tuple[tuple[str, list[str]], ...]:
 def _sentences(source: str | Path, name: Any, values: Any) -> tuple[str, ...]:
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     good = listed and all(isinstance(v, str) and v.strip() for v in values)
-    if not good or not values or len(set(values)) < len(values):
+    if not good or not values or len({_as_read(v) for v in values}) < len(values):
         raise ValueError(
             f"{source} has {values!r} under {name!r}; a list of different sentences is expected. "
             "In YAML, a sentence with a colon needs quotes."
         )
     return tuple(values)
+
+
+def _as_read(sentence: str) -> str:
+    return " ".join(sentence.split()).lower()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
 
 from mcmiad_monai.modality import normal_prompts
+from mcmiad_monai.networks.text_prior import tokenize
 from mcmiad_monai.prompts import checked_prompts, flat, load_prompts, prompts_of
 
 
@@ -43,6 +47,8 @@ def test_own_prompts_come_from_a_file(tmp_path: Path, suffix: str) -> None:
         ("a: [b", "not readable"),
         ("brain_mri: [a]\nbrain_mri: [b]", r"\['brain_mri'\] more than once"),
         ("brain_mri: [a]\nliver_ct: [b, a]", "'a' under more than one modality"),
+        ("brain_mri: [A brain., ' a  BRAIN. ']", "list of different sentences"),
+        ("brain_mri: [A scan.]\nliver_ct: [b, 'a scan. ']", "'A scan.' under more than one"),
         ("brain_mri: [A brain: normal.]", "needs quotes"),
     ],
 )
@@ -51,6 +57,30 @@ def test_other_content_is_refused(tmp_path: Path, text: str, told: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=told):
         load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        ("json", '{"brain_mri": ["Größe normal."]}'),
+        ("txt", "[brain_mri]\nGröße normal.\n"),
+        ("yaml", "brain_mri: [Größe normal.]\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_byte_order_mark_is_passed_over(
+    tmp_path: Path, suffix: str, text: str, encoding: str
+) -> None:
+    path = tmp_path / f"prompts.{suffix}"
+    path.write_text(text, encoding=encoding)
+    assert load_prompts(path) == {"brain_mri": ("Größe normal.",)}
+
+
+def test_prompts_that_clip_reads_alike_count_as_the_same() -> None:
+    tokens = open_clip.get_tokenizer("ViT-B-16")(["A normal brain.", " a  NORMAL brain. "])
+    assert torch.equal(tokens[0], tokens[1])
+    with pytest.raises(ValueError, match="list of different sentences"):
+        checked_prompts({"brain_mri": ["A normal brain.", " a  NORMAL brain. "]})
 
 
 def test_json_may_be_indented_with_tabs(tmp_path: Path) -> None:
@@ -104,3 +134,12 @@ def test_prompts_that_are_given_are_checked_too() -> None:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no file"):
         load_prompts(tmp_path / "none.yaml")
+
+
+def test_prompt_that_clip_cuts_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Two tokens of 77 are begin and end."""
+    fits, cut = "healthy " * 75, "healthy " * 76
+    with caplog.at_level(logging.WARNING):
+        tokens = tokenize("ViT-B-16", [fits, cut])
+    assert torch.equal(tokens[0], tokens[1])
+    assert [record.args[2] for record in caplog.records if record.args] == [cut]

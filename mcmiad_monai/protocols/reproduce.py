@@ -54,6 +54,12 @@ def reproduce(
     WeightsError, ValueError, TypeError
         If encoder, prior or head of the method cannot be built; nothing has been run then.
     """
+    incomplete = {
+        name: part for name, s in sets.items() for part in ("test", "train") if not s.cases(part)
+    }
+    if incomplete:
+        told = ", ".join(f"{name} has no {part} part" for name, part in incomplete.items())
+        raise ValueError(f"{told}: give sets with both, or move the others elsewhere.")
     root = Path(out)
     lab = Laboratory(
         sets=sets, cache_dir=root / "features", device=device, size=size, progress=progress

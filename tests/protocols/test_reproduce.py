@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,10 @@ def test_figures_of_other_images_are_not_taken_for_todays(tmp_path: Path) -> Non
     )
     with pytest.raises(ValueError, match=r"'test': \[6, 8\].*now hold.*'test': \[3, 8\]"):
         run_experiment(plan, fewer, tmp_path / "runs")
+
+
+def test_set_without_images_to_train_on_is_refused_at_once(tmp_path: Path) -> None:
+    data = write_bmad_phantom(tmp_path / "data", sets=["brain", "liver"], size=SIZE)
+    shutil.rmtree(data / "Liver_AD" / "train")
+    with pytest.raises(ValueError, match="liver has no train part"):
+        run(tmp_path)
