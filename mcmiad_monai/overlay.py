@@ -54,7 +54,11 @@ def overlay_rows(
     image_array, heat_array = canonical.numpy()[0], turn(heat).numpy()[0]
     mask_array = None if truth is None else turn(truth).numpy()[0]
     spacing = np.linalg.norm(canonical.affine.numpy()[:3, :3], axis=0)
-    shown = heat_array if mask_array is None or not mask_array.any() else mask_array
+    shown = heat_array
+    if mask_array is not None and mask_array.any():
+        # among the slices that the inferer looked at, if the lesion reaches any of them
+        looked_at = heat_array.any(tuple({0, 1, 2} - {kind.slice_axis}), keepdims=True)
+        shown = mask_array * looked_at if (mask_array * looked_at).any() else mask_array
     return [
         MontageRow(
             image=image_array,

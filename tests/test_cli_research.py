@@ -57,7 +57,7 @@ def test_brain_set_is_prepared_from_volumes(
             path.parent.mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), path)
     source, out = str(tmp_path / "brats"), str(tmp_path / "out")
-    assert main(["bmad", "prepare", "brain", "--brats", source, "--out", out]) == 0
+    assert main(["bmad", "prepare", "brain", "--clean", "--brats", source, "--out", out]) == 0
     assert "train/good\t6" in capsys.readouterr().out
     assert main(["bmad", "prepare", "liver", "--btcv", source, "--out", str(tmp_path / "x")]) == 2
     assert "--lits: give a folder" in capsys.readouterr().err

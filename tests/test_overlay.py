@@ -192,3 +192,19 @@ def test_heat_of_a_picture_lies_on_its_patch(tmp_path: Path) -> None:
     patch = row.image == 250
     assert patch.sum() == 15
     assert row.heatmap[patch].min() > row.heatmap[~patch].max()
+
+
+def test_slice_of_a_lesion_is_one_that_the_inferer_looked_at(tmp_path: Path) -> None:
+    paths = write(tmp_path)
+    lesion, heat = (nib.load(paths[name]) for name in ("mask", "heatmap"))
+    marked, warm = np.asarray(lesion.dataobj).copy(), heat.get_fdata().copy()
+    marked[..., 4] = marked[..., 3]
+    marked[0, 0, 3] = 1  # the lesion is largest in slice 3, where nothing was looked at
+    warm[..., :4] = 0
+    nib.save(nib.Nifti1Image(marked, lesion.affine), paths["mask"])
+    nib.save(nib.Nifti1Image(warm.astype(np.float32), heat.affine), paths["heatmap"])
+    (row,) = overlay_rows(paths["image"], paths["heatmap"], mask=paths["mask"])
+    assert row.index == 4
+    nib.save(nib.Nifti1Image(np.zeros_like(warm, np.float32), heat.affine), paths["heatmap"])
+    (row,) = overlay_rows(paths["image"], paths["heatmap"], mask=paths["mask"])
+    assert row.index == 3  # looked at nowhere: the lesion is still shown
