@@ -124,21 +124,43 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     BundleError
         If a top-level override is unknown.
     """
+    given, config_files = monai_command(argv)
+    if config_files:
+        check_overrides(given, config_files)
+
+
+def root_of_command(argv: Sequence[str] | None = None) -> str:
+    """Root of the bundle whose configuration the command line names; "." where it names none.
+
+    MONAI takes the working directory, so that a bundle would find its model only when the command
+    is run from its own folder.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Command line with the program first; that of this process by default.
+    """
+    _, config_files = monai_command(argv)
+    if not config_files or Path(config_files[0]).parent.name != "configs":
+        return "."
+    return str(Path(config_files[0]).resolve().parents[1])
+
+
+def monai_command(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Options and configuration files of ``python -m monai.bundle``; both empty for others."""
     arguments = list(sys.argv if argv is None else argv)
     if not arguments or Path(arguments[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
-        return
+        return {}, []
     given = command_line_options(arguments[1:])
     if "args_file" in given:
         from monai.bundle import ConfigParser
 
         given = {**ConfigParser.load_config_file(given["args_file"]), **given}
-    if "config_file" not in given:
-        return
-    value = given["config_file"]
+    value = given.get("config_file", [])
     config_files = yaml.safe_load(value) if isinstance(value, str) and value[:1] == "[" else value
     if isinstance(config_files, str):
         config_files = config_files.split(",")
-    check_overrides(given, [str(f).strip() for f in config_files])
+    return given, [str(f).strip() for f in config_files]
 
 
 def command_line_options(arguments: Sequence[str]) -> dict[str, Any]:

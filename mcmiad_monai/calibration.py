@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -108,9 +109,9 @@ class Calibration:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, float | int | str]) -> Calibration:
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
         """Inverse of :meth:`to_dict`."""
-        return cls(**{k: (math.inf if v == "inf" else v) for k, v in data.items()})  # type: ignore[arg-type]
+        return cls(**{k: (math.inf if v == "inf" else v) for k, v in data.items()})
 
     def summary(self) -> str:
         """One line for people, which says so where a threshold could not be set."""
@@ -137,3 +138,69 @@ class Calibration:
 
     def __str__(self) -> str:
         return json.dumps(self.to_dict())
+
+
+@dataclass(frozen=True)
+class UnifiedCalibration:
+    """Thresholds of a model for several modalities, each with its own.
+
+    Attributes
+    ----------
+    modalities : dict of str to Calibration
+        By the name of the modality.
+    """
+
+    modalities: dict[str, Calibration]
+
+    @property
+    def pixel_threshold(self) -> float:
+        """The largest unit of a modality: above it, none has more than its rate of normals."""
+        return max(c.pixel_threshold for c in self.modalities.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, from which `calibration_for` and `heat_unit` read."""
+        each = {name: c.to_dict() for name, c in self.modalities.items()}
+        return {"pixel_threshold": self.pixel_threshold, "modalities": each}
+
+    def summary(self) -> str:
+        """One line a modality, for people."""
+        return "\n".join(f"{name}: {c.summary()}" for name, c in self.modalities.items())
+
+
+def calibration_for(stored: Mapping[str, Any], modality: str | None) -> Calibration | None:
+    """Calibration that applies to a study, out of what a package carries.
+
+    Parameters
+    ----------
+    stored : mapping
+        ``to_dict`` of a `Calibration` or a `UnifiedCalibration`; empty for a model without.
+    modality : str or None
+        Of the study.
+
+    Raises
+    ------
+    ValueError
+        If the model was not calibrated for the modality.
+    """
+    if not stored:
+        return None
+    if "modalities" not in stored:
+        return Calibration.from_dict(stored)
+    known = stored["modalities"]
+    if modality not in known:
+        raise ValueError(
+            f"the model has no thresholds for {modality!r}; it was calibrated for {sorted(known)}. "
+            "Train with normal studies of that modality."
+        )
+    return Calibration.from_dict(known[modality])
+
+
+def heat_unit(stored: Mapping[str, Any], modality: str | None) -> float:
+    """By what the network's heatmap is divided so that 1.0 is the threshold of the modality.
+
+    1.0 for a model of one modality, whose network is calibrated in itself.
+    """
+    calibration = calibration_for(stored, modality)
+    if calibration is None or "modalities" not in stored:
+        return 1.0
+    return calibration.pixel_threshold / float(stored["pixel_threshold"])

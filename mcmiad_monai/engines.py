@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from ignite.metrics import Average, Metric
+from ignite.metrics import Metric
+from ignite.metrics.metric import sync_all_reduce
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import root_message
+from mcmiad_monai.distributed import rank, world_size
 from mcmiad_monai.handlers import GradientClip, SeedEachEpoch
 from mcmiad_monai.metrics import SliceAUROC
 from mcmiad_monai.scoring import AnomalyScore
@@ -116,7 +118,7 @@ class HeadTrainer(SupervisedTrainer):
 
 
 class HeadValidator(SupervisedEvaluator):
-    """Validate the head on cached features.
+    """Validate the head on cached features; of several processes each takes its share.
 
     The key metric is the one that fits the data: ``val_slice_auroc`` where the validation slices
     hold anomalies, ``val_neg_loss`` (minus the reconstruction loss of normal slices, so that more
@@ -143,18 +145,19 @@ class HeadValidator(SupervisedEvaluator):
         batch_size: int = 32,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
-        def loss_of_normals(output: dict[str, Any]) -> Tensor:
+        def loss_of_normals(output: dict[str, Any]) -> tuple[float, int]:
             normal = output[Keys.LABEL] == 0
-            if not bool(normal.any()):
-                return torch.zeros(0)
-            return loss_function(select(output[Keys.PRED], normal), None).detach().reshape(1).cpu()
+            count = int(normal.sum())
+            if count == 0:
+                return 0.0, 0
+            return float(loss_function(select(output[Keys.PRED], normal), None)), count
 
         def scores_and_labels(output: dict[str, Any]) -> tuple[Tensor, Tensor]:
             pred = output[Keys.PRED]
             maps = score.score_map(pred.target, pred.reconstruction)  # (B, 1, g, g)
             return score.slice_score(maps), output[Keys.LABEL]
 
-        loss = MeanOfBatches(output_transform=loss_of_normals)
+        loss = MeanOfSlices(output_transform=loss_of_normals)
         metrics: dict[str, Metric] = {"val_neg_loss": -1.0 * loss}
         key: dict[str, Metric] = metrics
         others: dict[str, Metric] = {}
@@ -162,7 +165,11 @@ class HeadValidator(SupervisedEvaluator):
             key, others = {"val_slice_auroc": SliceAUROC(scores_and_labels)}, metrics
         super().__init__(
             device=torch.device(device),
-            val_data_loader=DataLoader(dataset, batch_size=batch_size),
+            val_data_loader=DataLoader(
+                dataset,
+                batch_size=batch_size,
+                sampler=range(rank(), len(dataset), world_size()),
+            ),
             network=network,
             key_val_metric=key,
             additional_metrics=others,
@@ -171,17 +178,26 @@ class HeadValidator(SupervisedEvaluator):
         )
 
 
-class MeanOfBatches(Average):
-    """Mean over batches; a batch with nothing to average counts for nothing."""
+class MeanOfSlices(Metric):
+    """Mean over slices, of batch means and the numbers of slices they are over.
 
-    def update(self, output: Tensor) -> None:
-        """Take the value of a batch, (1,), or an empty tensor."""
-        if output.numel():
-            super().update(output.item())
+    The same in one process and in several, however the slices are shared.
+    """
 
+    def reset(self) -> None:
+        """Forget everything."""
+        self._sum, self._count = 0.0, 0
+
+    def update(self, output: tuple[float, int]) -> None:
+        """Take the mean of a batch and its number of slices, which may be none."""
+        mean, count = output
+        self._sum += mean * count
+        self._count += count
+
+    @sync_all_reduce("_sum", "_count")
     def compute(self) -> float:
-        """The mean as a number, so that MONAI can compare epochs."""
-        return float(super().compute())
+        """The mean as a number, so that MONAI can compare epochs; NaN of nothing."""
+        return self._sum / self._count if self._count else math.nan
 
 
 def select(pred: Any, rows: Tensor) -> Any:

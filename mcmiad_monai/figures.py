@@ -193,6 +193,43 @@ def montage(
     return path
 
 
+def blend(
+    image: NDArray[Any], heatmap: NDArray[Any], *, scale: float = DEFAULT_SCALE
+) -> NDArray[np.uint8]:
+    """Lay a heatmap over an image, pixel by pixel, with a line around what is anomalous.
+
+    Parameters
+    ----------
+    image : (H, W) array
+        Grey values from 0 to 1.
+    heatmap : (H, W) array
+        In units of its threshold.
+    scale : float
+        The colours end at this many thresholds.
+
+    Returns
+    -------
+    (H, W, 3) array of uint8
+        RGB.
+    """
+    from matplotlib import colormaps
+    from scipy.ndimage import binary_erosion
+
+    grey = np.clip(np.asarray(image, dtype=np.float64), 0, 1)[..., None]
+    colours = colormaps[COLOUR_MAP](np.clip(heatmap / scale, 0, 1))[..., :3]
+    opacity = _opacity(np.asarray(heatmap))[..., None]
+    picture = grey * (1 - opacity) + colours * opacity
+    anomalous = np.asarray(heatmap) > 1
+    picture[anomalous & ~binary_erosion(anomalous)] = 1.0
+    return np.asarray(np.rint(picture * 255), dtype=np.uint8)
+
+
+def _opacity(relative: NDArray[Any]) -> NDArray[np.float64]:
+    """How much of a heatmap, in units of its threshold, is seen."""
+    seen = np.clip((relative - TRANSPARENT_BELOW) / (1.0 - TRANSPARENT_BELOW), 0.0, 1.0)
+    return np.asarray(seen * HEATMAP_OPACITY)
+
+
 def _slice(volume: NDArray[Any], row: MontageRow) -> NDArray[Any]:
     """The row's slice of a volume, upright: (rows = y, columns = x)."""
     return np.asarray(np.take(volume, row.index, axis=row.axis)).T
@@ -259,13 +296,12 @@ def _window(plane: NDArray[Any], volume: NDArray[Any]) -> NDArray[np.float64]:
 
 def _draw_heatmap(cell: Axes, relative: NDArray[Any], scale: float) -> None:
     """Lay a heatmap, in units of its threshold, over the image in a cell."""
-    opacity = np.clip((relative - TRANSPARENT_BELOW) / (1.0 - TRANSPARENT_BELOW), 0.0, 1.0)
     cell.imshow(
         relative,
         cmap=COLOUR_MAP,
         vmin=0,
         vmax=scale,
-        alpha=opacity * HEATMAP_OPACITY,
+        alpha=_opacity(relative),
         aspect=cell.get_aspect(),
     )
     _outline(cell, relative, 1.0, TEXT, 0.7)

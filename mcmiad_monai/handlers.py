@@ -15,9 +15,14 @@ from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
 from tqdm import tqdm
 
+from mcmiad_monai.distributed import rank
 from mcmiad_monai.files import save_torch
 
 logger = logging.getLogger(__name__)
+
+
+#: Seeds of the noise of two processes lie at least this far apart.
+NOISE_STRIDE = 1_000_003
 
 
 class CheckpointError(RuntimeError):
@@ -28,7 +33,8 @@ class SeedEachEpoch:
     """Seed every generator with ``seed + epoch`` when an epoch starts.
 
     The random numbers of an epoch then do not depend on those before it, and a resumed run equals
-    the straight one.
+    the straight one. All processes draw the same order of slices from that seed; once it is drawn,
+    each gets noise of its own.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -37,12 +43,17 @@ class SeedEachEpoch:
     def attach(self, engine: Engine) -> None:
         """Seed at the start of each epoch of the engine."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
+        if rank() > 0:
+            engine.add_event_handler(Events.ITERATION_STARTED, self._own_noise)
 
     def __call__(self, engine: Engine) -> None:
         """Seed for the epoch that starts."""
         seed = self.seed + engine.state.epoch
         torch.manual_seed(seed)
         set_determinism(seed=seed, use_deterministic_algorithms=None)
+
+    def _own_noise(self, engine: Engine) -> None:
+        torch.manual_seed(NOISE_STRIDE * rank() + self.seed + engine.state.iteration)
 
 
 class GradientClip:

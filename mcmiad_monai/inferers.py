@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,9 +11,11 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
+from mcmiad_monai.calibration import heat_unit
 from mcmiad_monai.data.studies import MIN_FOREGROUND, select_slices
 from mcmiad_monai.scoring import AnomalyScore
 from mcmiad_monai.transforms import as_heatmap, insert_slices, restore_maps, slice_batch
+from mcmiad_monai.transforms.metadata import MODALITY
 
 #: Key of a heatmap's meta dictionary that holds its slice scores, NaN where a slice was skipped.
 SLICE_SCORES = "slice_scores"
@@ -40,6 +42,8 @@ class SliceHeatmapInferer(Inferer):
         Share of a slice's pixels that must be foreground for it to be looked at.
     slice_range : (float, float)
         Share of the slices to look at.
+    calibration : mapping, optional
+        Of the package; brings the maps of a unified model into the unit of the study's modality.
     score : callable, optional
         Maps (B, 1, H, W), foreground (B, 1, H, W) → slice scores (B,); the paper's Eq. 7 if left.
     progress : bool
@@ -60,6 +64,7 @@ class SliceHeatmapInferer(Inferer):
         batch_size: int = 16,
         min_foreground: float = MIN_FOREGROUND,
         slice_range: Sequence[float] = (0.0, 1.0),
+        calibration: Mapping[str, Any] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
         progress: bool = False,
     ) -> None:
@@ -71,6 +76,7 @@ class SliceHeatmapInferer(Inferer):
         self.axis, self.size, self.batch_size = axis, size, batch_size
         self.min_foreground = min_foreground
         self.slice_range = (float(slice_range[0]), float(slice_range[1]))
+        self.calibration = dict(calibration or {})
         self.score = AnomalyScore().slice_score if score is None else score
         self.progress = progress
 
@@ -128,13 +134,14 @@ class SliceHeatmapInferer(Inferer):
             min_foreground=self.min_foreground,
         )
         x, y = [n for a, n in enumerate(volume.shape[1:]) if a != self.axis]
+        unit = heat_unit(self.calibration, volume.meta.get(MODALITY))
         starts = range(0, len(chosen), self.batch_size)
         for start in tqdm(starts, "slices", unit=" batches", disable=not self.progress):
             indices = chosen[start : start + self.batch_size]
             images = slice_batch(volume, indices, axis=self.axis, size=self.size)  # (n, 1, S, S)
             maps = network(images.to(device), *args, **kwargs).float()  # (n, 1, S, S)
             inside = images.to(device) > 0
-            maps = maps * inside
+            maps = maps / unit * inside
             scores[indices] = self.score(maps, inside).float().cpu()
             planes = restore_maps(maps.cpu(), plane_shape=(x, y))  # (n, X, Y)
             insert_slices(heat, planes, indices, axis=self.axis)

@@ -1,7 +1,8 @@
 """What differs between brain MRI, liver CT and retina OCT, in one readable place.
 
 A modality names its normal-anatomy prompts (paper, appendix A.2), the axis along which volumes are
-cut into slices, the intensity recipe and the folder names that BMAD uses for it.
+cut into slices, the intensity recipe, its code in DICOM headers and the folder names that BMAD uses
+for it. ``unified`` stands for all of them: each study then is of a modality of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ class Modality:
         and columns = patient left, look as a radiologist expects it.
     slice_axis : int
         Axis of the canonical volume along which slices are cut: 0, 1 or 2.
-    intensity : {"mri", "ct", "oct"}
-        Normalisation recipe of ``mcmiad_monai.transforms.intensity``.
+    intensity : {"mri", "ct", "oct"} or None
+        Normalisation recipe of ``mcmiad_monai.transforms.intensity``; None where each study has
+        that of its own modality.
+    dicom : str or None
+        What the attribute Modality (0008,0060) of a DICOM header says.
     prompts : tuple of str
         Five descriptions of normal anatomy.
     bmad_folders : tuple of str
@@ -39,9 +43,15 @@ class Modality:
     title: str
     axcodes: str
     slice_axis: int
-    intensity: IntensityRecipe
+    intensity: IntensityRecipe | None
+    dicom: str | None
     prompts: tuple[str, ...]
     bmad_folders: tuple[str, ...]
+
+    @property
+    def is_unified(self) -> bool:
+        """Whether studies of several modalities are meant."""
+        return self.intensity is None
 
 
 BRAIN_MRI = Modality(
@@ -50,6 +60,7 @@ BRAIN_MRI = Modality(
     axcodes="LPS",
     slice_axis=2,
     intensity="mri",
+    dicom="MR",
     prompts=(
         "A FLAIR brain MRI slice of a healthy adult with no tumor, mass effect, or abnormal "
         "hyperintense regions.",
@@ -70,6 +81,7 @@ RETINA_OCT = Modality(
     axcodes="LPS",
     slice_axis=2,
     intensity="oct",
+    dicom="OPT",
     prompts=(
         "A healthy retinal OCT B-scan with smooth, continuous retinal layers and a normal foveal "
         "depression.",
@@ -97,6 +109,7 @@ LIVER_CT = Modality(
     axcodes="LPS",
     slice_axis=2,
     intensity="ct",
+    dicom="CT",
     prompts=(
         "A normal contrast-enhanced liver CT slice with homogeneous liver parenchyma and no focal "
         "lesions.",
@@ -112,18 +125,45 @@ LIVER_CT = Modality(
 
 MODALITIES: dict[str, Modality] = {m.name: m for m in (BRAIN_MRI, RETINA_OCT, LIVER_CT)}
 
+#: One model for all of them; what a study is must then be told by the study.
+UNIFIED = Modality(
+    name="unified",
+    title="brain MRI, retina OCT or liver CT",
+    axcodes="LPS",
+    slice_axis=2,
+    intensity=None,
+    dicom=None,
+    prompts=tuple(p for m in MODALITIES.values() for p in m.prompts),
+    bmad_folders=(),
+)
+
 
 def get_modality(name: str) -> Modality:
-    """Look a modality up by name.
+    """Look a modality up by name; ``"unified"`` stands for all.
 
     Raises
     ------
     ValueError
         If there is no such modality; the message lists those there are.
     """
-    if name not in MODALITIES:
-        raise ValueError(f"modality {name!r} is not known; choose one of {sorted(MODALITIES)}.")
-    return MODALITIES[name]
+    known = {**MODALITIES, UNIFIED.name: UNIFIED}
+    if name not in known:
+        raise ValueError(f"modality {name!r} is not known; choose one of {sorted(known)}.")
+    return known[name]
+
+
+def modality_of_dicom(code: str) -> str | None:
+    """Name of the modality that a DICOM header calls ``code``, e.g. ``"MR"``; None for others."""
+    return next((m.name for m in MODALITIES.values() if m.dicom == code), None)
+
+
+def modality_of_folder(name: str) -> str | None:
+    """Name of the modality whose images lie in a folder of this name; None for others."""
+    lowered = name.lower()
+    for modality in MODALITIES.values():
+        if lowered == modality.name or lowered in map(str.lower, modality.bmad_folders):
+            return modality.name
+    return None
 
 
 def normal_prompts() -> tuple[str, ...]:

@@ -5,96 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.folder_layout import FolderLayoutBase
-from monai.data.image_writer import NibabelWriter
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, SaveImaged
 from torch import Tensor
 
-from mcmiad_monai.calibration import Calibration
-from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.calibration import Calibration, calibration_for
+from mcmiad_monai.files import write_text
 from mcmiad_monai.inferers import SLICE_SCORES
 from mcmiad_monai.scoring import volume_score
+from mcmiad_monai.transforms.metadata import MODALITY, MODALITY_FROM, PICTURE
 from mcmiad_monai.transforms.positions import source_slices
+from mcmiad_monai.writers import picture_of, write_nifti, write_pictures
 
 logger = logging.getLogger(__name__)
 
 #: Heatmaps are in units of the pixel threshold.
 HEATMAP_THRESHOLD = 1.0
-
-
-class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer with a rename at the end.
-
-    It writes the array as it stands: nothing is resampled, and the axis of a single slice, which
-    MONAI would squeeze away, is kept.
-    """
-
-    def set_data_array(
-        self,
-        data_array: Any,
-        channel_dim: int | None = 0,
-        squeeze_end_dims: bool = True,  # noqa: ARG002 - MONAI's signature
-        **_: Any,
-    ) -> None:
-        """Take one channel (1, X, Y, Z), with the channel first."""
-        if channel_dim != 0 or data_array.ndim != 4 or data_array.shape[0] != 1:
-            raise ValueError(
-                f"an array of shape {tuple(data_array.shape)} with channel axis {channel_dim} is "
-                "no heatmap or mask; (1, X, Y, Z) is needed."
-            )
-        self.data_obj = torch.as_tensor(data_array)[0].cpu().numpy()
-
-    def set_metadata(
-        self,
-        meta_dict: Mapping[Any, Any] | None,
-        resample: bool = True,  # noqa: ARG002 - MONAI's signature
-        **_: Any,
-    ) -> None:
-        """Take the affine."""
-        self.affine = np.asarray((meta_dict or {})["affine"], dtype=np.float64)
-
-    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj: Any) -> None:
-        """Write the volume that was set before."""
-        replace_atomically(
-            Path(filename), lambda p: super(AtomicNibabelWriter, self).write(p, verbose, **obj)
-        )
-
-
-def case_name(meta: Mapping[str, Any], _saver: Any = None) -> dict[str, Any]:
-    """Output names from the case, not from the file: many studies are called ``flair.nii.gz``."""
-    return {"subject": meta["case"]}
-
-
-class CaseLayout(FolderLayoutBase):
-    """``<case>/<case>_<postfix>.nii.gz``.
-
-    MONAI's own layout takes what follows the last dot of a name for a suffix, so that the series
-    ``1.2.840.1`` and ``1.2.840.2`` would overwrite each other.
-
-    Parameters
-    ----------
-    output_dir : path
-        The cohort's folder.
-    postfix : str
-        What the file holds, e.g. ``heatmap``.
-    """
-
-    def __init__(self, output_dir: str | Path, postfix: str) -> None:
-        self.output_dir, self.postfix = Path(output_dir), postfix
-
-    def filename(self, **kwargs: Any) -> Path:
-        """Path of the file of the case ``subject``."""
-        subject = kwargs["subject"]
-        return self.output_dir / subject / f"{subject}_{self.postfix}.nii.gz"
 
 
 class KeepSliceScoresd(MapTransform):
@@ -169,8 +101,8 @@ def study_scores(
     Returns
     -------
     dict
-        ``volume_score``, its threshold and verdict, and a list of slices with the array index of
-        the source volume.
+        ``modality``, ``volume_score``, its threshold and verdict, and a list of slices with the
+        array index of the source volume.
     """
     scores = slice_scores.double()
     looked_at = torch.isfinite(scores)
@@ -179,6 +111,8 @@ def study_scores(
     limit = calibration.slice_threshold if calibration else math.inf
     return {
         "case": str(heatmap.meta["case"]),
+        "modality": heatmap.meta.get(MODALITY),
+        "modality_from": heatmap.meta.get(MODALITY_FROM),
         "volume_score": volume,
         **verdict("volume", volume, calibration.volume_threshold if calibration else math.inf),
         "slice_axis": axis,
@@ -200,46 +134,79 @@ def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
     }
 
 
-class SaveScoresd(MapTransform):
-    """Write ``<case>/<case>_scores.json`` and keep the scores under ``scores``.
+class SaveStudyd(SaveImaged):
+    """Write all that a study leaves: heatmap, mask, scores, and for a picture an overlay.
 
-    Reads ``slice_scores``, which :class:`KeepSliceScoresd` puts there before ``Invertd``.
+    It is a SaveImaged, so that servers which answer with the heatmap themselves leave it out as
+    they leave out MONAI's own.
+
+    ============================  ===============================================================
+    ``<case>_heatmap.nii.gz``     float32, on the study's own grid
+    ``<case>_mask.nii.gz``        uint8, 1 where anomalous
+    ``<case>_scores.json``        of the volume and its slices, written last
+    ============================  ===============================================================
+
+    A study that was a picture (PNG, TIFF, JPEG, BMP) comes back as pictures of its size:
+    ``<case>_heatmap.tiff`` (float32), ``<case>_mask.png`` (0 and 255), and ``<case>_overlay.png``.
+
+    Reads ``slice_scores``, which :class:`KeepSliceScoresd` puts there before ``Invertd``, and keeps
+    the scores under ``scores``.
 
     Parameters
     ----------
     keys : str
         The heatmap on the source grid.
     output_dir : path
-        The cohort's folder.
+        The cohort's folder; each case gets a folder in it.
     slice_axis : int
         Canonical slice axis of the inferer.
     calibration : dict, optional
         Of the packaged detector.
+    mask_key, image_key : str
+        The mask, and the normalised image that the overlay is laid over.
+    pictures : bool
+        Write pictures for pictures; NIfTI for all if false.
     """
 
-    def __init__(
+    def __init__(  # SaveImaged's own constructor would set up writers that are not used
         self,
         keys: KeysCollection = "pred",
         *,
         output_dir: str | Path,
         slice_axis: int = 2,
         calibration: Mapping[str, Any] | None = None,
+        mask_key: str = "mask",
+        image_key: str = "image",
+        pictures: bool = True,
     ) -> None:
-        super().__init__(keys)
+        MapTransform.__init__(self, keys)
         self.output_dir, self.slice_axis = Path(output_dir), slice_axis
-        self.calibration = Calibration.from_dict(dict(calibration)) if calibration else None
+        self.calibration = dict(calibration or {})
+        self.mask_key, self.image_key, self.pictures = mask_key, image_key, pictures
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the scores of one study."""
+        """Write the files of one study."""
         result = dict(data)
-        heatmap = data[self.first_key(result)]
+        heatmap, mask = data[self.first_key(result)], data[self.mask_key]
+        modality = heatmap.meta.get(MODALITY)
         scores = study_scores(
             heatmap,
             data[SLICE_SCORES],
             slice_axis=self.slice_axis,
-            calibration=self.calibration,
+            calibration=calibration_for(self.calibration, modality),
         )
-        name = scores["case"]
-        write_text(self.output_dir / name / f"{name}_scores.json", json.dumps(scores, indent=1))
+        stem = self.output_dir / scores["case"] / scores["case"]
+        if self.pictures and heatmap.meta.get(PICTURE):
+            write_pictures(
+                stem,
+                image=picture_of(data[self.image_key]),
+                heatmap=picture_of(heatmap),
+                mask=picture_of(mask),
+            )
+        else:
+            affine = heatmap.affine.numpy()
+            write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
+            write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
+        write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))
         result["scores"] = scores
         return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mcmiad_monai.calibration import (
     FALSE_POSITIVE_RATE,
     PIXEL_FALSE_POSITIVE_RATE,
     Calibration,
+    UnifiedCalibration,
     conformal_threshold,
 )
 from mcmiad_monai.data.features import FeatureDataset
@@ -44,6 +45,7 @@ def calibrate(
     false_positive_rate: float = FALSE_POSITIVE_RATE,
     device: str | torch.device = "cpu",
     batch_size: int = 32,
+    modality: str | None = None,
 ) -> Calibration:
     """Set the detector's unit and thresholds from the normal slices of held-out studies.
 
@@ -56,18 +58,15 @@ def calibrate(
         Its ``heat_scale`` is set in place.
     dataset : FeatureDataset or MixedFeatures
         Validation slices: studies the head was not trained on.
+    modality : str, optional
+        Use the slices of this one only.
 
     Raises
     ------
     CalibrationError
         If the dataset has no normal slice.
     """
-    normal = [i for i, r in enumerate(dataset.records) if not r.anomalous]
-    if not normal:
-        raise CalibrationError(
-            "thresholds need normal slices in the validation studies; found none. Give more "
-            "normal studies, or another split seed."
-        )
+    normal = normal_rows(dataset, modality)
     detector = detector.to(device).eval()
     detector.heat_scale.fill_(1.0)
     histogram = ScoreHistogram()
@@ -106,6 +105,43 @@ def calibrate(
     return calibration
 
 
+def normal_rows(dataset: FeatureDataset | MixedFeatures, modality: str | None = None) -> list[int]:
+    """Rows of the normal slices, of one modality or of all.
+
+    Raises
+    ------
+    CalibrationError
+        If there are none.
+    """
+    wanted = [
+        i
+        for i, r in enumerate(dataset.records)
+        if not r.anomalous and modality in (None, r.modality)
+    ]
+    if not wanted:
+        of = f" of {modality}" if modality else ""
+        raise CalibrationError(
+            f"thresholds need normal slices{of} in the validation studies; found none. Give more "
+            "normal studies, or another split seed."
+        )
+    return wanted
+
+
+def calibrate_each(
+    detector: MCMIADDetector,
+    dataset: FeatureDataset,
+    modalities: Sequence[str],
+    **options: Any,
+) -> Calibration | UnifiedCalibration:
+    """Calibrate for one modality, or for each of several by its own normals; see `calibrate`."""
+    if len(modalities) == 1:
+        return calibrate(detector, dataset, **options)
+    each = {name: calibrate(detector, dataset, modality=name, **options) for name in modalities}
+    unified = UnifiedCalibration(each)
+    detector.heat_scale.fill_(unified.pixel_threshold)
+    return unified
+
+
 class Packager:
     """Write ``models/model.pt``: encoder, text prior, head and calibration in one file.
 
@@ -117,12 +153,15 @@ class Packager:
         What the head's fusion was built with.
     checkpoints : Checkpoints
         Its ``best.pt`` is packaged.
-    calibration_data : FeatureDataset
-        Validation slices.
+    training_data, calibration_data : FeatureDataset
+        Training and validation slices.
     path : path
         The package.
     training : mapping
         Plain values about the run, for the model card.
+    metadata : path, optional
+        The bundle's ``metadata.json``, which gets thresholds and provenance as well: MONAI's
+        exports carry it along.
     """
 
     def __init__(
@@ -131,26 +170,46 @@ class Packager:
         detector: MCMIADDetector,
         prior: TextPrior,
         checkpoints: Checkpoints,
+        training_data: FeatureDataset,
         calibration_data: FeatureDataset,
         path: str | Path,
         training: Mapping[str, Any],
+        metadata: str | Path | None = None,
         pixel_false_positive_rate: float = PIXEL_FALSE_POSITIVE_RATE,
         false_positive_rate: float = FALSE_POSITIVE_RATE,
         device: str | torch.device = "cpu",
     ) -> None:
         self.detector, self.prior, self.checkpoints = detector, prior, checkpoints
         self.calibration_data, self.path = calibration_data, Path(path)
-        self.training, self.device = dict(training), device
+        self.modalities = sorted({r.modality for r in training_data.records})
+        self.training = {**training, "modalities": self.modalities}
+        self.device = device
+        self.metadata = None if metadata is None else Path(metadata)
         self.rates: dict[str, Any] = {
             "pixel_false_positive_rate": pixel_false_positive_rate,
             "false_positive_rate": false_positive_rate,
         }
 
+    def check(self) -> None:
+        """Look before the training whether thresholds can be set after it.
+
+        Raises
+        ------
+        CalibrationError
+            If a modality that is trained has no normal slice among the validation studies.
+        """
+        for modality in self.modalities:
+            normal_rows(self.calibration_data, modality)
+
     def run(self) -> Path:
         """Load the best epoch, calibrate, and write the package and its model card."""
         best = self.checkpoints.load_network(self.checkpoints.best)
-        calibration = calibrate(
-            self.detector, self.calibration_data, device=self.device, **self.rates
+        calibration = calibrate_each(
+            self.detector,
+            self.calibration_data,
+            self.modalities,
+            device=self.device,
+            **self.rates,
         )
         provenance = {
             **self.detector.provenance,
@@ -164,13 +223,16 @@ class Packager:
             calibration=calibration.to_dict(),
             provenance=provenance,
         )
-        card = self.path.with_name("MODEL_CARD.md")
-        write_text(card, model_card(provenance, calibration))
+        write_text(self.path.with_name("MODEL_CARD.md"), model_card(provenance, calibration))
+        if self.metadata is not None and self.metadata.is_file():
+            known = json.loads(self.metadata.read_text(encoding="utf-8"))
+            known |= {"calibration": calibration.to_dict(), "provenance": provenance}
+            write_text(self.metadata, json.dumps(known, indent=4, default=str) + "\n")
         logger.info("packaged %s", self.path)
         return self.path
 
 
-def model_card(provenance: Mapping[str, Any], calibration: Calibration) -> str:
+def model_card(provenance: Mapping[str, Any], calibration: Calibration | UnifiedCalibration) -> str:
     """Markdown that tells what the model is made of, warnings first."""
     encoder, prior = provenance["encoder"], provenance["text_prior"]
     warnings = []

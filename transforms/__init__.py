@@ -11,10 +11,13 @@ from mcmiad_monai.transforms.intensity import (
     NormalizeMRId,
     NormalizeOCT,
     NormalizeOCTd,
+    NormalizeStudyd,
     normalizer,
 )
+from mcmiad_monai.transforms.kind import StudyModalityd
 from mcmiad_monai.transforms.orientation import CanonicalOrientation, CanonicalOrientationd
 from mcmiad_monai.transforms.recipes import preprocessing
+from mcmiad_monai.transforms.region import LoadOrganMaskd, OrganRegiond
 from mcmiad_monai.transforms.restore import as_heatmap, insert_slices, restore_maps
 from mcmiad_monai.transforms.slices import (
     NETWORK_SIZE,
@@ -41,6 +44,7 @@ __all__ = [
     "ExtractSlices",
     "ExtractSlicesd",
     "LoadMaskd",
+    "LoadOrganMaskd",
     "LoadVolume",
     "LoadVolumed",
     "NormalizeCT",
@@ -49,6 +53,9 @@ __all__ = [
     "NormalizeMRId",
     "NormalizeOCT",
     "NormalizeOCTd",
+    "NormalizeStudyd",
+    "OrganRegiond",
+    "StudyModalityd",
     "VolumeError",
     "as_heatmap",
     "foreground_slices",

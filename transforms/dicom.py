@@ -25,6 +25,7 @@ POSITION_TOLERANCE = 0.1
 GEOMETRY_TOLERANCE = 1e-3
 """Largest difference of direction cosines, or of pixel spacing in millimetres, within a series."""
 
+MODALITY = "0008|0060"
 IMAGE_POSITION = "0020|0032"
 IMAGE_ORIENTATION = "0020|0037"
 PIXEL_SPACING = "0028|0030"
@@ -109,7 +110,7 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path) -> Image:
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames([str(s.path) for s in slices])
         stored = sitk.GetArrayFromImage(reader.Execute())  # (Z, Y, X)
-    return Image(stored.T, affine)
+    return Image(stored.T, affine, dicom_modality=_tag(headers[0], MODALITY) or None)
 
 
 def _open(path: Path) -> Any:

@@ -23,7 +23,7 @@ from monai.transforms import MapTransform, Transform
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mcmiad_monai.modality import IntensityRecipe
+from mcmiad_monai.modality import MODALITIES, IntensityRecipe
 from mcmiad_monai.transforms.checks import VolumeError
 from mcmiad_monai.transforms.foreground import (
     Mask,
@@ -33,7 +33,13 @@ from mcmiad_monai.transforms.foreground import (
     mri_foreground,
     subsample,
 )
-from mcmiad_monai.transforms.metadata import PICTURE, check_volume, plain, with_metadata_of
+from mcmiad_monai.transforms.metadata import (
+    MODALITY,
+    PICTURE,
+    check_volume,
+    plain,
+    with_metadata_of,
+)
 
 FOREGROUND_FLOOR = 1.0 / 255.0
 """Smallest value inside the foreground: one grey level, so that it differs from the 0 outside."""
@@ -246,6 +252,32 @@ class NormalizeOCTd(_Normalized):
 
     def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, NormalizeOCT(), allow_missing_keys=allow_missing_keys)
+
+
+class NormalizeStudyd(MapTransform):
+    """Normalise each volume by the recipe of its own ``meta["modality"]``; for unified models."""
+
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise every key.
+
+        Raises
+        ------
+        ValueError
+            If a volume does not say what it is; `StudyModalityd` has to come first.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            name = d[key].meta.get(MODALITY)
+            if name not in MODALITIES:
+                raise ValueError(
+                    f"the volume has the modality {name!r} in its metadata; one of "
+                    f"{sorted(MODALITIES)} is needed. Put StudyModalityd before this transform."
+                )
+            d[key] = normalizer(str(MODALITIES[name].intensity))(d[key])
+        return d
 
 
 _RECIPES: dict[str, type[_Normalize]] = {

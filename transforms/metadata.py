@@ -15,9 +15,23 @@ from numpy.typing import NDArray
 PICTURE = "picture"
 """Metadata key: the volume came from a PNG, JPEG, TIFF or BMP, so it holds display grey levels."""
 
+DICOM_MODALITY = "dicom_modality"
+"""Metadata key: what the header of the file, or a BIDS sidecar beside it, calls the modality."""
+
+MODALITY = "modality"
+"""Metadata key: name of the study's modality, as `mcmiad_monai.modality` has it."""
+
+MODALITY_FROM = "modality_from"
+"""Metadata key: where that is known from, for people."""
+
 
 def new_volume(
-    values: NDArray[np.float32], affine: NDArray[np.float64], path: Path, *, picture: bool
+    values: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    path: Path,
+    *,
+    picture: bool,
+    dicom_modality: str | None = None,
 ) -> MetaTensor:
     """Volume (1, X, Y, Z) float32 with the metadata of MONAI's LoadImage."""
     meta: dict[str, Any] = {
@@ -28,6 +42,8 @@ def new_volume(
         "filename_or_obj": str(path),
         PICTURE: picture,
     }
+    if dicom_modality is not None:
+        meta[DICOM_MODALITY] = dicom_modality
     voxels = torch.from_numpy(np.ascontiguousarray(values))[None]  # (1, X, Y, Z)
     return MetaTensor(voxels, affine=torch.from_numpy(affine.copy()), meta=meta)
 

@@ -5,6 +5,7 @@ A reader looks at the header before it reads voxels, so that an unsuitable file 
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,12 +44,15 @@ class Image:
         The header itself says that this is a label map.
     is_picture : bool
         A PNG, JPEG, TIFF or BMP: grey levels of a display rather than measured intensities.
+    dicom_modality : str or None
+        ``"MR"``, ``"CT"``, …, where a DICOM header or a BIDS sidecar tells.
     """
 
     values: NDArray[Any]
     affine: NDArray[np.float64]
     is_label: bool = False
     is_picture: bool = False
+    dicom_modality: str | None = None
 
 
 def read_image(path: Path) -> Image:
@@ -105,7 +109,26 @@ def _read_nibabel(path: Path) -> Image:
     check_affine(affine, path)
     intent = int(stored.header["intent_code"]) if "intent_code" in stored.header else 0
     values = np.asanyarray(stored.dataobj).reshape(shape)
-    return Image(values, affine, is_label=intent in NIFTI_LABEL_INTENTS)
+    return Image(
+        values,
+        affine,
+        is_label=intent in NIFTI_LABEL_INTENTS,
+        dicom_modality=sidecar_modality(path),
+    )
+
+
+def sidecar_modality(path: Path) -> str | None:
+    """``Modality`` of the JSON that dcm2niix writes beside a NIfTI file (BIDS), if there is one."""
+    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    sidecar = path.with_name(f"{name}.json")
+    if name == path.name or not sidecar.is_file():
+        return None
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # some other JSON of this name; nothing rests on it
+    told = content.get("Modality") if isinstance(content, dict) else None
+    return told if isinstance(told, str) else None
 
 
 def _read_itk(path: Path) -> Image:

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from monai.transforms import Compose, MapTransform
 
 from mcmiad_monai.modality import IntensityRecipe, Modality, get_modality
-from mcmiad_monai.transforms.intensity import NormalizeCTd, NormalizeMRId, NormalizeOCTd
+from mcmiad_monai.transforms.intensity import (
+    NormalizeCTd,
+    NormalizeMRId,
+    NormalizeOCTd,
+    NormalizeStudyd,
+)
+from mcmiad_monai.transforms.kind import StudyModalityd
 from mcmiad_monai.transforms.orientation import CanonicalOrientationd
+from mcmiad_monai.transforms.region import LoadOrganMaskd, OrganRegiond
 from mcmiad_monai.transforms.volume import LoadMaskd, LoadVolumed
 
-_NORMALIZERS: dict[IntensityRecipe, type[MapTransform]] = {
+Region = Literal["whole", "organ"]
+
+_NORMALIZERS: dict[IntensityRecipe | None, type[MapTransform]] = {
     "mri": NormalizeMRId,
     "ct": NormalizeCTd,
     "oct": NormalizeOCTd,
+    None: NormalizeStudyd,
 }
 
 
 def preprocessing(
-    modality: Modality | str, *, key: str = "image", mask_key: str | None = None
+    modality: Modality | str,
+    *,
+    key: str = "image",
+    mask_key: str | None = None,
+    region: Region = "whole",
+    organ_label: int | None = None,
+    check_modality: bool = True,
 ) -> Compose:
     """Load, orient and normalise the volume under `key`, and bring its lesion mask along.
 
@@ -27,19 +45,36 @@ def preprocessing(
     Parameters
     ----------
     modality : Modality or str
-        Or its name, e.g. ``"brain_mri"``.
+        Or its name, e.g. ``"brain_mri"``; ``"unified"`` normalises each study by its own.
     key : str
         Key of the path, which becomes the key of the volume (1, X, Y, Z).
     mask_key : str, optional
         Key of the mask's path; a study without one gets an empty mask.
+    region : {"whole", "organ"}
+        ``"organ"`` keeps what lies inside the organ mask under the key ``organ``, which every study
+        then needs.
+    organ_label : int, optional
+        Value of the organ in a mask of many; whatever is above 0 if left.
+    check_modality : bool
+        Refuse studies of another modality; see `StudyModalityd`.
+
+    Raises
+    ------
+    ValueError
+        If the modality or the region is not known.
     """
     chosen = get_modality(modality) if isinstance(modality, str) else modality
+    if region not in ("whole", "organ"):
+        raise ValueError(f'region {region!r} is not known; use "whole" or "organ".')
     masks = [] if mask_key is None else [mask_key]
-    return Compose(
-        [
-            LoadVolumed(key),
-            *(LoadMaskd(mask, ref_key=key) for mask in masks),
-            CanonicalOrientationd([key, *masks], axcodes=chosen.axcodes),
-            _NORMALIZERS[chosen.intensity](key),
-        ]
-    )
+    organs = ["organ"] if region == "organ" else []
+    steps: list[Any] = [
+        LoadVolumed(key),
+        StudyModalityd(key, chosen, check=check_modality),
+        *(LoadMaskd(mask, ref_key=key) for mask in masks),
+        *(LoadOrganMaskd(organ, ref_key=key, label=organ_label) for organ in organs),
+        CanonicalOrientationd([key, *masks, *organs], axcodes=chosen.axcodes),
+        _NORMALIZERS[chosen.intensity](key),
+        *(OrganRegiond(key, organ_key=organ) for organ in organs),
+    ]
+    return Compose(steps)

@@ -64,16 +64,29 @@ def load_volume(path: PathLike) -> MetaTensor:
     values = _as_float32(image)
     check_values(values, source)
     check_not_label_map(values, source, picture=image.is_picture)
-    return new_volume(values, image.affine, source, picture=image.is_picture)
+    return new_volume(
+        values,
+        image.affine,
+        source,
+        picture=image.is_picture,
+        dicom_modality=image.dicom_modality,
+    )
 
 
-def load_mask(path: PathLike) -> MetaTensor:
-    """Load a lesion mask (1, X, Y, Z) as float32 zeros and ones: whatever is above 0 is lesion.
+def load_mask(path: PathLike, *, label: int | None = None) -> MetaTensor:
+    """Load a mask (1, X, Y, Z) as float32 zeros and ones: whatever is above 0 is lesion.
 
     In a JPEG, whose compression leaves grey around lesions, it is what is above half of white.
 
     An empty mask is a good mask, so neither contrast nor grey values are asked for; the geometry
     is checked as for `load_volume`.
+
+    Parameters
+    ----------
+    path : path
+        File, or folder with a DICOM series.
+    label : int, optional
+        Value of the structure in a mask of many; all values above 0 if left.
 
     Raises
     ------
@@ -88,7 +101,8 @@ def load_mask(path: PathLike) -> MetaTensor:
             f"{source} has NaN voxels; a mask needs 0 outside lesions and > 0 inside."
         )
     jpeg = source.suffix.lower() in (".jpg", ".jpeg")
-    mask = (values > (JPEG_MASK_LEVEL if jpeg else 0)).astype(np.float32)
+    inside = values > (JPEG_MASK_LEVEL if jpeg else 0) if label is None else values == label
+    mask = inside.astype(np.float32)
     return new_volume(mask, image.affine, source, picture=image.is_picture)
 
 
@@ -161,14 +175,24 @@ class LoadMaskd(MapTransform):
         d = dict(data)
         image = d[self.ref_key]
         for key in self.keys:
-            d[key] = _mask_on_grid_of(image, d.get(key))
+            path = d.get(key)
+            d[key] = _empty_mask(image) if path is None else mask_on_grid_of(image, path)
         return d
 
 
-def _mask_on_grid_of(image: MetaTensor, path: PathLike | None) -> MetaTensor:
-    if path is None:
-        return with_metadata_of(torch.zeros(tuple(image.shape)), image)
-    mask = load_mask(path)
+def _empty_mask(image: MetaTensor) -> MetaTensor:
+    return with_metadata_of(torch.zeros(tuple(image.shape)), image)
+
+
+def mask_on_grid_of(image: MetaTensor, path: PathLike, *, label: int | None = None) -> MetaTensor:
+    """Load a mask (1, X, Y, Z) that must lie on the grid of an image.
+
+    Raises
+    ------
+    VolumeError
+        If it has another shape than the image or lies elsewhere in the world.
+    """
+    mask = load_mask(path, label=label)
     if mask.shape != image.shape:
         raise VolumeError(
             f"{path} has shape {tuple(mask.shape[1:])}, but its image has "

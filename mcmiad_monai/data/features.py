@@ -12,7 +12,8 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,20 +26,18 @@ from tqdm import tqdm
 
 from mcmiad_monai.data.studies import (
     MIN_FOREGROUND,
-    SliceSample,
     batches,
     iterate_slices,
     patient_of,
     stack_images,
 )
-from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
+from mcmiad_monai.distributed import main_first
+from mcmiad_monai.networks.encoder import FrozenEncoder
 
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the content of a cached file would change for the same input.
-CACHE_FORMAT = 2
-#: Slices on which random BatchNorm layers are calibrated.
-CALIBRATION_SLICES = 64
+CACHE_FORMAT = 3
 
 
 class TrainingDataError(RuntimeError):
@@ -53,65 +52,7 @@ class SliceRecord:
     index: int
     anomalous: bool
     patient: str
-
-
-def prepare_encoder(
-    cases: Sequence[dict[str, Any]],
-    *,
-    modality: str,
-    name: str,
-    weights: str = "pretrained",
-    pool: Literal["bilinear", "area"] = "bilinear",
-    seed: int = 0,
-    sha256: str | None = None,
-    size: int = 224,
-) -> FrozenEncoder:
-    """Encoder ready for use: random weights also get their BatchNorm statistics from the cases.
-
-    Parameters
-    ----------
-    cases : sequence of dict
-        Training cases; read only for ``weights="random"``.
-
-    Raises
-    ------
-    TrainingDataError
-        If random weights are asked for and no case has a normal slice.
-    """
-    encoder = build_encoder(name, weights=weights, pool=pool, seed=seed, sha256=sha256)
-    if weights == "random":
-        chosen = calibration_slices(cases, modality, size=size)
-        calibrate_batchnorm(encoder, [stack_images(group) for group in batches(chosen, 16)])
-    return encoder
-
-
-def calibration_slices(
-    cases: Sequence[dict[str, Any]],
-    modality: str,
-    *,
-    size: int = 224,
-    count: int = CALIBRATION_SLICES,
-) -> list[SliceSample]:
-    """Normal slices for BatchNorm statistics: a few of many studies, not many of a few.
-
-    Raises
-    ------
-    TrainingDataError
-        If no case has a normal slice.
-    """
-    per_case = max(1, count // max(1, len(cases)))
-    chosen: list[SliceSample] = []
-    for case in cases:
-        found = list(iterate_slices([case], modality, size=size, only_normal=True))
-        chosen += found[:: max(1, len(found) // per_case)][:per_case]
-        if len(chosen) >= count:
-            break
-    if not chosen:
-        raise TrainingDataError(
-            f"random weights need normal slices to set BatchNorm statistics; none was found "
-            f"in {len(cases)} cases. Check the training data with `mcmiad cases`."
-        )
-    return chosen
+    modality: str = ""
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
@@ -133,7 +74,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         Where features live. On disk they are found again by a key over encoder weights, options,
         and path, size and time of every file.
     cache_dir : str, optional
-        Needed for ``"disk"``.
+        Needed for ``"disk"``. Of several processes the first fills it, and the others read.
+    preparation : mapping, optional
+        Further options of :func:`~mcmiad_monai.transforms.preprocessing`.
 
     Returns
     -------
@@ -162,6 +105,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         device: str | torch.device = "cpu",
         progress: bool = True,
         description: str = "features",
+        preparation: Mapping[str, Any] | None = None,
     ) -> None:
         if cache == "disk" and cache_dir is None:
             raise ValueError('cache="disk" needs a cache_dir: the folder to keep features in.')
@@ -173,6 +117,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             "size": size,
             "slice_range": [float(x) for x in slice_range],
             "min_foreground": min_foreground,
+            "preparation": dict(preparation or {}),
         }
         self.failures: dict[str, str] = {}
         self._batch_size, self._device, self._progress = batch_size, torch.device(device), progress
@@ -180,8 +125,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         self._shape = (encoder.out_channels, encoder.grid, encoder.grid)
         if cache == "disk":
             folder = Path(str(cache_dir)) / self._key(cases)
-            if not (folder / "index.json").exists():
-                self._fill(cases, folder)
+            with main_first():
+                if not (folder / "index.json").exists():
+                    self._fill(cases, folder)
             self._open(folder)
         else:
             self._fill(cases, None)
@@ -210,7 +156,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                     c["case"],
                     stamp(c["image"]),
                     stamp(c.get("label")),
+                    stamp(c.get("organ")),
                     c.get("anomalous"),
+                    c.get("modality"),
                     patient_of(c),
                 ]
                 for c in cases
@@ -238,6 +186,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 only_normal=self.options["only_normal"],
                 slice_range=tuple(self.options["slice_range"]),
                 min_foreground=self.options["min_foreground"],
+                preparation=self.options["preparation"],
                 failures=self.failures,
             )
             shown = tqdm(samples, self._description, unit=" slices", disable=not self._progress)
@@ -252,7 +201,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 foreground.append(pack(images > 0))
                 lesion.append(pack(torch.stack([s.lesion for s in group])))
                 self.records += [
-                    SliceRecord(s.case, s.index, s.anomalous, s.patient) for s in group
+                    SliceRecord(s.case, s.index, s.anomalous, s.patient, s.modality) for s in group
                 ]
                 if partial is None:
                     features.append(block)
@@ -323,9 +272,26 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         """Whether any slice is anomalous."""
         return any(r.anomalous for r in self.records)
 
+    def weights(self) -> Tensor | None:
+        """Weight of each slice (n,) under which all modalities are drawn alike; None for one."""
+        counts = Counter(r.modality for r in self.records)
+        if len(counts) < 2:
+            return None
+        return torch.tensor([1 / counts[r.modality] for r in self.records], dtype=torch.float64)
+
     def statistics(self, chunk: int = 64) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature channel over normal slices, (C,) each."""
-        normal = [i for i, r in enumerate(self.records) if not r.anomalous]
+        """Mean and standard deviation of each feature channel over normal slices, (C,) each.
+
+        Every modality has the same weight.
+        """
+        rows: dict[str, list[int]] = defaultdict(list)
+        for i, record in enumerate(self.records):
+            if not record.anomalous:
+                rows[record.modality].append(i)
+        return pooled_statistics([self._statistics(normal, chunk) for normal in rows.values()])
+
+    def _statistics(self, normal: Sequence[int], chunk: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,) over slices, float64."""
         total = torch.zeros(self._shape[0], dtype=torch.float64)
         squares = torch.zeros_like(total)
         for start in range(0, len(normal), chunk):
@@ -334,9 +300,22 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             squares += block.square().sum((0, 2, 3))
         count = max(1, len(normal) * self._shape[1] * self._shape[2])
         mean = total / count
-        std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        # a channel that never changes tells nothing; a unit deviation leaves it at zero
-        return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+        return mean, (squares / count - mean.square()).clamp(min=0)
+
+
+def pooled_statistics(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,), float32, of parts that have the same weight each.
+
+    Parameters
+    ----------
+    parts : sequence of (Tensor, Tensor)
+        Mean and variance (C,) of each.
+    """
+    means, variances = (torch.stack(values) for values in zip(*parts, strict=True))  # (parts, C)
+    mean = means.mean(0)
+    std = (variances + (means - mean).square()).mean(0).sqrt()
+    # a channel that never changes tells nothing; a unit deviation leaves it at zero
+    return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
 
 
 def pack(masks: Tensor) -> np.ndarray:

@@ -87,23 +87,23 @@ def make_phantom(
     ValueError
         If the kind of lesion is not known or the shape is too small to hold one.
     """
-    grid_rng, noise_rng = _stream(seed, GRID), _stream(seed, NOISE)
-    affine, head_to_world = _draw_geometry(grid_rng, shape)
-    subject = Subject.draw(_stream(seed, SUBJECT))
-    world = _voxel_positions(affine, shape)  # (3, N)
-    points = _to_head(world, head_to_world)
+    grid_rng, noise_rng = stream(seed, GRID), stream(seed, NOISE)
+    affine, head_to_world = draw_geometry(grid_rng, shape)
+    subject = Subject.draw(stream(seed, SUBJECT))
+    world = voxel_positions(affine, shape)  # (3, N)
+    points = to_head(world, head_to_world)
     inside = inside_head(points, subject)
     head = build_head(points[:, inside], subject)
     signal = np.zeros(inside.shape, np.float32)
     extent = np.zeros(inside.shape, np.float32)
     signal[inside] = head.signal
     if lesion is not None:
-        rng = _stream(seed, LESION)
+        rng = stream(seed, LESION)
         signal[inside], extent[inside] = add_lesion(lesion, head, points[:, inside], subject, rng)
     image = _acquire(signal, world, noise_rng).reshape(shape)
     mask = (extent > HALF).astype(np.uint8).reshape(shape)
     codes = orientation or ORIENTATIONS[int(grid_rng.integers(len(ORIENTATIONS)))]
-    return _store(image, mask, affine, codes, lesion)
+    return store(image, mask, affine, codes, lesion)
 
 
 def write_phantom_cohort(
@@ -147,7 +147,7 @@ def write_phantom_cohort(
     }
     studies = tqdm(plan, desc="phantom studies", disable=not progress)
     for number, (section, name, lesion) in enumerate(studies):
-        phantom = make_phantom(_study_seed(seed, number), lesion=lesion, shape=shape)
+        phantom = make_phantom(study_seed(seed, number), lesion=lesion, shape=shape)
         datalist[section].append(_write(root, section, name, phantom))
     (root / "datalist.json").write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
     return root
@@ -191,17 +191,17 @@ def _write(root: Path, section: str, name: str, phantom: Phantom) -> dict[str, s
     return entry
 
 
-def _stream(seed: int, purpose: int) -> np.random.Generator:
+def stream(seed: int, purpose: int) -> np.random.Generator:
     """One of the independent random streams of a seed."""
     return np.random.default_rng([seed, purpose])
 
 
-def _study_seed(seed: int, number: int) -> int:
+def study_seed(seed: int, number: int) -> int:
     """Seed of the study ``number`` of a cohort; cohorts of different seeds share no study."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def _draw_geometry(
+def draw_geometry(
     rng: np.random.Generator, shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Affine of the grid in RAS order, and the pose of the head in the world.
@@ -223,7 +223,7 @@ def _draw_geometry(
     return affine, head
 
 
-def _voxel_positions(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> Array:
+def voxel_positions(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> Array:
     """World positions of all voxels, (3, N) in C order."""
     indices = np.indices(shape, dtype=np.float32).reshape(3, -1)
     return np.asarray(
@@ -231,7 +231,7 @@ def _voxel_positions(affine: NDArray[np.float64], shape: tuple[int, int, int]) -
     )
 
 
-def _to_head(world: Array, head_to_world: NDArray[np.float64]) -> Array:
+def to_head(world: Array, head_to_world: NDArray[np.float64]) -> Array:
     """From world positions to the head's own coordinates, both (3, N)."""
     offset = world - head_to_world[:3, 3:].astype(np.float32)
     return np.asarray(head_to_world[:3, :3].T.astype(np.float32) @ offset)
@@ -249,7 +249,7 @@ def _acquire(signal: Array, world: Array, rng: np.random.Generator) -> NDArray[n
     return np.rint(scale * magnitude).astype(np.int16)
 
 
-def _store(
+def store(
     image: NDArray[np.int16],
     mask: NDArray[np.uint8],
     affine: NDArray[np.float64],

@@ -6,7 +6,7 @@ A case that cannot be read is reported and passed over; it never stops the cohor
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,8 @@ from torch.utils.data import Dataset
 
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.modality import Modality, get_modality
-from mcmiad_monai.transforms import (
-    foreground_slices,
-    preprocessing,
-    slice_batch,
-)
+from mcmiad_monai.transforms import foreground_slices, preprocessing, slice_batch
+from mcmiad_monai.transforms.metadata import MODALITY
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +89,8 @@ class SliceSample:
         By mask, or by the folder where there is no mask.
     patient : str
         Whom the study belongs to; the study itself where the source does not tell.
+    modality : str
+        Of the study.
     """
 
     case: str
@@ -100,6 +99,7 @@ class SliceSample:
     lesion: Tensor
     anomalous: bool
     patient: str
+    modality: str = ""
 
 
 def select_slices(
@@ -138,12 +138,15 @@ def iterate_slices(
     only_normal: bool = False,
     slice_range: tuple[float, float] = (0.0, 1.0),
     min_foreground: float = MIN_FOREGROUND,
+    preparation: Mapping[str, Any] | None = None,
     failures: dict[str, str] | None = None,
 ) -> Iterator[SliceSample]:
     """Slices of all cases, one volume in memory at a time.
 
     Parameters
     ----------
+    preparation : mapping, optional
+        Further options of :func:`~mcmiad_monai.transforms.preprocessing`.
     only_normal : bool
         Keep only slices without lesion: those with an empty mask, none of a case that is known to
         be anomalous but has no mask.
@@ -151,7 +154,8 @@ def iterate_slices(
         Receives ``case → message`` for every case that could not be read.
     """
     kind = get_modality(modality) if isinstance(modality, str) else modality
-    dataset = StudyDataset(list(cases), preprocessing(kind, mask_key="label"))
+    prepare = preprocessing(kind, mask_key="label", **(preparation or {}))
+    dataset = StudyDataset(list(cases), prepare)
     for position in range(len(dataset)):
         sample = dataset[position]
         name = sample["case"]
@@ -184,6 +188,7 @@ def iterate_slices(
                 lesion=lesion,
                 anomalous=anomalous,
                 patient=patient_of(case),
+                modality=image.meta[MODALITY],
             )
 
 

@@ -22,7 +22,7 @@ from mcmiad_monai.data.volumes_files import (
 )
 from mcmiad_monai.data.volumes_folder import Wanted, class_folders, describe, find_in_folder
 
-__all__ = ["Case", "CaseError", "Split", "find_cases", "split_cases"]
+__all__ = ["Case", "CaseError", "Split", "find_cases", "name_uniquely", "split_cases"]
 
 Split = Literal["train", "val", "test", "all"]
 # Folder names of each split, in lower case.
@@ -87,7 +87,7 @@ def find_cases(
         cases = _find_in_file(path, split)
     else:
         cases = _find_in_source_folder(path, split, Wanted(image_name, mask_name))
-    return _name_uniquely(_drop_repeated(cases))
+    return name_uniquely(_drop_repeated(cases))
 
 
 def split_cases(
@@ -221,7 +221,7 @@ def _drop_repeated(cases: list[Case]) -> list[Case]:
     return list({case["image"]: case for case in cases}.values())
 
 
-def _name_uniquely(cases: list[Case]) -> list[Case]:
+def name_uniquely(cases: list[Case]) -> list[Case]:
     """Put parent folders before names that several cases share, until no two are equal."""
     names = [case["case"] for case in cases]
     parents = [Path(case["image"]).absolute().parts[:-1] for case in cases]

@@ -88,12 +88,12 @@ def _entry(path: Path, entry: Any) -> Case:
         raise CaseError(f"{path} has the label {label!r}; a label is a path, 0 or 1.")
     stem = stem_of(image)
     generic = stem.lower() in GENERIC_STEMS
-    patient = fields.get("patient")
     return {
         "case": str(fields.get("case") or (image.parent.name if generic else stem)),
-        **({} if patient is None else {"patient": str(patient)}),
+        **{key: str(fields[key]) for key in ("patient", "modality") if fields.get(key) is not None},
         "image": str(image),
         "label": None if label is None else str(_resolve(path, label)),
+        **({} if fields.get("organ") is None else {"organ": str(_resolve(path, fields["organ"]))}),
         "anomalous": None if anomalous is None else bool(anomalous),
     }
 
@@ -105,7 +105,8 @@ def _resolve(path: Path, name: str) -> Path:
 
 def _check_files(path: Path, cases: list[Case]) -> None:
     """Every listed file exists."""
-    listed = [Path(case[key]) for case in cases for key in ("image", "label") if case[key]]
+    keys = ("image", "label", "organ")
+    listed = [Path(case[key]) for case in cases for key in keys if case.get(key)]
     missing = [file for file in listed if not file.exists()]
     if missing:
         raise CaseError(

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-# A case as the transforms take it: "case", "image", "label" and "anomalous".
+# A case as the transforms take it: "case", "image", "label" and "anomalous", and, where they are
+# known, "patient", "organ" (path of the mask of the organ to look in) and "modality".
 Case = dict[str, Any]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".mhd")
@@ -18,6 +19,8 @@ MASK_WORDS = frozenset(
     {"mask", "masks", "label", "labels", "seg", "segmentation", "segmentations"}
     | {"lesion", "lesions"}
 )
+# A mask whose name says one of these before its mask words is that of the organ to look in.
+ORGAN_WORDS = frozenset({"organ", "liver"})
 # Where a DICOM file carries its four letters.
 DICOM_MAGIC_OFFSET = 128
 
@@ -55,6 +58,14 @@ def is_mask(path: Path) -> bool:
     return bool(words) and words[-1] in MASK_WORDS
 
 
+def is_organ_mask(path: Path) -> bool:
+    """Whether a mask is one of an organ: ``liver_mask.nii.gz``, ``case_organ_seg.nii.gz``."""
+    words = words_of(stem_of(path))
+    while words and words[-1] in MASK_WORDS:
+        words.pop()
+    return is_mask(path) and bool(words) and words[-1] in ORGAN_WORDS
+
+
 def has_name(path: Path, name: str) -> bool:
     """Whether the words of ``name`` stand side by side in the file's name: ``"flair"``."""
     wanted, found = words_of(name), words_of(stem_of(path))
@@ -65,7 +76,8 @@ def has_name(path: Path, name: str) -> bool:
 def without_mask_words(path: Path) -> str:
     """Stem of a mask without its mask words: ``"case_seg"`` gives ``"case"``, ``"mask"`` ``""``."""
     stem = stem_of(path)
-    while (words := words_of(stem)) and words[-1] in MASK_WORDS:
+    dropped = MASK_WORDS | ORGAN_WORDS if is_organ_mask(path) else MASK_WORDS
+    while (words := words_of(stem)) and words[-1] in dropped:
         stem = stem[: stem.lower().rindex(words[-1])].rstrip("_-. ")
     return stem
 

@@ -14,6 +14,7 @@ from mcmiad_monai.data.volumes_files import (
     image_files,
     is_dicom_series,
     is_mask,
+    is_organ_mask,
     listing,
     stem_of,
     subfolders,
@@ -91,12 +92,14 @@ def _case_folders(folder: Path) -> list[Path]:
 def _files(folder: Path, wanted: Wanted) -> list[Case]:
     """Every image file of a folder, or of the folder of images in it, as a case of its own."""
     images, masks = _images_and_masks(folder)
+    organs = [path for path in masks if is_organ_mask(path)]
+    masks = [path for path in masks if path not in organs]
     images = _choose(images, wanted.image_name, folder, "image_name")
     masks = _choose(masks, wanted.mask_name, folder, "mask_name")
     if not images:
         return []
-    labels = _match(images, masks, folder)
-    return [_case(stem_of(path), path, labels.get(path)) for path in images]
+    labels, regions = _match(images, masks, folder), _match(images, organs, folder, lesions=False)
+    return [_case(stem_of(path), path, labels.get(path), regions.get(path)) for path in images]
 
 
 def _images_and_masks(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -120,23 +123,37 @@ def _case_folder(folder: Path, wanted: Wanted) -> list[Case]:
     if not images or (pictures and len(images) > 1) or is_dicom_series(folder):
         return find_in_folder(folder, wanted)
     image = _only(images, wanted.image_name, folder, "image_name")
-    mask = _only(masks, wanted.mask_name, folder, "mask_name") if masks else None
-    return [_case(folder.name, image, mask)]
+    return [_case(folder.name, image, *_lesion_and_organ(masks, wanted, folder))]
 
 
 def _series(folder: Path, wanted: Wanted) -> Case:
     """A DICOM series, with the mask file that may lie beside its slices."""
     masks = [path for path in image_files(folder) if is_mask(path)]
-    mask = _only(masks, wanted.mask_name, folder, "mask_name") if masks else None
-    return _case(folder.name, folder, mask)
+    return _case(folder.name, folder, *_lesion_and_organ(masks, wanted, folder))
 
 
-def _case(name: str, image: Path, label: Path | None) -> Case:
+def _lesion_and_organ(
+    masks: list[Path], wanted: Wanted, folder: Path
+) -> tuple[Path | None, Path | None]:
+    """The lesion mask and the organ mask of a folder that is one case."""
+    organs = [path for path in masks if is_organ_mask(path)]
+    lesions = [path for path in masks if path not in organs]
+    if len(organs) > 1:
+        raise CaseError(
+            f"{folder} holds {len(organs)} organ masks ({listing(organs)}); one is "
+            "needed. Take the others out of the folder."
+        )
+    lesion = _only(lesions, wanted.mask_name, folder, "mask_name") if lesions else None
+    return lesion, organs[0] if organs else None
+
+
+def _case(name: str, image: Path, label: Path | None, organ: Path | None = None) -> Case:
     """A case dictionary whose image-level label is not known yet."""
     return {
         "case": name,
         "image": str(image),
         "label": None if label is None else str(label),
+        **({} if organ is None else {"organ": str(organ)}),
         "anomalous": None,
     }
 
@@ -166,8 +183,10 @@ def _only(paths: list[Path], name: str | None, folder: Path, option: str) -> Pat
     return chosen[0]
 
 
-def _match(images: list[Path], masks: list[Path], folder: Path) -> dict[Path, Path]:
-    """Give every mask to the image of its name.
+def _match(
+    images: list[Path], masks: list[Path], folder: Path, *, lesions: bool = True
+) -> dict[Path, Path]:
+    """Give every mask, of lesions or of organs, to the image of its name.
 
     A mask belongs to the image whose stem is the mask's without its mask words, failing that to
     the only image whose stem begins with it.
@@ -190,7 +209,7 @@ def _match(images: list[Path], masks: list[Path], folder: Path) -> dict[Path, Pa
                 f"a word of its name, for example mask_name={words_of(stem_of(mask))[-1]!r}."
             )
         labels[found[0]] = mask
-    if masks:
+    if masks and lesions:
         _check_complete(images, labels, folder)
     return labels
 

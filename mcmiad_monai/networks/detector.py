@@ -59,6 +59,11 @@ class MCMIADDetector(nn.Module):
             "text_prior": head.prior_provenance,
         }
 
+    @property
+    def trained_with(self) -> dict[str, Any]:
+        """What a package tells of its training: modality, slices, region, …; empty for others."""
+        return dict(self.provenance.get("training", {}))
+
     def features(self, image: Tensor) -> Tensor:
         """Encode images (B, 1, H, W) in [0, 1] to features (B, C, grid, grid)."""
         return self.encoder(image)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from mcmiad_monai.data.bmad import ImageSet, Split
-from mcmiad_monai.data.features import CALIBRATION_SLICES, FeatureDataset, calibration_slices
+from mcmiad_monai.data.encoders import CALIBRATION_SLICES, calibration_slices
+from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.mixture import MixedFeatures, choose_shots
 from mcmiad_monai.data.studies import batches, stack_images
 from mcmiad_monai.data.volumes_files import Case

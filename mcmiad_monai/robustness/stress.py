@@ -329,6 +329,11 @@ def trained_for(network: MCMIADDetector, path: str | Path) -> tuple[Modality, Sl
             "of a bundle has written is needed."
         )
     kind = get_modality(training["modality"])
+    if kind.is_unified:
+        raise ValueError(
+            f"{path} is a unified model, and stress measures one modality; give the model of a "
+            "bundle for one."
+        )
     low, high = training.get("slice_range", (0.0, 1.0))
     return kind, Slices(kind.slice_axis, (float(low), float(high)))
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from mcmiad_monai.data.encoders import prepare_encoder
 from mcmiad_monai.data.features import (
     FeatureDataset,
     TrainingDataError,
     pack,
-    prepare_encoder,
     unpack,
 )
 from mcmiad_monai.data.studies import iterate_slices, stack_images

@@ -1,0 +1,97 @@
+"""One process or many: who writes, who waits, and how the head is replicated.
+
+Every process holds the whole head and takes its share of each batch; gradients are averaged by
+PyTorch's DistributedDataParallel. Without an initialised process group everything here is what one
+process does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def is_initialised() -> bool:
+    """Whether this process belongs to a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process in its group, from 0."""
+    return dist.get_rank() if is_initialised() else 0
+
+
+def world_size() -> int:
+    """Processes in the group."""
+    return dist.get_world_size() if is_initialised() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that validates and writes."""
+    return rank() == 0
+
+
+def start(backend: str | None = None) -> None:
+    """Join the group that ``torchrun`` describes: NCCL where there are GPUs, gloo elsewhere.
+
+    Raises
+    ------
+    RuntimeError
+        If the process was not started by ``torchrun``.
+    """
+    if "RANK" not in os.environ:
+        raise RuntimeError(
+            "multi_gpu_train.yaml needs several processes, and this one was started alone. Start "
+            "it with: torchrun --standalone --nproc_per_node=2 -m monai.bundle run …"
+        )
+    chosen = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group(chosen)
+
+
+def finish() -> None:
+    """Leave the group, after all have come here."""
+    if is_initialised():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """GPU of this process on its machine, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process through alone, and the others when it is done or has failed."""
+    try:
+        if not is_main():
+            dist.barrier()
+        yield
+    finally:
+        if is_main() and is_initialised():
+            dist.barrier()
+
+
+def replicate(network: nn.Module, place: str | torch.device) -> nn.Module:
+    """Put a network on a device, and in a group have its gradients averaged.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Moved in place; keep it for its state dict, which has no wrapper's prefix.
+    place : str or torch.device
+        Where to.
+    """
+    where = torch.device(place)
+    network = network.to(where)
+    if not is_initialised():
+        return network
+    return DistributedDataParallel(network, device_ids=[where] if where.type == "cuda" else None)

@@ -1,0 +1,124 @@
+"""The slice network as one file for other runtimes: ONNX or TorchScript, thresholds inside.
+
+Both take any number of slices at once. What a package tells beside its weights goes into the file's
+metadata under the key ``mcmiad``: configuration, calibration and provenance, as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.package import package
+
+ExportFormat = Literal["onnx", "torchscript"]
+
+#: Suffix of each format.
+SUFFIXES: dict[str, ExportFormat] = {".onnx": "onnx", ".ts": "torchscript"}
+#: Metadata key, and name of the extra file in TorchScript.
+METADATA_KEY = "mcmiad"
+#: Slices of the example with which a graph is captured; two, since one would be taken for fixed.
+EXAMPLE_SLICES = 2
+#: Largest difference of a heatmap of an exported model from that of the network.
+EXPORT_TOLERANCE = 1e-4
+
+
+class ExportError(RuntimeError):
+    """A model cannot be exported, or an exported file cannot be used."""
+
+
+def export_model(detector: MCMIADDetector, path: str | Path, *, size: int = 224) -> Path:
+    """Write a network to the format that the file's suffix names, and check it against PyTorch.
+
+    Parameters
+    ----------
+    detector : MCMIADDetector
+        Of a package.
+    path : path
+        Ends in ``.onnx`` or ``.ts``.
+    size : int
+        Side of the slices in pixels; fixed in the file.
+
+    Raises
+    ------
+    ExportError
+        If the suffix is not known, a package is missing, or the exported model gives other
+        heatmaps.
+    """
+    target = Path(path)
+    if target.suffix not in SUFFIXES:
+        raise ExportError(
+            f"{target.name} does not name a format; end the file in one of {sorted(SUFFIXES)}."
+        )
+    detector = detector.cpu().eval()
+    example = torch.rand(EXAMPLE_SLICES, 1, size, size, generator=torch.Generator().manual_seed(0))
+    write = _write_onnx if SUFFIXES[target.suffix] == "onnx" else _write_torchscript
+    with torch.no_grad():
+        replace_atomically(target, lambda partial: write(detector, example, partial))
+    return target
+
+
+def description(detector: MCMIADDetector) -> dict[str, Any]:
+    """What a package tells beside its weights: ``config``, ``calibration`` and ``provenance``."""
+    content = package(detector)
+    return {key: json.loads(content[key]) for key in ("config", "calibration", "provenance")}
+
+
+def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> None:
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise ExportError(
+            f"{error.name} is not installed; ONNX needs the extra: pip install mcmiad-monai[export]"
+        ) from error
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter tells of its own deprecations
+        program = torch.onnx.export(
+            detector,
+            (example,),
+            dynamo=True,
+            input_names=["image"],
+            output_names=["pred"],
+            dynamic_shapes={"image": {0: torch.export.Dim("slices", min=1)}},
+        )
+    if program is None:
+        raise ExportError(f"PyTorch gave no ONNX program: {told.getvalue()}")
+    program.save(str(path), external_data=False)
+    model = onnx.load(str(path))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(description(detector))
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, EXAMPLE_SLICES):
+        given = example[:count]
+        (found,) = session.run(None, {"image": given.numpy()})
+        _require_equal(torch.from_numpy(found), detector(given), path)
+
+
+def _write_torchscript(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes that the tracer takes for constants are constant
+        traced = torch.jit.trace(detector, example, check_trace=False)
+    extra = {METADATA_KEY: json.dumps(description(detector))}
+    torch.jit.save(traced, str(path), _extra_files=extra)
+    loaded = torch.jit.load(str(path))
+    _require_equal(loaded(example[:1]), detector(example[:1]), path)
+
+
+def _require_equal(found: torch.Tensor, expected: torch.Tensor, path: Path) -> None:
+    error = float((found - expected).abs().max())
+    if not error <= EXPORT_TOLERANCE:
+        raise ExportError(
+            f"the model exported to {path.name} gives heatmaps that differ by {error:.2g} from "
+            f"PyTorch's; at most {EXPORT_TOLERANCE:g} is needed. Nothing was kept."
+        )

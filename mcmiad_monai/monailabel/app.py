@@ -1,0 +1,269 @@
+"""The app that ``monailabel start_server`` runs: bundles of this project behind one REST API."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.exception import ImageNotFoundException
+from monailabel.tasks.activelearning.random import Random
+from monailabel.utils.others.generic import strtobool
+
+from mcmiad_monai import __version__
+from mcmiad_monai.modality import MODALITIES
+from mcmiad_monai.monailabel.answers import install_error_answers
+from mcmiad_monai.monailabel.batch import MASK_TAG, AnomalyBatchInfer
+from mcmiad_monai.monailabel.bundles import BundleInference, find_bundles
+from mcmiad_monai.monailabel.infer import NOTE, AnomalyInferTask
+from mcmiad_monai.monailabel.requests import (
+    RequestError,
+    label_tag,
+    one_line_in_worker,
+    output_kind,
+)
+from mcmiad_monai.monailabel.scoring import AnomalyScoring
+from mcmiad_monai.monailabel.strategies import MostAnomalousFirst
+from mcmiad_monai.monailabel.train import NormalTrainTask
+
+logger = logging.getLogger(__name__)
+
+#: What MONAI Label lists of a DICOMweb server unless it is told otherwise.
+CT_ONLY = {"Modality": "CT"}
+
+
+class MCMIADApp(MONAILabelApp):
+    """Anomaly heatmaps in MONAI Label.
+
+    Each folder of ``<app>/model`` is a bundle and becomes one model with a trainer and a scoring
+    method.
+
+    Parameters
+    ----------
+    app_dir : str
+        As :func:`~mcmiad_monai.monailabel.layout.lay_out_app` makes it.
+    studies : str
+        Folder of studies, or the address of a DICOMweb server.
+    conf : mapping
+        Of ``--conf``: ``models`` names bundles, separated by commas, where not all are to be
+        served; ``weights`` and ``text_prior`` are defaults of training; ``skip_trainers`` ``true``
+        leaves training out.
+
+    Raises
+    ------
+    ModelError
+        If there is no bundle, or not the one that was named.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
+        found = find_bundles(Path(app_dir) / "model", names)
+        self.bundles = {name: BundleInference(root) for name, root in found.items()}
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=dict(conf),
+            name="MCMIAD anomaly heatmaps",
+            description=f"Anomaly heatmaps, learned from healthy studies alone. {NOTE}",
+            version=__version__,
+        )
+
+    def init_infers(self) -> dict[str, AnomalyInferTask]:
+        """One model a bundle."""
+        self.tasks = {name: AnomalyInferTask(bundle) for name, bundle in self.bundles.items()}
+        return self.tasks
+
+    def init_trainers(self) -> dict[str, NormalTrainTask]:
+        """One trainer a bundle."""
+        if strtobool(self.conf.get("skip_trainers", "false")):
+            return {}
+        return {name: NormalTrainTask(bundle, self.conf) for name, bundle in self.bundles.items()}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Which study to look at next."""
+        return {"most_anomalous_first": MostAnomalousFirst(), "random": Random()}
+
+    def init_scoring_methods(self) -> dict[str, AnomalyScoring]:
+        """One method a bundle; ``anomaly_score`` where there is one bundle."""
+        alone = len(self.tasks) == 1
+        return {
+            "anomaly_score" if alone else f"anomaly_score_{name}": AnomalyScoring(
+                name, task, self.infer
+            )
+            for name, task in self.tasks.items()
+        }
+
+    def init_batch_infer(self) -> AnomalyBatchInfer:
+        """Masks and heatmaps of all studies."""
+        return AnomalyBatchInfer(self.tasks)
+
+    def init_remote_datastore(self) -> Any:
+        """Datastore of a server; of a DICOMweb server, list what the bundles are for.
+
+        MONAI Label lists CT alone unless its settings say otherwise, which leaves nothing to look
+        at where no bundle is for CT.
+        """
+        codes = {m.dicom for bundle in self.bundles.values() for m in _kinds(bundle)}
+        if settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == CT_ONLY and "CT" not in codes:
+            settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER = {"Modality": "\\".join(sorted(codes))}
+        return super().init_remote_datastore()
+
+    def on_init_complete(self) -> None:
+        """The server is about to start: let it answer errors with what is wrong."""
+        install_error_answers()
+        super().on_init_complete()
+
+    def bundle_path(self, model: str | None) -> None:
+        """Called before a task is started in the background: refuse models that are not there.
+
+        Bundles hold no Python, so there is no path to import from.
+
+        Raises
+        ------
+        RequestError
+            404, if there is no such model.
+        """
+        if model:
+            self._task(model)
+
+    def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Analyse one study; see :class:`AnomalyInferTask` for what a request can ask.
+
+        Raises
+        ------
+        RequestError
+            404 for an image or a model that is not there, 409 for a model that is not trained, 400
+            for what cannot be used.
+        """
+        task = self._task(request.get("model"))
+        if not task.is_valid():
+            raise RequestError(409, f"{task.inference.name} has no model yet; train it first.")
+        store = datastore or self.datastore()
+        if output_kind(request) == "heatmap" and request.get("label_info"):
+            raise RequestError(
+                400, "a DICOM SEG holds labels; choose output_kind mask or bands for it."
+            )
+        tag = label_tag(request, MASK_TAG)
+        asked = {**request, "label_tag": tag, **self._located(request.get("image"), store)}
+        return dict(super().infer(asked, store))
+
+    @one_line_in_worker
+    def batch_infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Masks and heatmaps of many studies; see :class:`AnomalyBatchInfer`."""
+        self._task(request.get("model"))
+        return dict(super().batch_infer(request, datastore))
+
+    @one_line_in_worker
+    def scoring(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Scores of all studies; see :class:`AnomalyScoring`."""
+        _known("scoring method", request.get("method"), self._scoring_methods)
+        return dict(super().scoring(request, datastore))
+
+    @one_line_in_worker
+    def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Train a bundle; see :class:`NormalTrainTask`."""
+        _known("trainer", request.get("model"), self._trainers)
+        return dict(super().train(request))
+
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The study to look at next; empty where all are labelled."""
+        asked = {**request, "strategy": request.get("strategy") or "most_anomalous_first"}
+        _known("strategy", asked["strategy"], self._strategies)
+        self.datastore().refresh()  # scores come from another process
+        return dict(super().next_sample(asked))
+
+    def async_scoring(self, method: str | None, params: Any = None) -> Any:
+        """Score in the background.
+
+        MONAI Label asks for all methods after its start, a training and every sample. They are run
+        where something is left to score, and only on a folder: to score a server, which means to
+        download it, somebody has to ask for it.
+        """
+        if method:
+            return super().async_scoring(method, params)
+        store = self.datastore()
+        if isinstance(store, DICOMWebDatastore) or not isinstance(store, LocalDatastore):
+            return {}
+        ready = {
+            name: m
+            for name, m in self._scoring_methods.items()
+            if m.task.is_valid() and m.pending(store)
+        }
+        return {name: super(MCMIADApp, self).async_scoring(name, params) for name in ready}
+
+    def _task(self, model: Any) -> AnomalyInferTask:
+        task: AnomalyInferTask = _known("model", model, self.tasks)
+        return task
+
+    def _located(self, image: Any, store: Any) -> dict[str, Any]:
+        """Path, name and DICOM modality of the image of a request."""
+        if not isinstance(image, str) or not image:
+            raise RequestError(
+                400, "no image was given: name one of the datastore, send a file or a session."
+            )
+        path = Path(image)
+        if path.is_absolute() and path.exists() and self._may_read(path):
+            own = {"dicom_modality": None, "dicom_series": None}  # these are not a client's to say
+            return {"image": image, "case": path.name, **own}
+        try:
+            known = _image_file(store, image)
+        except (IndexError, KeyError, ImageNotFoundException):
+            known = ""
+        except OSError as error:  # as all errors of a connection are
+            raise RequestError(
+                502, f"the server of the studies did not give image {image}: {error}"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise RequestError(400, f"image {image} could not be read: {error}") from error
+        if not known:
+            raise RequestError(
+                404, f"there is no image {image!r} in the datastore; /datastore/ lists them."
+            )
+        told = str(store.get_image_info(image).get("Modality") or "")
+        series = known.removesuffix(".nii.gz") if isinstance(store, DICOMWebDatastore) else None
+        return {
+            "image": image,
+            "case": image,
+            "dicom_modality": told if told and told != "UNK" else None,
+            "dicom_series": series,
+        }
+
+    def _may_read(self, path: Path) -> bool:
+        """Whether a client may name this path: uploads, sessions and studies, not any file."""
+        if not self._server_mode:
+            return True
+        roots = [tempfile.gettempdir(), self.studies]
+        if self.sessions() is not None:
+            roots.append(self.sessions().store_path)
+        return any(path.resolve().is_relative_to(Path(root).resolve()) for root in roots)
+
+
+def _image_file(store: Any, image: str) -> str:
+    """Path of an image in the datastore, empty where it is not there."""
+    path = str(store.get_image_uri(image))
+    if not isinstance(store, DICOMWebDatastore):
+        return path
+    # the first answer is the temporary file that was copied to where the second one points
+    kept = str(store.get_image_uri(image))
+    if path != kept:
+        Path(path).unlink(missing_ok=True)
+    return kept
+
+
+def _kinds(bundle: BundleInference) -> list[Any]:
+    """Modalities of a bundle."""
+    return list(MODALITIES.values()) if bundle.modality.is_unified else [bundle.modality]
+
+
+def _known(what: str, name: Any, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise RequestError(
+            404, f"there is no {what} {name!r}; choose one of {', '.join(sorted(known)) or 'none'}."
+        )
+    return known[name]

@@ -1,0 +1,80 @@
+"""Which studies of a datastore are known to be healthy: the training data of the method."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcmiad_monai.modality import modality_of_dicom
+from mcmiad_monai.transforms import load_mask
+
+logger = logging.getLogger(__name__)
+
+#: Info of an image that says it is healthy, for datastores that cannot hold an empty label.
+NORMAL = "normal"
+
+
+@dataclass
+class Normals:
+    """Studies with a final label, sorted by what it says.
+
+    Attributes
+    ----------
+    cases : list of dict
+        Entries of a datalist: ``case``, ``image``, ``anomalous`` (False), and where it is known
+        ``patient`` and ``modality``.
+    corrected : int
+        Studies with something drawn in their final label; they are kept out.
+    unreadable : int
+        Studies whose label or image cannot be read; they are kept out as well.
+    """
+
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    corrected: int = 0
+    unreadable: int = 0
+
+
+def collect_normals(datastore: Any) -> Normals:
+    """Sort the studies that somebody has finished.
+
+    A study is healthy if its final label is empty, or if its info says ``"normal": true`` and it
+    has no final label: a DICOM SEG has at least one segment, so that a DICOMweb server cannot hold
+    an empty one.
+    """
+    found = Normals()
+    # MONAI Label's own list, which fetches labels that lie on a server, has paths and no ids
+    label_of = {entry["image"]: entry["label"] for entry in datastore.datalist()}
+    infos = {image: datastore.get_image_info(image) for image in sorted(datastore.list_images())}
+    labels = {
+        i: label_of[info["path"]] for i, info in infos.items() if info.get("path") in label_of
+    }
+    for image, info in infos.items():
+        if image not in labels and info.get(NORMAL) is not True:
+            continue
+        try:
+            if image in labels and bool((load_mask(labels[image]) > 0).any()):
+                found.corrected += 1
+                continue
+            path = datastore.get_image_uri(image)
+        except Exception as error:
+            logger.warning("a finished study is kept out: %s", error)
+            found.unreadable += 1
+            continue
+        found.cases.append(_entry(image, path, info))
+    return found
+
+
+def _entry(image: str, path: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"case": image, "image": str(Path(path)), "anomalous": False}
+    patient = info.get("patient") or info.get("PatientID")
+    if patient and patient != "UNK":
+        # whose it is need not be known, only that it is the same
+        entry["patient"] = hashlib.sha256(str(patient).encode()).hexdigest()[:16]
+    modality = info.get("modality") or modality_of_dicom(str(info.get("Modality")))
+    if modality:
+        entry["modality"] = str(modality)
+    return entry

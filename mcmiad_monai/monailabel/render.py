@@ -1,0 +1,104 @@
+"""From a heatmap to the volume of an answer: mask, severity bands or the heatmap itself, as a file.
+
+Files keep the study's affine, also a sheared one: NIfTI through nibabel, whose sform holds any
+affine; NRRD and MetaImage through ITK, which keeps three free axis vectors there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (the name in its manual)
+from numpy.typing import NDArray
+
+from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.monailabel.requests import OutputKind
+
+#: Labels of mask and bands, by value. A mask has the first only.
+LABELS = {1: "anomaly", 2: "anomaly: moderate", 3: "anomaly: severe"}
+#: Lower limits of the bands in multiples of the mask's threshold, doubling from band to band.
+BAND_LIMITS = (1.0, 2.0, 4.0)
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def render(
+    heatmap: NDArray[np.float32], kind: OutputKind, *, threshold: float, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """The volume of an answer.
+
+    Parameters
+    ----------
+    heatmap : (X, Y, Z) ndarray of float32
+        In units of the calibrated pixel threshold.
+    kind : {"mask", "bands", "heatmap"}
+        1 above the threshold; 1, 2, 3 above 1, 2, 4 times the threshold; or the heatmap as it is.
+    threshold : float
+        In units of the heatmap.
+    dtype : numpy dtype
+        Of mask and bands.
+
+    Returns
+    -------
+    (X, Y, Z) ndarray
+        float32 for the heatmap.
+    """
+    if kind == "heatmap":
+        return np.asarray(heatmap, dtype=np.float32)
+    limits = BAND_LIMITS if kind == "bands" else BAND_LIMITS[:1]
+    levels = np.zeros(heatmap.shape, dtype=dtype)
+    for limit in limits:
+        levels += (heatmap > limit * threshold).astype(dtype)
+    return levels
+
+
+def label_names(volume: NDArray[Any], kind: OutputKind) -> dict[str, int]:
+    """Names of the labels that a volume has, so that viewers name segments one after the other."""
+    if kind == "heatmap":
+        return {}
+    present = np.unique(volume)
+    return {name: value for value, name in LABELS.items() if value in present}
+
+
+def write_volume(
+    volume: NDArray[Any], affine: NDArray[np.float64], extension: str, *, compress: bool = False
+) -> Path:
+    """Write a volume (X, Y, Z) to a new temporary file, which is the caller's to remove.
+
+    Parameters
+    ----------
+    affine : (4, 4) ndarray
+        Voxel indices to millimetres in RAS.
+    extension : str
+        One of :data:`~mcmiad_monai.monailabel.requests.EXTENSIONS`.
+    compress : bool
+        For NRRD and MetaImage; the name of a NIfTI file says it.
+    """
+    with tempfile.NamedTemporaryFile(prefix="mcmiad_", suffix=extension, delete=False) as file:
+        path = Path(file.name)
+    try:
+        if extension in (".nii", ".nii.gz"):
+            image = nib.Nifti1Image(volume, affine)
+            image.header.set_xyzt_units("mm")
+            replace_atomically(path, lambda partial: nib.save(image, partial))
+        else:
+            itk = _itk_image(volume, affine)
+            replace_atomically(path, lambda partial: sitk.WriteImage(itk, str(partial), compress))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _itk_image(volume: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.T))  # ITK counts axes from the end
+    lps = LPS_TO_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)  # (3,)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image

@@ -1,0 +1,175 @@
+"""What a client may ask for, and answers that say what is wrong with a request."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+from fastapi import HTTPException
+
+OutputKind = Literal["mask", "bands", "heatmap"]
+
+#: Kinds of volume an answer can hold; the first is the default, which viewers show.
+OUTPUT_KINDS: tuple[OutputKind, ...] = ("mask", "bands", "heatmap")
+#: File types of an answer: what 3D Slicer, OHIF and scripts read.
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
+#: Label tag of what people submit.
+FINAL = "final"
+#: Module that runs batch inference, scoring and training in a process of its own.
+WORKER = "monailabel.interfaces.utils.app"
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class RequestError(HTTPException):
+    """A request that cannot be served; the client gets the status and the message.
+
+    Parameters
+    ----------
+    status : int
+        400 for what the client can mend, 404 for what is not there, 409 for what is not there yet,
+        500 where the server's own files are wrong, 502 where another server does not answer.
+    message : str
+        What was found, what was expected, what to do.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status_code=status, detail=message)
+
+
+def first(value: Any) -> Any:
+    """A value, or the first of the choices that a viewer sends where nothing was chosen."""
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
+def output_kind(request: Mapping[str, Any]) -> OutputKind:
+    """The kind of volume that is asked for.
+
+    Raises
+    ------
+    RequestError
+        400, if there is no such kind.
+    """
+    return cast(OutputKind, _choice(request, "output_kind", OUTPUT_KINDS, OUTPUT_KINDS[0]))
+
+
+def extension(request: Mapping[str, Any], path: str) -> str:
+    """File type of the answer: as asked for, or that of the image, or NIfTI.
+
+    Raises
+    ------
+    RequestError
+        400, if a type is asked for that cannot be written.
+    """
+    same = next((e for e in EXTENSIONS if path.lower().endswith(e)), EXTENSIONS[0])
+    return _choice(request, "result_extension", EXTENSIONS, same)
+
+
+def label_tag(request: Mapping[str, Any], default: str) -> str:
+    """Tag under which the datastore is to keep what a model made.
+
+    Raises
+    ------
+    RequestError
+        400, if it is that of people's final labels, by which training knows what is healthy.
+    """
+    tag = first(request.get("label_tag")) or default
+    name = str(getattr(tag, "value", tag))
+    if name == FINAL:
+        raise RequestError(
+            400,
+            f"label_tag is {FINAL!r}, which is for the labels that people submit: training takes "
+            "an empty one for a healthy study. Choose another tag, for example 'original'.",
+        )
+    return name
+
+
+def label_dtype(request: Mapping[str, Any]) -> np.dtype[Any]:
+    """Integer type of a label map: as asked for, uint8 where that is no integer type.
+
+    Raises
+    ------
+    RequestError
+        400, if the type is not known.
+    """
+    asked = request.get("result_dtype") or "uint8"
+    try:
+        dtype = np.dtype(asked)
+    except TypeError as error:
+        raise RequestError(
+            400, f"result_dtype {asked!r} is no number type; give uint8 or uint16, for example."
+        ) from error
+    return dtype if dtype.kind in "iu" else np.dtype(np.uint8)
+
+
+def number(
+    request: Mapping[str, Any], name: str, kind: type[int] | type[float], *, above: float
+) -> Any:
+    """A number of a request, which may come as text; None where it is left out.
+
+    Raises
+    ------
+    RequestError
+        400, if it is no number of this kind, or not above the limit.
+    """
+    value = first(request.get(name))
+    if value is None or value == "":
+        return None
+    try:
+        found = kind(value)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or isinstance(value, bool) or not above < found < float("inf"):
+        raise RequestError(
+            400, f"{name} is {value!r}; a {kind.__name__} above {above:g} is needed."
+        )
+    return found
+
+
+def plain_text(request: Mapping[str, Any], name: str) -> str | None:
+    """A text of a request that goes into a configuration; None where it is left out.
+
+    Raises
+    ------
+    RequestError
+        400, if it is no text, or one that a configuration would execute or follow.
+    """
+    value = first(request.get(name))
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or any(sign in value for sign in "$@%"):
+        raise RequestError(400, f"{name} is {value!r}; a name or a path without $, @, % is needed.")
+    return value
+
+
+def _choice(request: Mapping[str, Any], name: str, choices: Sequence[str], default: str) -> str:
+    value = first(request.get(name))
+    if value is None or value == "":
+        return default
+    if value not in choices:
+        raise RequestError(400, f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+    return str(value)
+
+
+def in_worker() -> bool:
+    """Whether this process runs one task for a server, which shows clients what it prints."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == WORKER
+
+
+def one_line_in_worker(method: Method) -> Method:
+    """Make a worker end with the message of a :class:`RequestError` instead of a traceback."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except RequestError as error:
+            if not in_worker():
+                raise
+            raise SystemExit(str(error.detail)) from None
+
+    return cast(Method, run)

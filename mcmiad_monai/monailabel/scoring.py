@@ -1,0 +1,101 @@
+"""Scoring: one anomaly score a study, kept with the image, for "most anomalous first"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.utils.others.generic import strtobool
+
+from mcmiad_monai.monailabel.infer import AnomalyInferTask
+from mcmiad_monai.monailabel.requests import RequestError
+
+logger = logging.getLogger(__name__)
+
+#: Keys of an image's info in the datastore.
+SCORE, ANOMALOUS, MODEL, SEEN_BY = (
+    "anomaly_score",
+    "anomalous",
+    "anomaly_model",
+    "anomaly_seen_by",
+)
+
+Infer = Callable[[dict[str, Any], Any], dict[str, Any]]
+
+
+class AnomalyScoring(ScoringMethod):
+    """Score every image of the datastore with one bundle.
+
+    An image that this very model has scored is passed over, unless the request says ``force``. One
+    that the model refuses is left without a score and never stops the others.
+
+    Parameters
+    ----------
+    name : str
+        Of the bundle.
+    task : AnomalyInferTask
+        The bundle's task.
+    infer : callable
+        The app's ``infer``.
+    """
+
+    def __init__(self, name: str, task: AnomalyInferTask, infer: Infer) -> None:
+        super().__init__(f"Anomaly score of each study by {name}, for most anomalous first")
+        self.name, self.task, self.infer = name, task, infer
+
+    def pending(self, datastore: Any) -> list[str]:
+        """Images that this model has not looked at, in order."""
+        stamp = self.task.inference.stamp
+        return [
+            image
+            for image in sorted(datastore.list_images())
+            if datastore.get_image_info(image).get(SEEN_BY, {}).get(self.name) != stamp
+        ]
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Score what is pending, or everything.
+
+        Returns
+        -------
+        dict
+            Of each image ``anomaly_score`` and ``anomalous``, or ``error``.
+
+        Raises
+        ------
+        RequestError
+            409, if the bundle is not trained.
+        """
+        if not self.task.is_valid():
+            raise RequestError(409, f"{self.name} has no model yet; train it first.")
+        everything = strtobool(request.get("force"))
+        images = sorted(datastore.list_images()) if everything else self.pending(datastore)
+        asked = {"model": self.name, "skip_writer": True, "device": request.get("device")}
+        result: dict[str, Any] = {}
+        for image in images:
+            try:
+                answer = self.infer({**asked, "image": image}, datastore)["params"]
+            except Exception as error:
+                result[image] = {"error": str(getattr(error, "detail", error))}
+                logger.warning("no score: %s", result[image]["error"])
+                answer = None
+            else:
+                result[image] = {SCORE: answer["volume_score"], ANOMALOUS: answer[ANOMALOUS]}
+            keep_score(datastore, image, self.task, answer)
+        failed = sum("error" in entry for entry in result.values())
+        logger.info("%d images scored, %d refused", len(result) - failed, failed)
+        return result
+
+
+def keep_score(
+    datastore: Any, image: str, task: AnomalyInferTask, answer: Mapping[str, Any] | None
+) -> None:
+    """Store the score of an answer with the image; with None, only that the model looked at it."""
+    datastore.refresh()  # another process may have written since
+    info = datastore.get_image_info(image)
+    name, stamp = task.inference.name, task.inference.stamp
+    kept: dict[str, Any] = {SEEN_BY: {**info.get(SEEN_BY, {}), name: stamp}}
+    if answer is not None:
+        kept |= {SCORE: answer["volume_score"], ANOMALOUS: answer[ANOMALOUS], MODEL: name}
+    datastore.update_image_info(image, kept)

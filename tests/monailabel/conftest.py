@@ -1,0 +1,375 @@
+"""Trained bundles, studies, and servers that stop when the tests do.
+
+Everything listens on 127.0.0.1 alone, on ports that are free, with a home folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.data.phantom import make_phantom, write_phantom_cohort
+from mcmiad_monai.data.phantom_cohorts import write_liver_cohort, write_mixed_cohort
+from mcmiad_monai.demo import SETTINGS
+
+BRAIN, LIVER, UNIFIED = "brain_mri_anomaly", "liver_ct_anomaly", "unified_anomaly"
+#: Studies to train on.
+COHORT: dict[str, Any] = {
+    "train": 6,
+    "val": 4,
+    "test_normal": 0,
+    "test_lesion": 0,
+    "progress": False,
+}
+SHAPE = (48, 56, 10)
+#: Fast, and with random weights the lesions of phantoms still stand out.
+SMALL: dict[str, Any] = {
+    **SETTINGS,
+    "encoder_name": "test_efficientnet.r160_in1k",
+    "max_epochs": 2,
+    "device": "cpu",
+    "progress": False,
+}
+START_SECONDS = 120
+PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/lib/orthanc")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the extra, everything here but the layout is skipped."""
+    if find_spec("monailabel") is None:
+        reason = "MONAI Label is not installed; it comes with the extra `label`"
+        for item in items:
+            if Path(__file__).parent in item.path.parents and item.path.stem != "test_layout":
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@dataclass
+class Study:
+    """A phantom on disk, and where its lesion is."""
+
+    path: Path
+    lesion: np.ndarray
+
+    @property
+    def image(self) -> Any:
+        return nib.load(self.path)
+
+
+@dataclass
+class Server:
+    """A server that answers."""
+
+    url: str
+    log: Path
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
+
+
+@pytest.fixture(scope="session")
+def brain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The brain bundle, trained on phantoms; one worker trains, the others wait for it."""
+    return shared_once(tmp_path_factory, BRAIN, train_brain)
+
+
+@pytest.fixture(scope="session")
+def liver_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The liver bundle, trained on phantoms."""
+    return shared_once(tmp_path_factory, LIVER, train_liver)
+
+
+@pytest.fixture(scope="session")
+def unified_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The unified bundle, trained on phantoms, and the datalist of these."""
+    root = shared_once(tmp_path_factory, UNIFIED, train_unified)
+    return root, root / "cohort" / "datalist.json"
+
+
+def train_unified(root: Path) -> None:
+    """Train the unified bundle into a folder, with the phantoms beside the configurations."""
+    copy_bundle(UNIFIED, root)
+    cohort = write_mixed_cohort(
+        root / "cohort",
+        train=3,
+        val=2,
+        test_normal=0,
+        test_lesion=1,
+        brain_shape=(40, 48, 8),
+        liver_shape=(48, 40, 8),
+        retina_shape=(64, 48),
+        progress=False,
+    )
+    train_small(UNIFIED, root, cohort, slice_range=[0.0, 1.0], max_epochs=1)
+
+
+def train_brain(root: Path) -> None:
+    """Train the brain bundle into a folder."""
+    cohort = write_phantom_cohort(cohort_beside(root), **COHORT, shape=SHAPE)
+    train_small(BRAIN, root, cohort)
+
+
+def train_liver(root: Path) -> None:
+    """Train the liver bundle into a folder."""
+    cohort = write_liver_cohort(cohort_beside(root), **COHORT, shape=(48, 40, 10))
+    train_small(LIVER, root, cohort)
+
+
+def cohort_beside(root: Path) -> Path:
+    return root.parent / f"{root.name}_cohort"
+
+
+def train_small(name: str, root: Path, cohort: Path, **more: Any) -> None:
+    """Train a copy of a bundle with the settings of :data:`SMALL`."""
+    copy_bundle(name, root)
+    # the bundle's own defaults, so that training in the app uses them as well
+    config = root / "configs" / "train.yaml"
+    lines = config.read_text("utf-8").splitlines()
+    for key, value in {**SMALL, **more}.items():
+        lines = [f"{key}: {value!r}" if line.startswith(f"{key}:") else line for line in lines]
+    config.write_text("\n".join(lines) + "\n", "utf-8")
+    open_workflow(root, "train", {"dataset_dir": str(cohort / "datalist.json")}).run()
+
+
+def shared_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made by the first worker that wants it."""
+    base = factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    from filelock import FileLock
+
+    target = base / "shared" / name
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            making = target.with_name(f"making_{name}") / name
+            making.parent.mkdir()
+            make(making)
+            making.rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Study]:
+    """Studies by name: two with a lesion (oblique grids), a sheared one with a lesion, a normal."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    found = {}
+    for name, seed, lesion in (
+        ("mass", 501, "mass"),
+        ("ring", 502, "ring"),
+        ("sheared", 503, "mass"),
+        ("normal", 504, None),
+    ):
+        phantom = make_phantom(seed, lesion=lesion, shape=SHAPE)
+        affine = phantom.affine.copy()
+        if name == "sheared":  # as with a tilted gantry
+            affine[:3, 0] += 0.15 * affine[:3, 1]
+        path = folder / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(phantom.image, affine), path)
+        found[name] = Study(path, phantom.mask > 0)
+    return found
+
+
+@pytest.fixture
+def studies(phantoms: Mapping[str, Study], tmp_path: Path) -> Path:
+    """A fresh folder of good studies."""
+    return fill(tmp_path / "studies", phantoms)
+
+
+def fill(folder: Path, phantoms: Mapping[str, Study]) -> Path:
+    """Copy studies into a new folder."""
+    folder.mkdir()
+    for study in phantoms.values():
+        shutil.copy(study.path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bad_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files that are no brain MRI study, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("bad")
+    rng = np.random.default_rng(0)
+    noise = rng.normal(300, 60, (24, 24, 6)).astype(np.float32)
+    colour = np.zeros((24, 24, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    arrays = {
+        "4-D": np.stack([noise, noise], -1),
+        "RGB": colour,
+        "CT": np.where(noise > 330, noise, noise - 1300).astype(np.int16),
+        "constant": np.zeros((24, 24, 6), np.float32),
+    }
+    files = {}
+    for name, array in arrays.items():
+        files[name] = folder / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2, 5, 1])), files[name])
+    files["corrupt"] = folder / "corrupt.nii.gz"
+    files["corrupt"].write_bytes(files["CT"].read_bytes()[:200])
+    files["text"] = folder / "text.nii.gz"
+    files["text"].write_bytes(b"this is no image")
+    return files
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes to stop at the end, each the leader of a group of its own."""
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def serve(
+    tmp_path_factory: pytest.TempPathFactory, processes: list[subprocess.Popen[bytes]]
+) -> Callable[..., Server]:
+    """Start `monailabel start_server`, and wait until it answers."""
+
+    def start(
+        app: Path, studies: Path | str, *, conf: Mapping[str, str] | None = None, **env: str
+    ) -> Server:
+        import requests
+
+        home = tmp_path_factory.mktemp("server")
+        port, log = free_port(), home / "server.log"
+        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
+        command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
+        for name, value in (conf or {}).items():
+            command += ["--conf", name, value]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=home,
+                env=environment(home) | env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        processes.append(process)
+        server = Server(f"http://127.0.0.1:{port}", log)
+        for _ in range(START_SECONDS * 4):
+            if process.poll() is not None:
+                break
+            try:
+                if requests.get(f"{server.url}/info/", timeout=20).status_code == 200:
+                    return server
+            except requests.ConnectionError:
+                time.sleep(0.25)
+        pytest.fail(f"the server did not start:\n{server.tail()}")
+
+    return start
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Variables of a server: nothing of the user's, one thread, no network beyond loopback."""
+    folder = str(Path(sys.executable).parent)
+    return {
+        "PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
+        "PYTHONPATH": "",
+        "PYTHONUNBUFFERED": "1",
+        "HOME": str(home),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        # the tests say when to score
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def orthanc(
+    tmp_path_factory: pytest.TempPathFactory, processes: list[subprocess.Popen[bytes]]
+) -> str:
+    """Address of an Orthanc that answers this machine alone; skips where there is none."""
+    import requests
+
+    program = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    plugins = [p for folder in PLUGIN_FOLDERS for p in Path(folder).glob("libOrthancDicomWeb.so*")]
+    if program is None or not plugins:
+        missing = "Orthanc" if program is None else "Orthanc's DICOMweb plugin"
+        pytest.skip(f"{missing} is not installed; .ci/install-orthanc installs it")
+    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
+    configuration = {
+        "Name": "tests",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "HttpPort": port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomServerEnabled": False,
+        "DicomPort": free_port(),
+        "Plugins": [str(plugins[0])],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": False, "Ssl": False},
+    }
+    file = folder / "orthanc.json"
+    file.write_text(json.dumps(configuration))
+    log = folder / "orthanc.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [program, str(file)],
+            cwd=folder,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    processes.append(process)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            if requests.get(f"{url}/plugins/dicom-web", timeout=5).status_code == 200:
+                return url
+        except requests.ConnectionError:
+            time.sleep(0.25)
+    pytest.fail(f"Orthanc did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+@pytest.fixture
+def label_app(
+    brain_bundle: Path, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """The app in this process, over a fresh folder of studies."""
+    from monailabel.config import settings
+
+    from mcmiad_monai.monailabel.app import MCMIADApp
+    from mcmiad_monai.monailabel.layout import lay_out_app
+
+    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTO_UPDATE_SCORING", False)
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    folder = lay_out_app(tmp_path / "app", [brain_bundle])
+    return MCMIADApp(str(folder), str(studies), {})

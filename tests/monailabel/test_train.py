@@ -1,0 +1,143 @@
+"""Training in the app: which studies are used, and what becomes of the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel", reason="MONAI Label comes with the extra `label`")
+
+from mcmiad_monai.monailabel import train as training
+from mcmiad_monai.monailabel.normals import collect_normals
+from mcmiad_monai.monailabel.requests import RequestError
+from mcmiad_monai.monailabel.train import NormalTrainTask
+
+MODEL = "brain_mri_anomaly"
+
+
+def finish(app: Any, name: str, drawn: Any, folder: Path) -> None:
+    """Save a final label."""
+    image = nib.load(app.datastore().get_image_uri(name))
+    path = folder / "final.nii.gz"
+    label = np.zeros(image.shape, np.uint8) if drawn is None else drawn.astype(np.uint8)
+    nib.save(nib.Nifti1Image(label, image.affine), path)
+    app.datastore().save_label(name, str(path), "final", {})
+
+
+@pytest.fixture
+def finished(label_app: Any, phantoms: Mapping[str, Any], tmp_path: Path) -> Any:
+    """Two healthy studies, one by its info, one with a correction, none left open."""
+    finish(label_app, "normal", None, tmp_path)
+    finish(label_app, "sheared", None, tmp_path)
+    finish(label_app, "mass", phantoms["mass"].lesion, tmp_path)
+    label_app.datastore().update_image_info("ring", {"normal": True, "PatientID": "Doe^Jane"})
+    return label_app
+
+
+def test_normals_are_empty_final_labels_and_marked_images(finished: Any) -> None:
+    found = collect_normals(finished.datastore())
+    assert [case["case"] for case in found.cases] == ["normal", "ring", "sheared"]
+    assert all(case["anomalous"] is False for case in found.cases)
+    assert all(Path(case["image"]).is_file() for case in found.cases)
+    assert (found.corrected, found.unreadable) == (1, 0)
+    assert "Doe" not in json.dumps(found.cases)
+    store = finished.datastore()
+    store.update_image_info("sheared", {"patient": "Doe^Jane", "Modality": "MR"})
+    cases = {case["case"]: case for case in collect_normals(store).cases}
+    assert cases["ring"]["patient"] == cases["sheared"]["patient"]
+    assert cases["sheared"]["modality"] == "brain_mri"
+    assert "modality" not in cases["normal"]
+    Path(store.get_label_uri("normal", "final")).write_bytes(b"broken")
+    found = collect_normals(store)
+    assert ([case["case"] for case in found.cases], found.unreadable) == (["ring", "sheared"], 1)
+
+
+def test_a_drawn_label_outweighs_the_info(
+    finished: Any, phantoms: Mapping[str, Any], tmp_path: Path
+) -> None:
+    finish(finished, "ring", phantoms["ring"].lesion, tmp_path)
+    found = collect_normals(finished.datastore())
+    assert [case["case"] for case in found.cases] == ["normal", "sheared"]
+    assert found.corrected == 2
+
+
+def test_training_replaces_the_model_and_keeps_the_last(finished: Any) -> None:
+    models = finished.bundles[MODEL].root / "models"
+    before = (models / "model.pt").read_bytes()
+    old = finished.infer({"model": MODEL, "image": "mass"})["params"]["volume_score"]
+    result = finished.train({"model": MODEL, "max_epochs": "1", "device": "cuda"})
+    assert result["normal_studies"] == 3
+    assert result["corrected_studies_kept_out"] == 1
+    assert result["total_epochs"] == 1
+    assert (models / "model.previous.pt").read_bytes() == before
+    assert (models / "model.pt").read_bytes() != before
+    assert "Thresholds" in (models / "MODEL_CARD.md").read_text()
+    assert finished.info()["train_stats"][MODEL]["epoch"] == 1
+    assert finished.infer({"model": MODEL, "image": "mass"})["params"]["volume_score"] != old
+    # nothing is left of the run
+    assert list((models.parent / "eval" / "label_app").iterdir()) == []
+    assert not (models / "last.pt").exists()
+
+
+def test_training_that_fails_leaves_the_model(finished: Any, tmp_path: Path) -> None:
+    models = finished.bundles[MODEL].root / "models"
+    before = (models / "model.pt").read_bytes()
+    with pytest.raises(RequestError, match="the model is as it was") as caught:
+        finished.train({"model": MODEL, "weights": str(tmp_path / "missing.safetensors")})
+    assert caught.value.status_code == 400
+    assert "missing.safetensors" in caught.value.detail
+    assert (models / "model.pt").read_bytes() == before
+    assert finished.info()["train_stats"][MODEL] == {}
+
+
+def test_settings_come_from_request_server_and_bundle(
+    finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def opened(_root: Path, workflow: str, overrides: Mapping[str, Any]) -> Any:
+        seen.update(overrides, workflow=workflow)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(training, "open_workflow", opened)
+    conf = {"weights": "server.safetensors", "text_prior": "server.pt", "models": "x"}
+    task = NormalTrainTask(finished.bundles[MODEL], conf)
+    request = {"weights": "mine.safetensors", "learning_rate": 0.01, "dataset_dir": "/etc"}
+    with pytest.raises(RequestError, match="far enough"):
+        task(request, finished.datastore())
+    assert seen["workflow"] == "train"
+    assert seen["weights"] == "mine.safetensors"
+    assert seen["text_prior"] == "server.pt"
+    assert seen["learning_rate"] == 0.01
+    assert seen["device"] == "cpu"
+    assert seen["dataset_dir"].endswith("datalist.json")  # requests cannot set it
+    assert "max_epochs" not in seen  # the bundle's own
+    config = task.config()
+    assert (config["weights"], config["max_epochs"]) == ("server.safetensors", 2)
+
+
+@pytest.mark.parametrize(
+    "request_", [{"max_epochs": 0}, {"learning_rate": "fast"}, {"weights": "$print(1)"}]
+)
+def test_wrong_settings_are_refused(finished: Any, request_: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        finished.train({"model": MODEL, **request_})
+    assert caught.value.status_code == 400
+
+
+def test_too_few_normals_say_how_to_add_some(label_app: Any, tmp_path: Path) -> None:
+    finish(label_app, "normal", None, tmp_path)
+    with pytest.raises(RequestError, match="1 studies of 1 patients are known to be healthy"):
+        label_app.train({"model": MODEL})
+    store = label_app.datastore()
+    for name in ("mass", "ring"):  # of one patient
+        store.update_image_info(name, {"normal": True, "patient": "7"})
+    finish(label_app, "normal", np.ones(nib.load(store.get_image_uri("normal")).shape), tmp_path)
+    with pytest.raises(RequestError, match=r"2 studies of 1 patients.*1 studies with corrections"):
+        label_app.train({"model": MODEL})
