@@ -1,24 +1,30 @@
 # make demo   the whole main job on generated studies, in an environment of its own
-# make test   every check: ruff, mypy, pytest with coverage
+# make test   every check: ruff, mypy, pytest with coverage, and MONAI Label in a second environment
+#
+# MONAI Label pins pydicom below 3 and so numpy below 2, which the package itself does not need: its
+# tests run in an environment of their own, and all others with the newest versions.
 
 PYTHON ?= python3
 VENV ?= .venv
+LABEL_VENV ?= .venv-label
 DEMO_OUT ?= demo_output
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+LABEL_BIN := $(LABEL_VENV)/bin
 TYPECHECK := build/typecheck
 
-.PHONY: demo test lint types unit install install-dev clean
+.PHONY: demo test lint types unit label install install-dev install-label clean
 
 demo: install
 	$(BIN)/mcmiad demo --out $(DEMO_OUT)
 
-test: install-dev lint types unit
+test: install-dev lint types unit label
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-label: $(LABEL_VENV)/.installed
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +34,13 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[dev,mlflow]'
+	$(PIP) install --editable '.[dev,mlflow,export]'
 	touch $@ $(VENV)/.installed
+
+$(LABEL_VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_BIN)/python -m pip --disable-pip-version-check install --editable '.[label,test]'
+	touch $@
 
 lint:
 	$(BIN)/ruff check .
@@ -45,5 +56,10 @@ types:
 unit:
 	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=90
 
+# Loopback servers of MONAI Label and, where it is installed (.ci/install-orthanc), of Orthanc.
+label: install-label
+	$(LABEL_BIN)/pytest -n $(WORKERS) --cov --cov-config=tests/monailabel/coverage.ini \
+		--cov-report=term --cov-fail-under=90 tests/monailabel tests/test_notebooks.py
+
 clean:
-	rm -rf build $(VENV) $(DEMO_OUT)
+	rm -rf build $(VENV) $(LABEL_VENV) $(DEMO_OUT)

@@ -111,7 +111,8 @@ class Calibration:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
         """Inverse of :meth:`to_dict`."""
-        return cls(**{k: (math.inf if v == "inf" else v) for k, v in data.items()})
+        values: dict[str, Any] = {k: (math.inf if v == "inf" else v) for k, v in data.items()}
+        return cls(**values)
 
     def summary(self) -> str:
         """One line for people, which says so where a threshold could not be set."""

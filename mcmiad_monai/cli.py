@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.cli_research import add_commands
+from mcmiad_monai.modality import MODALITIES
 
 DEFAULT_BUNDLE = "brain_mri_anomaly"
 
@@ -50,6 +51,13 @@ def _get_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    def of_modality(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--modality",
+            choices=sorted(MODALITIES),
+            help="what the studies are, for a unified bundle where nothing else tells",
+        )
+
     def overridable(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--set",
@@ -78,19 +86,35 @@ def _get_parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=int, help="epochs to train")
     train.add_argument("--resume", action="store_true", help="continue from models/last.pt")
     train.add_argument("--tracking", help="mlflow, or a MONAI tracking settings file")
+    of_modality(train)
     overridable(train)
 
     evaluate = command("evaluate", _evaluate, "AUROC of a trained bundle on studies with masks")
     evaluate.add_argument("source", type=Path)
     evaluate.add_argument("--bundle", type=Path, required=True, help="trained bundle")
     evaluate.add_argument("--out", type=Path, help="output folder (the bundle's eval by default)")
+    of_modality(evaluate)
     overridable(evaluate)
 
     infer = command("infer", _infer, "heatmaps, masks and scores of studies")
     infer.add_argument("source", type=Path, help="study, folder of studies or datalist JSON")
     infer.add_argument("--bundle", type=Path, required=True, help="trained bundle")
     infer.add_argument("--out", type=Path, required=True, help="output folder")
+    of_modality(infer)
     overridable(infer)
+
+    export = command("export", _export, "write a model as ONNX or TorchScript, thresholds inside")
+    export.add_argument("model", type=Path, help="a packaged model.pt")
+    export.add_argument("out", type=Path, help="file that ends in .onnx or .ts")
+
+    label = command("label-app", _label_app, "lay out a MONAI Label app that serves bundles")
+    label.add_argument("directory", type=Path, help="folder of the app")
+    label.add_argument(
+        "--bundle",
+        action="append",
+        help="trained bundle, or the name of a shipped one to be trained by the app; may be "
+        "repeated; all shipped ones if left",
+    )
 
     info = command("info", _info, "parameters and FLOPs of encoder and head, counted")
     info.add_argument("--model", type=Path, help="a packaged model.pt; the default network if left")
@@ -142,6 +166,7 @@ def _train(options: argparse.Namespace) -> None:
         "weights": options.weights,
         "text_prior": options.text_prior,
         "max_epochs": options.epochs,
+        "study_modality": options.modality,
         "resume": str(root.resolve() / "models" / "last.pt") if options.resume else None,
         **dict(options.overrides),
     }
@@ -153,7 +178,7 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from mcmiad_monai.bundle import open_workflow
 
-    overrides = {"dataset_dir": str(options.source.resolve()), **dict(options.overrides)}
+    overrides = {**_studies(options), **dict(options.overrides)}
     if options.out:
         overrides["output_dir"] = str(options.out.resolve())
     workflow = open_workflow(options.bundle, ("train", "evaluate"), overrides)
@@ -166,11 +191,35 @@ def _infer(options: argparse.Namespace) -> None:
     from mcmiad_monai.bundle import open_workflow
 
     overrides = {
-        "dataset_dir": str(options.source.resolve()),
+        **_studies(options),
         "output_dir": str(options.out.resolve()),
         **dict(options.overrides),
     }
     open_workflow(options.bundle, "inference", overrides).run()
+
+
+def _studies(options: argparse.Namespace) -> dict[str, Any]:
+    """Overrides that say which studies are meant, and what they are."""
+    told = {} if options.modality is None else {"study_modality": options.modality}
+    return {"dataset_dir": str(options.source.resolve()), **told}
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mcmiad_monai.exporting import export_model
+    from mcmiad_monai.networks.package import load_package
+
+    print(f"exported: {export_model(load_package(options.model), options.out)}")
+
+
+def _label_app(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import shipped_bundles
+    from mcmiad_monai.monailabel.layout import lay_out_app
+
+    shipped = shipped_bundles()
+    app = lay_out_app(
+        options.directory, [shipped.get(name, name) for name in options.bundle or shipped]
+    )
+    print(f"app: {app}\nserve it with: monailabel start_server --app {app} --studies DIR")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import monai.bundle
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
 from mcmiad_monai.bundle import (
     BundleError,
@@ -17,6 +18,7 @@ from mcmiad_monai.bundle import (
     copy_bundle,
     open_workflow,
     refuse_unknown_overrides,
+    root_of_command,
     shipped_bundles,
     unknown_overrides,
 )
@@ -136,6 +138,79 @@ def test_command_line_of_the_process_is_the_default(
     monkeypatch.setattr("sys.argv", argv("--config_file", str(config), "--batchsize", "2"))
     with pytest.raises(BundleError, match="batchsize"):
         refuse_unknown_overrides()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle in a folder with a blank in its name."""
+    root = (tmp_path / "my bundles" / "brain").resolve()
+    (root / "configs").mkdir(parents=True)
+    for name in ("train", "multi_gpu_train"):
+        (root / "configs" / f"{name}.yaml").write_text("max_epochs: 1\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{0}", "[{0}]", "['{0}']", "['{0}','{1}']", "{0},{1}"],
+)
+@pytest.mark.parametrize("spelled", ["absolute", "relative"])
+def test_root_is_that_of_the_configuration_from_whatever_folder(
+    bundle: Path, form: str, spelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (bundle.parent, bundle, bundle.parent.parent):
+        monkeypatch.chdir(folder)
+        configs = bundle / "configs"
+        start = configs if spelled == "absolute" else configs.relative_to(folder)
+        files = form.format(start / "train.yaml", start / "multi_gpu_train.yaml")
+        assert root_of_command(argv("--config_file", files)) == str(bundle)
+        assert root_of_command(argv(f"--config-file={files}", "--seed", "3")) == str(bundle)
+
+
+def test_root_of_a_configuration_named_from_its_own_folder(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle / "configs")
+    for name in ("train.yaml", "./train.yaml", "../configs/train.yaml"):
+        assert Path(root_of_command(argv("--config_file", name))).resolve() == bundle
+
+
+def test_root_of_an_arguments_file_is_that_of_its_configuration(
+    bundle: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "args.yaml"
+    file.write_text(yaml.safe_dump({"config_file": str(bundle / "configs" / "train.yaml")}))
+    assert root_of_command(argv("--args_file", str(file))) == str(bundle)
+
+
+def test_root_is_the_working_directory_where_no_bundle_is_named(config: Path) -> None:
+    assert root_of_command(argv("--config_file", str(config))) == "."  # in no folder "configs"
+    assert root_of_command(argv("--seed", "3")) == "."
+    assert root_of_command([]) == "."
+
+
+def test_root_of_other_programs_is_the_working_directory(bundle: Path) -> None:
+    options = ["--config_file", str(bundle / "configs" / "train.yaml")]
+    assert root_of_command(argv(*options, program="/env/bin/pytest")) == "."
+
+
+def test_root_is_by_default_that_of_the_command_of_the_process(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", argv("--config_file", str(bundle / "configs" / "train.yaml")))
+    assert root_of_command() == str(bundle)
+
+
+@pytest.mark.parametrize("workflow", ["train", "inference"])
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_shipped_bundles_find_their_root(
+    name: str, workflow: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = shipped_bundles()[name] / "configs" / f"{workflow}.yaml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", argv("--config_file", str(path)))
+    parser = ConfigParser(read(path))
+    assert parser.get_parsed_content("bundle_root") == str(path.resolve().parents[1])
 
 
 def test_program_name_is_the_one_that_monai_has() -> None:

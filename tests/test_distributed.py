@@ -344,6 +344,24 @@ def test_device_is_the_gpu_of_the_process_or_the_cpu(monkeypatch: pytest.MonkeyP
     assert distributed.device() == torch.device("cuda", 0)
 
 
+def test_process_takes_its_own_gpu_before_it_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collectives of objects and numbers run on the current GPU, which is the first by default."""
+    done: list[Any] = []
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_device",
+        lambda gpu: done.append(torch.device("cuda", getattr(gpu, "index", gpu))),
+    )
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **_: done.append(backend)
+    )
+    distributed.start()
+    assert done == [torch.device("cuda", 1), "nccl"]
+
+
 def test_mean_of_slices_weighs_batches_by_their_slices() -> None:
     metric = MeanOfSlices()
     for batch in ((2.0, 3), (0.0, 0), (7.0, 1)):

@@ -16,17 +16,14 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, SaveImaged
 
-from mcmiad_monai.calibration import Calibration
+from mcmiad_monai.calibration import Calibration, UnifiedCalibration
 from mcmiad_monai.cohort import CohortIncomplete, CohortReport, to_plain
 from mcmiad_monai.data.phantom import make_phantom
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.outputs import (
     AnomalyMaskd,
-    AtomicNibabelWriter,
-    CaseLayout,
     KeepSliceScoresd,
-    SaveScoresd,
-    case_name,
+    SaveStudyd,
     study_scores,
 )
 from mcmiad_monai.transforms import as_heatmap, preprocessing
@@ -55,69 +52,109 @@ def heatmap(shape: tuple[int, int, int] = (5, 6, 4), case: str = "a") -> MetaTen
     return MetaTensor(values, affine=torch.from_numpy(OBLIQUE), meta={"case": case, "space": "RAS"})
 
 
-def save(
-    folder: Path, pred: MetaTensor, *, key: str = "pred", dtype: Any = np.float32
-) -> dict[Any, Any]:
+def save(folder: Path, pred: MetaTensor, **options: Any) -> dict[Any, Any]:
     """Save as the bundle's inference does."""
-    saver = SaveImaged(
-        key,
-        folder_layout=CaseLayout(folder, "heatmap"),
-        output_dtype=dtype,
-        writer=AtomicNibabelWriter,
-        output_name_formatter=case_name,
-        resample=False,
-        print_log=False,
-    )
-    return saver({key: pred})
+    data = AnomalyMaskd("pred")({"pred": pred, "slice_scores": torch.ones(pred.shape[3])})
+    return SaveStudyd("pred", output_dir=folder, **options)(data)
 
 
 def files_in(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_file_is_named_by_the_case_and_has_values_and_oblique_affine(tmp_path: Path) -> None:
+def test_files_are_named_by_the_case_and_have_values_and_oblique_affine(tmp_path: Path) -> None:
     pred = heatmap(case="p_07")
     pred.meta["filename_or_obj"] = "/data/p07/flair.nii.gz"
-    save(tmp_path, pred)
-    assert files_in(tmp_path) == ["p_07/p_07_heatmap.nii.gz"]
+    done = save(tmp_path, pred)
+    assert files_in(tmp_path) == [
+        "p_07/p_07_heatmap.nii.gz",
+        "p_07/p_07_mask.nii.gz",
+        "p_07/p_07_scores.json",
+    ]
     saved = nib.load(tmp_path / "p_07/p_07_heatmap.nii.gz")
-    assert saved.get_data_dtype() == np.float32
+    mask = nib.load(tmp_path / "p_07/p_07_mask.nii.gz")
     np.testing.assert_array_equal(saved.get_fdata(), pred[0].numpy())
-    np.testing.assert_allclose(saved.affine, OBLIQUE, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), pred[0].numpy() > 1)
+    for written, dtype in ((saved, np.float32), (mask, np.uint8)):
+        assert written.get_data_dtype() == dtype
+        np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-6)
+    assert json.loads((tmp_path / "p_07/p_07_scores.json").read_text()) == done["scores"]
+    assert done["pred"] is pred
+
+
+def test_servers_that_leave_out_savers_of_images_leave_it_out() -> None:
+    assert isinstance(SaveStudyd(output_dir="out"), SaveImaged)
 
 
 def test_cases_that_differ_after_a_dot_do_not_overwrite_each_other(tmp_path: Path) -> None:
     for case in ("head.1.2", "head.1.3"):
         save(tmp_path, heatmap(case=case))
-    assert files_in(tmp_path) == [
+    assert [name for name in files_in(tmp_path) if "heatmap" in name] == [
         "head.1.2/head.1.2_heatmap.nii.gz",
         "head.1.3/head.1.3_heatmap.nii.gz",
     ]
+    assert len(files_in(tmp_path)) == 6
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 1), (1, 6, 4), (5, 1, 1)])
-def test_axis_of_length_one_is_kept_in_the_file(
+def test_axis_of_length_one_is_kept_in_the_files(
     tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
     save(tmp_path, heatmap(shape))
     assert nib.load(tmp_path / "a/a_heatmap.nii.gz").shape == shape
+    assert nib.load(tmp_path / "a/a_mask.nii.gz").shape == shape
 
 
-def test_interrupted_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails_at", ["heatmap", "mask"])
+def test_interrupted_write_leaves_whole_files_and_the_old_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
 ) -> None:
     save(tmp_path, heatmap())
-    before = (tmp_path / "a/a_heatmap.nii.gz").read_bytes()
+    before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
+    write = nib.save
 
-    def disk_full(_image: Any, path: str | Path) -> None:
+    def disk_full(image: Any, path: str | Path) -> None:
+        if fails_at not in Path(path).name:
+            write(image, path)
+            return
         Path(path).write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nib, "save", disk_full)
-    with pytest.raises(Exception, match="No space left"):
-        save(tmp_path, heatmap() + 1)
-    assert files_in(tmp_path) == ["a/a_heatmap.nii.gz"]
-    assert (tmp_path / "a/a_heatmap.nii.gz").read_bytes() == before
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, heatmap() * 2)
+    after = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
+    assert set(after) == set(before)
+    kept = {f"a/a_{fails_at}.nii.gz", "a/a_mask.nii.gz", "a/a_scores.json"}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    nib.load(tmp_path / "a/a_heatmap.nii.gz").get_fdata()
+
+
+@pytest.mark.parametrize(("name", "limit"), [("brain_mri", 0.5), ("liver_ct", 2.0)])
+def test_verdict_is_by_the_thresholds_of_the_study_s_modality(
+    tmp_path: Path, name: str, limit: float
+) -> None:
+    each = {
+        "brain_mri": calibration(slice_threshold=0.5),
+        "liver_ct": calibration(slice_threshold=2.0),
+    }
+    stored = UnifiedCalibration(each).to_dict()
+    pred = heatmap()
+    pred.meta |= {"modality": name, "modality_from": "the header (MR)"}
+    scores = save(tmp_path, pred, calibration=stored)["scores"]
+    assert (scores["modality"], scores["modality_from"]) == (name, "the header (MR)")
+    assert {s["slice_threshold"] for s in scores["slices"]} == {limit}
+    assert {s["anomalous"] for s in scores["slices"]} == {limit < 1.0}
+    pred.meta["modality"] = "retina_oct"
+    pred.meta["case"] = "b"
+    with pytest.raises(ValueError, match="no thresholds for 'retina_oct'"):
+        save(tmp_path, pred, calibration=stored)
+    assert not (tmp_path / "b").exists()
+
+
+def test_volume_is_never_written_as_pictures(tmp_path: Path) -> None:
+    save(tmp_path, heatmap((5, 6, 1)), pictures=True)
+    assert (tmp_path / "a/a_heatmap.nii.gz").is_file()
 
 
 def test_mask_is_one_strictly_above_the_threshold_on_the_grid_of_the_heatmap() -> None:
@@ -176,7 +213,8 @@ def test_slice_index_is_the_array_index_of_the_source_file(
         [
             KeepSliceScoresd("pred"),
             Invertd("pred", prepare, orig_keys="image", nearest_interp=False, to_tensor=True),
-            SaveScoresd("pred", output_dir=tmp_path / "out", slice_axis=2),
+            AnomalyMaskd("pred"),
+            SaveStudyd("pred", output_dir=tmp_path / "out", slice_axis=2),
         ]
     )
     done = home(sample)
@@ -184,6 +222,7 @@ def test_slice_index_is_the_array_index_of_the_source_file(
     assert scores["slice_axis"] == slice_axis
     assert (scores["slices_scored"], scores["slices_skipped"]) == (6, 2)
     assert scores["volume_score"] == 7.0
+    assert scores["modality"] == "brain_mri"
     on_disk = json.loads((tmp_path / "out/s/s_scores.json").read_text())
     assert on_disk == scores
     # the index finds the slice with the heat of that score in the array of the file

@@ -276,7 +276,7 @@ class NormalizeStudyd(MapTransform):
                     f"the volume has the modality {name!r} in its metadata; one of "
                     f"{sorted(MODALITIES)} is needed. Put StudyModalityd before this transform."
                 )
-            d[key] = normalizer(str(MODALITIES[name].intensity))(d[key])
+            d[key] = normalizer(MODALITIES[name].intensity)(d[key])
         return d
 
 
@@ -287,7 +287,7 @@ _RECIPES: dict[str, type[_Normalize]] = {
 }
 
 
-def normalizer(recipe: str) -> _Normalize:
+def normalizer(recipe: str | None) -> _Normalize:
     """Normalisation by the name that `modality.Modality.intensity` gives it.
 
     Raises

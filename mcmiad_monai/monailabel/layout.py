@@ -32,6 +32,9 @@ folder of `model/` is a bundle; copy another one there and restart to add it. Op
 `--conf NAME VALUE`: `models` (names, separated by commas) serves only these; `weights` and
 `text_prior` are defaults of training; `skip_trainers true` leaves training out.
 
+On a DICOMweb server, series of the kinds that the models are for are listed; where one model is for
+CT, CT alone, unless `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` says otherwise.
+
 - **3D Slicer, OHIF**: "Auto Segmentation". `output_kind` in the options: `mask` (default) shows
   what exceeds the calibrated threshold, `bands` shows 1, 2 and 4 times as much in three labels.
 - **Scripts**: `output_kind` `heatmap` gives the float32 heatmap, 1.0 being the threshold. The JSON

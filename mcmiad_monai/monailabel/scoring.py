@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.utils.others.generic import strtobool
 
@@ -22,6 +24,9 @@ SCORE, ANOMALOUS, MODEL, SEEN_BY = (
     "anomaly_seen_by",
 )
 
+#: Status of a study that will be refused again; another error may be gone the next time.
+UNSUITABLE = 400
+
 Infer = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
@@ -29,7 +34,8 @@ class AnomalyScoring(ScoringMethod):
     """Score every image of the datastore with one bundle.
 
     An image that this very model has scored is passed over, unless the request says ``force``. One
-    that the model refuses is left without a score and never stops the others.
+    that the model refuses is left without a score and never stops the others, and the model is not
+    asked again.
 
     Parameters
     ----------
@@ -79,10 +85,11 @@ class AnomalyScoring(ScoringMethod):
             except Exception as error:
                 result[image] = {"error": str(getattr(error, "detail", error))}
                 logger.warning("no score: %s", result[image]["error"])
-                answer = None
+                if getattr(error, "status_code", None) == UNSUITABLE:
+                    keep_score(datastore, image, self.task, None)
             else:
                 result[image] = {SCORE: answer["volume_score"], ANOMALOUS: answer[ANOMALOUS]}
-            keep_score(datastore, image, self.task, answer)
+                keep_score(datastore, image, self.task, answer)
         failed = sum("error" in entry for entry in result.values())
         logger.info("%d images scored, %d refused", len(result) - failed, failed)
         return result
@@ -98,4 +105,6 @@ def keep_score(
     kept: dict[str, Any] = {SEEN_BY: {**info.get(SEEN_BY, {}), name: stamp}}
     if answer is not None:
         kept |= {SCORE: answer["volume_score"], ANOMALOUS: answer[ANOMALOUS], MODEL: name}
-    datastore.update_image_info(image, kept)
+    # a series that could not even be fetched is not in the datastore
+    with suppress(ImageNotFoundException):
+        datastore.update_image_info(image, kept)

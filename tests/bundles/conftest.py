@@ -150,6 +150,8 @@ def monai_bundle(
             key: ast.literal_eval(value) if str(value)[:1] in "[{TF" else str(value)
             for key, value in options.items()
         }
+        if "config_file" in given:  # which as a process is found from the command line
+            given["bundle_root"] = str(Path(given["config_file"]).parents[1])
         told = io.StringIO()
         handler = logging.StreamHandler(told)
         logging.getLogger("monai").addHandler(handler)

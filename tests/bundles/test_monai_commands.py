@@ -14,8 +14,9 @@ import torch
 from mcmiad_monai.bundle import copy_bundle, open_workflow, shipped_bundles
 from mcmiad_monai.networks.package import load_package
 
-#: Largest difference of validation losses of one process and of two, with noise and without.
-NOISY, EXACT = 0.05, 1e-4
+#: Two processes to one: relative difference of the pixel threshold with noise, and of every weight
+#: and the validation metric without.
+NOISY, EXACT = 0.1, 1e-4
 
 
 def config(trained: Any, name: str = "inference") -> Path:
@@ -156,15 +157,15 @@ def test_two_processes_train_what_one_does(
         torch.load(root / "models" / "last.pt", weights_only=True) for root in (one, two)
     )
     assert double["iteration"] == single["iteration"]
-    assert double["best_metric"] == pytest.approx(single["best_metric"], rel=NOISY)
     if not noise:
+        assert double["best_metric"] == pytest.approx(single["best_metric"], abs=EXACT)
         for name, tensor in single["network"].items():
             torch.testing.assert_close(double["network"][name], tensor, rtol=0, atol=EXACT)
     found, expected = (
         load_package(root / "models" / "model.pt").calibration["pixel_threshold"]
         for root in (two, one)
     )
-    assert found == pytest.approx(expected, rel=NOISY if noise else 1e-2)
+    assert found == pytest.approx(expected, rel=NOISY if noise else EXACT)
 
 
 def test_multi_gpu_configuration_started_alone_says_how_to_start_it(

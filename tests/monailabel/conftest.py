@@ -31,7 +31,7 @@ from mcmiad_monai.demo import SETTINGS
 BRAIN, LIVER, UNIFIED = "brain_mri_anomaly", "liver_ct_anomaly", "unified_anomaly"
 #: Studies to train on.
 COHORT: dict[str, Any] = {
-    "train": 6,
+    "train": 4,
     "val": 4,
     "test_normal": 0,
     "test_lesion": 0,

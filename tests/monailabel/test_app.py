@@ -199,6 +199,27 @@ def test_scores_are_made_once_a_model(
         label_app.scoring({"method": "dice"})
 
 
+def test_studies_that_could_not_be_fetched_are_scored_the_next_time(
+    label_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, store = label_app._scoring_methods["anomaly_score"], label_app.datastore()
+    errors = {"mass": RequestError(502, "no answer"), "ring": RequestError(400, "4 dimensions")}
+
+    def fail(request: Mapping[str, Any], _: Any) -> Any:
+        raise errors.get(request["image"], OSError("disk"))
+
+    monkeypatch.setattr(method, "infer", fail)
+    monkeypatch.setattr(store, "list_images", lambda: ["gone", "mass", "ring"])
+    errors["gone"] = RequestError(400, "could not be read")  # listed by a server, never here
+    result = method({}, store)
+    assert {image: entry["error"] for image, entry in result.items()} == {
+        "gone": "could not be read",
+        "mass": "no answer",
+        "ring": "4 dimensions",
+    }
+    assert method.pending(store) == ["gone", "mass"]
+
+
 def test_most_anomalous_first_is_deterministic_and_puts_unscored_last(label_app: Any) -> None:
     store = label_app.datastore()
     sample = {"strategy": "most_anomalous_first"}
