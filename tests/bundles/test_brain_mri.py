@@ -1,10 +1,9 @@
-"""The bundle as a user runs it: train, evaluate, infer, on small phantoms with a small encoder."""
+"""What the tests of all bundles leave out, on brain MRI: options, trackers, messages."""
 
 from __future__ import annotations
 
 import csv
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -39,6 +38,9 @@ SMALL: dict[str, Any] = {
     "slice_range": [0.3, 0.8],
     "device": "cpu",
     "progress": False,
+    "network_def#dim": 64,
+    "network_def#hidden": 128,
+    "network_def#rounds": 2,
 }
 
 
@@ -146,28 +148,6 @@ def test_inference_writes_heatmap_mask_and_scores_in_each_study_s_geometry(
     assert len(rows) == 4 * 5
 
 
-def test_one_bad_study_is_reported_and_the_exit_code_says_so(
-    trained: Path, cohort: Path, tmp_path: Path
-) -> None:
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    good = sorted((cohort / "train").glob("*.nii.gz"))[:2]
-    for path in good:
-        shutil.copy(path, studies)
-    (studies / "broken.nii.gz").write_bytes(good[0].read_bytes()[:2000])
-    out = tmp_path / "out"
-    done = bundle_run(trained, "configs/inference.yaml", dataset_dir=studies, output_dir=out)
-    assert done.returncode == 1
-    assert "2 studies done, 1 failed" in done.stderr
-    assert "broken" in done.stderr
-    assert "Traceback" not in done.stderr
-    report = json.loads((out / "scores.json").read_text())
-    assert list(report["failed"]) == ["broken"]
-    for path in good:
-        name = path.name.removesuffix(".nii.gz")
-        assert (out / name / f"{name}_heatmap.nii.gz").is_file()
-
-
 def test_unknown_override_is_refused_with_a_hint(trained: Path) -> None:
     done = bundle_run(trained, "configs/inference.yaml", batchsize=4)
     assert done.returncode != 0
@@ -195,9 +175,15 @@ def test_folder_of_pictures_in_the_style_of_bmad(trained: Path, tmp_path: Path) 
         "progress": False,
     }
     open_workflow(trained, "inference", overrides).run()
-    heatmaps = sorted((tmp_path / "out").rglob("*_heatmap.nii.gz"))
-    assert len(heatmaps) == 2
-    assert nib.load(heatmaps[0]).shape == (80, 96, 1)
+    heatmaps = sorted((tmp_path / "out").rglob("*_heatmap.tiff"))
+    assert [Image.open(path).size for path in heatmaps] == [(80, 96)] * 2
+    volumes = {**overrides, "output_dir": str(tmp_path / "volumes"), "pictures": False}
+    open_workflow(trained, "inference", volumes).run()
+    stored = sorted((tmp_path / "volumes").rglob("*_heatmap.nii.gz"))
+    assert [nib.load(path).shape for path in stored] == [(80, 96, 1)] * 2
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(heatmaps[0])), nib.load(stored[0]).get_fdata()[:, :, 0].T
+    )
 
 
 def test_training_resumes_from_the_last_epoch(cohort: Path, trained: Path, tmp_path: Path) -> None:
@@ -227,15 +213,6 @@ def test_train_from_a_plain_folder_holds_studies_out_by_itself(
     training = load_package(root / "models" / "model.pt").provenance["training"]
     assert (training["training_studies"], training["validation_studies"]) == (3, 1)
     assert list((root / "eval" / "features").glob("*/features.f16"))
-
-
-@pytest.mark.parametrize("workflow", ["train", "inference"])
-def test_monai_finds_all_required_properties(trained: Path, cohort: Path, workflow: str) -> None:
-    overrides = {"dataset_dir": str(cohort / "datalist.json")}
-    if workflow == "train":
-        overrides |= SMALL
-    opened = open_workflow(trained, workflow, overrides)
-    assert not opened.check_properties()
 
 
 def test_pretrained_weights_without_a_network_name_the_way_out(
@@ -282,24 +259,6 @@ def test_failed_cohort_is_an_exit_code_in_python_too(trained: Path, tmp_path: Pa
     overrides = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
     with pytest.raises(CohortIncomplete):
         open_workflow(trained, "inference", {**overrides, "progress": False}).run()
-
-
-def test_shipped_bundle_is_complete_and_says_whom_to_trust(trained: Path) -> None:
-    for name in (
-        "LICENSE",
-        "configs/metadata.json",
-        "configs/train.yaml",
-        "configs/evaluate.yaml",
-        "configs/inference.yaml",
-        "configs/logging.conf",
-        "docs/README.md",
-        "models/README.md",
-    ):
-        assert (trained / name).is_file(), name
-    for name in ("train", "inference"):
-        assert "execute code" in (trained / "configs" / f"{name}.yaml").read_text()
-    # MONAI opens configurations in the encoding of the locale, which may be ASCII
-    assert all(f.read_text("utf-8").isascii() for f in (trained / "configs").iterdir())
 
 
 def test_defaults_are_those_that_protocols_call_shipped() -> None:
