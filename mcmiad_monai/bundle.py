@@ -141,7 +141,7 @@ def root_of_command(argv: Sequence[str] | None = None) -> str:
         Command line with the program first; that of this process by default.
     """
     _, config_files = monai_command(argv)
-    if not config_files or Path(config_files[0]).parent.name != "configs":
+    if not config_files or Path(config_files[0]).resolve().parent.name != "configs":
         return "."
     return str(Path(config_files[0]).resolve().parents[1])
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+#: The others wait while the first process computes the features of a whole cohort.
+TIMEOUT = timedelta(hours=12)
 
 
 def is_initialised() -> bool:
@@ -51,7 +55,9 @@ def start(backend: str | None = None) -> None:
             "it with: torchrun --standalone --nproc_per_node=2 -m monai.bundle run …"
         )
     chosen = backend or ("nccl" if torch.cuda.is_available() else "gloo")
-    dist.init_process_group(chosen)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())  # gathering objects goes through the current GPU
+    dist.init_process_group(chosen, timeout=TIMEOUT)
 
 
 def finish() -> None:

@@ -157,6 +157,11 @@ class HeadValidator(SupervisedEvaluator):
             maps = score.score_map(pred.target, pred.reconstruction)  # (B, 1, g, g)
             return score.slice_score(maps), output[Keys.LABEL]
 
+        if len(dataset) < world_size():
+            raise ValueError(
+                f"{len(dataset)} validation slices are shared by {world_size()} processes; give "
+                "each at least one: more studies to validate on, or fewer processes."
+            )
         loss = MeanOfSlices(output_transform=loss_of_normals)
         metrics: dict[str, Metric] = {"val_neg_loss": -1.0 * loss}
         key: dict[str, Metric] = metrics

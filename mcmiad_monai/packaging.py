@@ -23,6 +23,7 @@ from mcmiad_monai.data.mixture import MixedFeatures
 from mcmiad_monai.files import write_text
 from mcmiad_monai.handlers import Checkpoints
 from mcmiad_monai.metrics import ScoreHistogram
+from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.networks.text_prior import TextPrior
@@ -131,15 +132,20 @@ def calibrate_each(
     detector: MCMIADDetector,
     dataset: FeatureDataset,
     modalities: Sequence[str],
+    *,
+    unified: bool,
     **options: Any,
 ) -> Calibration | UnifiedCalibration:
-    """Calibrate for one modality, or for each of several by its own normals; see `calibrate`."""
-    if len(modalities) == 1:
-        return calibrate(detector, dataset, **options)
+    """Calibrate for each modality that was trained, by its own normals; see `calibrate`.
+
+    A unified model says for which modalities it has thresholds, also if that is one.
+    """
     each = {name: calibrate(detector, dataset, modality=name, **options) for name in modalities}
-    unified = UnifiedCalibration(each)
-    detector.heat_scale.fill_(unified.pixel_threshold)
-    return unified
+    if not unified and len(each) == 1:
+        return next(iter(each.values()))
+    calibration = UnifiedCalibration(each)
+    detector.heat_scale.fill_(calibration.pixel_threshold)
+    return calibration
 
 
 class Packager:
@@ -208,6 +214,7 @@ class Packager:
             self.detector,
             self.calibration_data,
             self.modalities,
+            unified=get_modality(str(self.training["modality"])).is_unified,
             device=self.device,
             **self.rates,
         )

@@ -7,13 +7,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.transforms import Invertd, SaveImaged
+from monai.transforms import Invertd
 from PIL import Image
 
 from mcmiad_monai.modality import BRAIN_MRI
-from mcmiad_monai.outputs import AtomicNibabelWriter, case_name
 from mcmiad_monai.overlay import OverlayError, overlay_rows
 from mcmiad_monai.transforms import VolumeError, as_heatmap, preprocessing
+from mcmiad_monai.writers import picture_of, write_nifti, write_pictures
 
 SHAPE = (12, 16, 10)
 ZOOMS = (0.9, 1.2, 3.5)
@@ -173,21 +173,17 @@ def write_picture(folder: Path) -> tuple[Path, Path]:
     data["image"].meta["case"] = "p"
     data["pred"] = as_heatmap(data["image"].as_tensor() * 2, data["image"])
     invert = Invertd("pred", prepare, orig_keys="image", nearest_interp=False, to_tensor=True)
-    save = SaveImaged(
-        "pred",
-        output_dir=folder,
-        output_postfix="heatmap",
-        writer=AtomicNibabelWriter,
-        output_name_formatter=case_name,
-        resample=False,
-        print_log=False,
-    )
-    save(invert(data))
-    return folder / "p.png", folder / "p" / "p_heatmap.nii.gz"
+    heat = invert(data)["pred"]
+    picture = picture_of(heat)
+    write_pictures(folder / "p", image=picture / 2, heatmap=picture, mask=picture > 1)
+    write_nifti(folder / "p_heatmap.nii.gz", heat[0].numpy(), heat.affine.numpy())
+    return folder / "p.png", folder / "p_heatmap"
 
 
-def test_heat_of_a_picture_lies_on_its_patch(tmp_path: Path) -> None:
-    image, heatmap = write_picture(tmp_path)
+@pytest.mark.parametrize("suffix", [".tiff", ".nii.gz"])
+def test_heat_of_a_picture_lies_on_its_patch(tmp_path: Path, suffix: str) -> None:
+    image, stem = write_picture(tmp_path)
+    heatmap = stem.with_name(stem.name + suffix)
     (row,) = overlay_rows(image, heatmap, modality="retina_oct")
     patch = row.image == 250
     assert patch.sum() == 15

@@ -174,10 +174,11 @@ def maps_of(
 OPTIONS = {"pixel_false_positive_rate": RATE, "false_positive_rate": 0.2}
 
 
+@pytest.mark.parametrize("order", [["brain_mri", "liver_ct"], ["liver_ct", "brain_mri"]])
 def test_each_modality_has_its_stated_rate_of_normal_pixels_above_one(
-    detector: MCMIADDetector, both: Kept
+    detector: MCMIADDetector, both: Kept, order: list[str]
 ) -> None:
-    found = calibrate_each(detector, both, ["brain_mri", "liver_ct"], **OPTIONS)
+    found = calibrate_each(detector, both, order, unified=True, **OPTIONS)
     assert isinstance(found, UnifiedCalibration)
     units = {}
     for name in ("brain_mri", "liver_ct"):
@@ -196,7 +197,7 @@ def test_each_modality_has_its_stated_rate_of_normal_pixels_above_one(
 def test_slice_and_volume_thresholds_are_in_the_unit_of_their_modality(
     detector: MCMIADDetector, both: Kept
 ) -> None:
-    found = calibrate_each(detector, both, ["brain_mri", "liver_ct"], **OPTIONS)
+    found = calibrate_each(detector, both, ["brain_mri", "liver_ct"], unified=True, **OPTIONS)
     assert isinstance(found, UnifiedCalibration)
     for name, calibration in found.modalities.items():
         rows = both.rows(name)
@@ -220,7 +221,7 @@ def test_slice_and_volume_thresholds_are_in_the_unit_of_their_modality(
 
 
 def test_modalities_do_not_touch_each_other(detector: MCMIADDetector, both: Kept) -> None:
-    together = calibrate_each(detector, both, ["brain_mri", "liver_ct"], **OPTIONS)
+    together = calibrate_each(detector, both, ["brain_mri", "liver_ct"], unified=True, **OPTIONS)
     assert isinstance(together, UnifiedCalibration)
     alone = Kept(("brain_mri", 1.0, 61))
     assert calibrate(detector, alone, **OPTIONS) == together.modalities["brain_mri"]
@@ -232,17 +233,27 @@ def test_modalities_do_not_touch_each_other(detector: MCMIADDetector, both: Kept
 
 def test_one_modality_is_calibrated_as_ever(detector: MCMIADDetector) -> None:
     alone = Kept(("brain_mri", 1.0, 61))
-    found = calibrate_each(detector, alone, ["brain_mri"], **OPTIONS)
+    found = calibrate_each(detector, alone, ["brain_mri"], unified=False, **OPTIONS)
     assert isinstance(found, Calibration)
     assert found == calibrate(detector, alone, **OPTIONS)
     assert float(detector.heat_scale) == pytest.approx(found.pixel_threshold)
+
+
+def test_unified_model_of_one_modality_has_no_thresholds_for_others(
+    detector: MCMIADDetector,
+) -> None:
+    alone = Kept(("brain_mri", 1.0, 61))
+    found = calibrate_each(detector, alone, ["brain_mri"], unified=True, **OPTIONS)
+    assert calibration_for(stored(found), "brain_mri") is not None
+    with pytest.raises(ValueError, match="no thresholds for 'liver_ct'"):
+        calibration_for(stored(found), "liver_ct")
 
 
 def test_modality_that_was_not_trained_has_no_part_in_the_thresholds(
     detector: MCMIADDetector, both: Kept
 ) -> None:
     expected = calibrate(detector, Kept(("brain_mri", 1.0, 61)), **OPTIONS)
-    found = calibrate_each(detector, both, ["brain_mri"], **OPTIONS)
+    found = calibrate_each(detector, both, ["brain_mri"], unified=False, **OPTIONS)
     assert calibration_for(stored(found), "brain_mri") == expected
 
 

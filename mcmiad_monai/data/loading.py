@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class GlobalBatches(Sampler[list[int]]):
 
     A process takes every ``world_size``-th slice of a batch, so that training in several processes
     sees the batches that training in one does. A last batch that cannot be shared evenly is filled
-    up with its own first slices.
+    up with its own first slices, and so is every batch whose size is no multiple of the processes.
 
     Slices of one modality are each seen once an epoch. Those of several are drawn with replacement
     and with equal shares, so that a large set does not drown a small one.
@@ -54,8 +55,8 @@ class GlobalBatches(Sampler[list[int]]):
         order = self._order(torch.Generator().manual_seed(seed))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            missing = -len(batch) % world_size()
-            yield (batch + batch[:missing])[rank() :: world_size()]
+            full = math.ceil(len(batch) / world_size()) * world_size()
+            yield list(islice(cycle(batch), full))[rank() :: world_size()]
 
     def _order(self, generator: torch.Generator) -> list[int]:
         n = len(self.dataset)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from mcmiad_monai.data.volumes import Split, find_cases, name_uniquely, split_cases
 from mcmiad_monai.data.volumes_datalist import datalist_in
-from mcmiad_monai.data.volumes_files import Case, MissingSplitError, subfolders
+from mcmiad_monai.data.volumes_files import (
+    Case,
+    CaseError,
+    MissingSplitError,
+    image_files,
+    listing,
+    subfolders,
+)
 from mcmiad_monai.modality import MODALITIES, Modality, get_modality, modality_of_folder
 
 
@@ -97,8 +104,19 @@ def _parts(source: str | Path, modality: Modality | str, study_modality: str | N
         named = [(folder, modality_of_folder(folder.name)) for folder in subfolders(path)]
         parts: list[Part] = [(folder, name) for folder, name in named if name is not None]
         if parts:
+            _check_no_strays(path, named)
             return parts
     return [(path, None)]
+
+
+def _check_no_strays(source: Path, named: list[tuple[Path, str | None]]) -> None:
+    """Nothing lies beside the folders of modalities, where it would be passed over."""
+    strays = [folder for folder, name in named if name is None] + image_files(source)
+    if strays:
+        raise CaseError(
+            f"{source} has folders named after modalities, and beside them {listing(strays)}, of "
+            "which it is not clear what it is. Put every study into a folder of its modality."
+        )
 
 
 def _cases(part: Part, split: Split) -> list[Case]:

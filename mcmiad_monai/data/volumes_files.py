@@ -61,7 +61,10 @@ def is_mask(path: Path) -> bool:
 def is_organ_mask(path: Path) -> bool:
     """Whether a mask is one of an organ: ``liver_mask.nii.gz``, ``case_organ_seg.nii.gz``."""
     words = words_of(stem_of(path))
-    while words and words[-1] in MASK_WORDS:
+    while words and words[-1] in MASK_WORDS - {
+        "lesion",
+        "lesions",
+    }:  # those of the liver are not it
         words.pop()
     return is_mask(path) and bool(words) and words[-1] in ORGAN_WORDS
 

@@ -203,6 +203,11 @@ def _match(
                 f"{folder}: {listing(found or images)}. Name it after its image, as "
                 f"{stem_of(images[0])}_mask{suffix_of(mask)}, or give each case a folder."
             )
+        if found[0] in labels and not lesions:
+            raise CaseError(
+                f"{found[0]} has two organ masks, {labels[found[0]].name} and {mask.name}; one is "
+                "needed. Take the other out of the folder."
+            )
         if found[0] in labels:
             raise CaseError(
                 f"{found[0]} has two masks, {labels[found[0]].name} and {mask.name}; say which by "

@@ -130,7 +130,7 @@ def test_two_organ_masks_of_a_case_are_listed_and_refused(tmp_path: Path, image:
 
 def test_two_organ_masks_of_a_file_are_refused_and_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii", "a_liver_mask.nii", "a_organ_seg.nii", "b.nii")
-    with pytest.raises(CaseError, match=r"two masks, a_liver_mask.nii and a_organ_seg.nii"):
+    with pytest.raises(CaseError, match=r"two organ masks, a_liver_mask.nii and a_organ_seg.nii"):
         find_cases(tmp_path)
 
 

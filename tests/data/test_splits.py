@@ -206,10 +206,11 @@ def test_datalist_tells_the_modality_of_each_study(tmp_path: Path, as_file: bool
     source = mixed_list(tmp_path) / ("datalist.json" if as_file else "")
     cases = find_studies(source, "train", modality="unified")
     assert list(modalities(cases).values()) == ["brain_mri"] * 8 + ["liver_ct"] * 4
-    train, val = training_splits(source, modality="unified", fraction=0.25)
-    held_out = list(modalities(val).values())
-    assert (held_out.count("brain_mri"), held_out.count("liver_ct")) == (2, 1)
-    assert sorted(names(train + val), key=int) == [str(i) for i in range(12)]
+    for seed in range(5):
+        train, val = training_splits(source, modality="unified", fraction=0.25, seed=seed)
+        held_out = list(modalities(val).values())
+        assert (held_out.count("brain_mri"), held_out.count("liver_ct")) == (2, 1)
+        assert sorted(names(train + val), key=int) == [str(i) for i in range(12)]
 
 
 def test_datalist_goes_before_the_names_of_folders(tmp_path: Path) -> None:
