@@ -10,6 +10,8 @@ from monai.data import MetaTensor
 from mcmiad_monai.figures import MontageRow, pick_slices
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.transforms import CanonicalOrientation, load_heatmap, load_mask, load_volume
+from mcmiad_monai.transforms.intensity import CT_WINDOW
+from mcmiad_monai.transforms.metadata import PICTURE
 
 
 class OverlayError(ValueError):
@@ -52,6 +54,10 @@ def overlay_rows(
     turn = CanonicalOrientation(kind.axcodes)
     canonical = turn(study)
     image_array, heat_array = canonical.numpy()[0], turn(heat).numpy()[0]
+    if kind.intensity == "ct" and not study.meta.get(PICTURE):
+        # in the window that the network sees, from 0: percentiles of all Hounsfield units above 0
+        # would leave soft tissue dark
+        image_array = np.clip(image_array, *CT_WINDOW) - CT_WINDOW[0]
     mask_array = None if truth is None else turn(truth).numpy()[0]
     spacing = np.linalg.norm(canonical.affine.numpy()[:3, :3], axis=0)
     shown = heat_array

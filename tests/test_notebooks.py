@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -89,6 +90,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
         return names
 
     yield execute
+    logging.disable(logging.NOTSET)
     if "server" in names:
         names["server"].kill()
     if "plt" in names:

@@ -204,3 +204,13 @@ def test_slice_of_a_lesion_is_one_that_the_inferer_looked_at(tmp_path: Path) -> 
     nib.save(nib.Nifti1Image(np.zeros_like(warm, np.float32), heat.affine), paths["heatmap"])
     (row,) = overlay_rows(paths["image"], paths["heatmap"], mask=paths["mask"])
     assert row.index == 3  # looked at nowhere: the lesion is still shown
+
+
+def test_ct_is_shown_in_the_window_that_the_network_sees(tmp_path: Path) -> None:
+    hounsfield = np.full((6, 6, 2), -1000.0, np.float32)
+    hounsfield[1:5, 1:5] = np.float32(100)
+    hounsfield[2, 2] = 1500  # bone does not darken the liver
+    nib.save(nib.Nifti1Image(hounsfield, np.eye(4)), tmp_path / "ct.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones_like(hounsfield), np.eye(4)), tmp_path / "heat.nii.gz")
+    (row,) = overlay_rows(tmp_path / "ct.nii.gz", tmp_path / "heat.nii.gz", modality="liver_ct")
+    assert set(np.unique(row.image)) == {0.0, 300.0, 450.0}
