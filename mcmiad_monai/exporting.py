@@ -18,6 +18,7 @@ import torch
 from mcmiad_monai.files import replace_atomically
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import package
+from mcmiad_monai.networks.weights import tensors_sha256
 
 ExportFormat = Literal["onnx", "torchscript"]
 
@@ -67,9 +68,13 @@ def export_model(detector: MCMIADDetector, path: str | Path, *, size: int = 224)
 
 
 def description(detector: MCMIADDetector) -> dict[str, Any]:
-    """What a package tells beside its weights: ``config``, ``calibration`` and ``provenance``."""
+    """What a package tells beside its weights: ``config``, ``calibration`` and ``provenance``.
+
+    ``model_sha256`` is the digest of all weights, by which an exported file is known again.
+    """
     content = package(detector)
-    return {key: json.loads(content[key]) for key in ("config", "calibration", "provenance")}
+    told = {key: json.loads(content[key]) for key in ("config", "calibration", "provenance")}
+    return {**told, "model_sha256": tensors_sha256(content["model"])}
 
 
 def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> None:

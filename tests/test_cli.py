@@ -290,3 +290,28 @@ def test_named_override_wins_over_its_short_option(
     options = ["--epochs", "3", "--set", "max_epochs=7"]
     assert main(["train", str(tmp_path), "--out", out, *options]) == 0
     assert opened[0].overrides["max_epochs"] == 7
+
+
+def test_export_of_what_is_no_model_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "none.pt"), str(tmp_path / "model.onnx")]) == 2
+    assert "there is no packaged model" in capsys.readouterr().err
+
+
+def test_app_is_laid_out_with_all_bundles_or_the_named_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label-app", str(tmp_path / "all")]) == 0
+    assert len(list((tmp_path / "all" / "model").iterdir())) == 4
+    assert "monailabel start_server --app" in capsys.readouterr().out
+    named = ["--bundle", "liver_ct_anomaly"]
+    assert main(["label-app", str(tmp_path / "one"), *named]) == 0
+    assert [p.name for p in (tmp_path / "one" / "model").iterdir()] == ["liver_ct_anomaly"]
+    assert main(["label-app", str(tmp_path / "two"), "--bundle", str(tmp_path)]) == 2
+
+
+def test_modality_of_studies_is_one_of_those_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["infer", "x", "--bundle", "b", "--out", "o", "--modality", "knee"])
+    assert "liver_ct" in capsys.readouterr().err
