@@ -1,0 +1,126 @@
+"""Seconds and memory of one 240 × 240 × 155 volume, file to file, by stage and engine.
+
+    python benchmarks/whole_volume.py [--engines torch onnxruntime openvino] [--repeats 3]
+
+The study is a generated head; the network is the default one with random weights, which costs what
+trained weights cost. The stages are those of the bundle's inference.yaml, run one by one: reading
+with its checks, orientation and normalisation, the slices through the network, the way back to the
+study's grid, and writing heatmap, mask and scores with gzip. Memory is the peak over what the
+process held when everything was imported and the network was ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import torch
+from engines import default_detector
+
+from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.data.phantom import make_phantom
+from mcmiad_monai.exporting import export_model
+from mcmiad_monai.networks.package import save_package
+from mcmiad_monai.outputs import SaveStudyd
+
+SHAPE = (240, 240, 155)
+STAGES = ("read", "orient, normalise", "slices", "restore", "write")
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--engines", nargs="+", default=["torch", "onnxruntime", "openvino"])
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        root, study = prepare(Path(folder))
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, volume {SHAPE}")
+        print(f"{'engine':<14}" + "".join(f"{s:>19}" for s in (*STAGES, "all s", "peak MB")))
+        # a new process for each row: the peak of a process never falls
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            for engine in options.engines:
+                print(pool.apply(row, (root, study, engine, options.repeats)), flush=True)
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """A bundle with a model and its exported file, and a study."""
+    root = copy_bundle("brain_mri_anomaly", folder / "bundle")
+    detector = default_detector()
+    told = {"training": {"modality": "brain_mri", "slice_range": [0.0, 1.0]}}
+    save_package(root / "models" / "model.pt", detector, provenance=told)
+    export_model(detector, root / "models" / "model.onnx")
+    phantom = make_phantom(0, shape=SHAPE, orientation="LPS")
+    nib.save(nib.Nifti1Image(phantom.image, phantom.affine), folder / "study.nii.gz")
+    return root, folder / "study.nii.gz"
+
+
+def row(root: Path, study: Path, engine: str, repeats: int) -> str:
+    """Measure an engine, and give its line."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    options = {"dataset_dir": str(study), "output_dir": str(root / "out"), "device": "cpu"}
+    quiet = {"progress": False, "logging_file": False}
+    workflow = open_workflow(root, "inference", {**options, "engine": engine, **quiet})
+    parts = {
+        name: workflow.parser.get_parsed_content(name)
+        for name in ("preprocessing", "inferer", "network", "postprocessing")
+    }
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = megabytes("VmRSS")
+    runs = [run(study, parts) for _ in range(repeats)]
+    middle = [statistics.median(times) for times in zip(*runs, strict=True)]
+    figures = "".join(f"{value:>19.2f}" for value in (*middle, sum(middle)))
+    return f"{engine:<14}{figures}{megabytes('VmHWM') - before:>19.0f}"
+
+
+def run(study: Path, parts: dict[str, Any]) -> list[float]:
+    """Seconds of each stage of one run."""
+    steps = parts["preprocessing"].transforms
+    home = parts["postprocessing"].transforms
+    data: Any = {"image": str(study)}
+    taken = []
+
+    def timed(work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        taken.append(time.perf_counter() - start)
+        return result
+
+    def through(transforms: Any) -> Any:
+        result = data
+        for transform in transforms:
+            result = transform(result)
+        return result
+
+    data = timed(lambda: through(steps[:1]))
+    data["image"].meta["case"] = "study"
+    data = timed(lambda: through(steps[1:]))
+    heat = timed(lambda: parts["inferer"](data["image"][None], parts["network"]))
+    data["pred"] = heat[0]
+    writers = [t for t in home if isinstance(t, SaveStudyd)]
+    data = timed(lambda: through([t for t in home if t not in writers]))
+    timed(lambda: through(writers))
+    return taken
+
+
+def megabytes(field: str) -> float:
+    """A figure of this process's memory, as Linux tells it: VmRSS now, VmHWM the most so far."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status does not tell {field}; this benchmark needs Linux.")
+
+
+if __name__ == "__main__":
+    main()
