@@ -76,7 +76,7 @@ def open_network(
         raise ExportError(f"engine {engine!r} is not known; choose one of {list(ENGINES)}.")
     if engine == "torch":
         # the same numbers, in the layout that convolutions are fastest in
-        return detector.to(device, memory_format=torch.channels_last).eval()
+        return detector.to(device).to(memory_format=torch.channels_last).eval()
     source = Path(str(path))
     if not source.is_file():
         raise ExportError(
