@@ -14,6 +14,7 @@ import torch
 from ignite.metrics import Metric
 from ignite.metrics.metric import sync_all_reduce
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,6 +26,7 @@ from mcmiad_monai.data.studies import root_message
 from mcmiad_monai.distributed import rank, world_size
 from mcmiad_monai.handlers import GradientClip, SeedEachEpoch
 from mcmiad_monai.metrics import SliceAUROC
+from mcmiad_monai.precision import Precision, require_precision
 from mcmiad_monai.scoring import AnomalyScore
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,9 @@ class HeadTrainer(SupervisedTrainer):
         Largest norm of all gradients together.
     seed : int
         Epoch ``e`` runs with the seed ``seed + e``.
+    precision : {"float32", "bfloat16"}
+        Of the products in the head. Weights, loss and optimiser stay in float32. MONAI's own
+        ``amp`` is for CUDA alone.
     """
 
     def __init__(
@@ -85,10 +90,10 @@ class HeadTrainer(SupervisedTrainer):
         seed: int = 0,
         inferer: Any = None,
         train_handlers: Sequence[Any] | None = None,
-        amp: bool = False,
-        amp_kwargs: dict[str, Any] | None = None,
+        precision: Precision = "float32",
         compile: bool = False,
     ) -> None:
+        require_precision(precision)
         super().__init__(
             device=torch.device(device),
             max_epochs=max_epochs,
@@ -96,14 +101,12 @@ class HeadTrainer(SupervisedTrainer):
             network=network,
             optimizer=optimizer,
             loss_function=loss_function,
-            inferer=inferer,
+            inferer=inferer if precision == "float32" else Autocast(inferer),
             train_handlers=[
                 SeedEachEpoch(seed),
                 GradientClip(clip_norm),
                 *(train_handlers or []),
             ],
-            amp=amp,
-            amp_kwargs=amp_kwargs,
             decollate=False,  # the output is features and a reconstruction, not images
             optim_set_to_none=True,
             compile=compile,
@@ -115,6 +118,21 @@ class HeadTrainer(SupervisedTrainer):
         self.lr_scheduler.step()
         # a list of one, as MONAI's tracking handlers expect it; the reconstruction is let go
         return [{Keys.LOSS: output[Keys.LOSS].item()}]
+
+
+class Autocast(Inferer):
+    """Another inferer, or a plain call of the network, with products in bfloat16."""
+
+    def __init__(self, inferer: Inferer | None = None) -> None:
+        super().__init__()
+        self.inferer = SimpleInferer() if inferer is None else inferer
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run the network."""
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            return self.inferer(inputs, network, *args, **kwargs)
 
 
 class HeadValidator(SupervisedEvaluator):

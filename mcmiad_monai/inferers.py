@@ -20,6 +20,22 @@ from mcmiad_monai.transforms.metadata import MODALITY
 #: Key of a heatmap's meta dictionary that holds its slice scores, NaN where a slice was skipped.
 SLICE_SCORES = "slice_scores"
 
+#: Slices in one call on an accelerator: some 3 GB of activations at most for EfficientNet-B4.
+ACCELERATOR_SLICES = 64
+
+
+def slices_at_once(network: Any, device: torch.device) -> int:
+    """Slices in one call that a network is fast with.
+
+    An engine tells its own number. On a CPU PyTorch is fastest with about one slice for each
+    thread, and at least two: the activations of more leave the caches (``benchmarks/engines.py
+    --batches``). An accelerator wants to be filled.
+    """
+    told = getattr(network, "slices_at_once", None)
+    if told is not None:
+        return int(told)
+    return max(2, torch.get_num_threads()) if device.type == "cpu" else ACCELERATOR_SLICES
+
 
 class SliceHeatmapInferer(Inferer):
     """Run a slice network over volumes of any size.
@@ -36,8 +52,8 @@ class SliceHeatmapInferer(Inferer):
         Slice axis of the canonical volume (``modality.slice_axis``).
     size : int
         Side of the network grid in pixels.
-    batch_size : int
-        Slices in one call of the network.
+    batch_size : int, optional
+        Slices in one call of the network; by default what suits it, see :func:`slices_at_once`.
     min_foreground : float
         Share of a slice's pixels that must be foreground for it to be looked at.
     slice_range : (float, float)
@@ -61,7 +77,7 @@ class SliceHeatmapInferer(Inferer):
         *,
         axis: int = 2,
         size: int = 224,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         min_foreground: float = MIN_FOREGROUND,
         slice_range: Sequence[float] = (0.0, 1.0),
         calibration: Mapping[str, Any] | None = None,
@@ -71,7 +87,7 @@ class SliceHeatmapInferer(Inferer):
         super().__init__()
         if axis not in (0, 1, 2):
             raise ValueError(f"slice axis {axis} must be 0, 1 or 2.")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1.")
         self.axis, self.size, self.batch_size = axis, size, batch_size
         self.min_foreground = min_foreground
@@ -135,9 +151,10 @@ class SliceHeatmapInferer(Inferer):
         )
         x, y = [n for a, n in enumerate(volume.shape[1:]) if a != self.axis]
         unit = heat_unit(self.calibration, volume.meta.get(MODALITY))
-        starts = range(0, len(chosen), self.batch_size)
+        count = self.batch_size or slices_at_once(network, device)
+        starts = range(0, len(chosen), count)
         for start in tqdm(starts, "slices", unit=" batches", disable=not self.progress):
-            indices = chosen[start : start + self.batch_size]
+            indices = chosen[start : start + count]
             images = slice_batch(volume, indices, axis=self.axis, size=self.size)  # (n, 1, S, S)
             maps = network(images.to(device), *args, **kwargs).float()  # (n, 1, S, S)
             inside = images.to(device) > 0

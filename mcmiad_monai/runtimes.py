@@ -1,17 +1,21 @@
 """What runs the slice network at inference: PyTorch, ONNX Runtime or OpenVINO.
 
 The other two run the file that ``mcmiad export`` writes, and only if it was exported from the very
-model that the bundle holds. All give the same heatmaps to
+model that the bundle holds. In float32 all give the same heatmaps to
 :data:`~mcmiad_monai.exporting.EXPORT_TOLERANCE`.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,32 +23,67 @@ from torch import Tensor, nn
 
 from mcmiad_monai.exporting import METADATA_KEY, ExportError, description
 from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.precision import Precision, require_precision
 
 logger = logging.getLogger(__name__)
 
-Engine = Literal["torch", "onnxruntime", "openvino"]
-ENGINES: tuple[Engine, ...] = ("torch", "onnxruntime", "openvino")
+Engine = Literal["auto", "torch", "onnxruntime", "openvino"]
+ENGINES: tuple[Engine, ...] = ("auto", "torch", "onnxruntime", "openvino")
+
+#: Slices that one worker of an engine takes at a time: the activations of more leave the caches
+#: of a core (``benchmarks/engines.py --batches``).
+SLICES_A_WORKER = 2
+#: Portions for each worker in one call, so that none idles long at its end.
+PORTIONS_A_CALL = 4
 
 
 class EngineNetwork(nn.Module):
     """A slice network whose products another library computes, on the CPU.
 
+    Each worker has one thread and takes a few slices at a time: cores that work on slices of
+    their own do not wait for each other, as those that share a slice do.
+
     Parameters
     ----------
     run : callable
-        Maps images (B, 1, S, S) to heatmaps of the same shape, both float32 arrays.
+        Maps images (n, 1, S, S) to heatmaps of the same shape, both float32 arrays, in any thread.
     name : str
         Of the library and its version, for people.
+    workers : int
+        Calls of `run` at the same time.
+
+    Attributes
+    ----------
+    slices_at_once : int
+        Slices in a call that keep all workers busy.
     """
 
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], name: str) -> None:
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], name: str, workers: int) -> None:
         super().__init__()
         self.run, self.name = run, name
+        self.slices_at_once = workers * SLICES_A_WORKER * PORTIONS_A_CALL
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="slices")
 
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps (B, 1, S, S) of images (B, 1, S, S), on the device of the images."""
         images = np.ascontiguousarray(image.detach().cpu().numpy(), dtype=np.float32)
-        return torch.from_numpy(self.run(images)).to(image.device)
+        starts = range(0, len(images), SLICES_A_WORKER)
+        parts = self._pool.map(self.run, [images[s : s + SLICES_A_WORKER] for s in starts])
+        return torch.from_numpy(np.concatenate(list(parts))).to(image.device)
+
+
+class HalfPrecision(nn.Module):
+    """A slice network whose products PyTorch computes in bfloat16; the score stays in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Heatmaps (B, 1, S, S), float32, of images (B, 1, S, S)."""
+        with torch.autocast(image.device.type, torch.bfloat16):
+            heatmap: Tensor = self.network(image)
+        return heatmap
 
 
 def open_network(
@@ -53,6 +92,7 @@ def open_network(
     engine: Engine = "torch",
     path: str | Path | None = None,
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> nn.Module:
     """Ready the network of a package for inference.
 
@@ -60,47 +100,101 @@ def open_network(
     ----------
     detector : MCMIADDetector
         Of the package.
-    engine : {"torch", "onnxruntime", "openvino"}
-        Which library computes. The last two compute on the CPU.
+    engine : {"auto", "torch", "onnxruntime", "openvino"}
+        Which library computes. The last two compute on the CPU. ``"auto"`` takes the fastest of
+        those that are installed and have a file of this model, and tells which.
     path : path, optional
-        The exported ``.onnx`` file; needed for all but ``"torch"``.
+        The exported ``.onnx`` file; needed for ``"onnxruntime"`` and ``"openvino"``.
     device : str or torch.device
         Of PyTorch.
+    precision : {"float32", "bfloat16"}
+        ``"bfloat16"`` is faster and not exact: heat changes by about a hundredth of the pixel
+        threshold, which was set in float32.
 
     Raises
     ------
     ExportError
-        If the engine is not known or not installed, or there is no file exported from this model.
+        If the engine is not known or not installed, does not compute in this precision, or there
+        is no file exported from this model.
+    ValueError
+        If the precision is not known.
     """
     if engine not in ENGINES:
         raise ExportError(f"engine {engine!r} is not known; choose one of {list(ENGINES)}.")
+    require_precision(precision)
+    source = Path(str(path))
+    if engine == "auto":
+        engine = _fastest(detector, source, torch.device(device))
     if engine == "torch":
         # the same numbers, in the layout that convolutions are fastest in
-        return detector.to(device).to(memory_format=torch.channels_last).eval()
-    source = Path(str(path))
+        network = detector.to(device).to(memory_format=torch.channels_last).eval()
+        return network if precision == "float32" else HalfPrecision(network)
+    if engine == "onnxruntime" and precision != "float32":
+        raise ExportError(
+            "onnxruntime computes in float32 on a CPU; for bfloat16 take openvino or torch."
+        )
     if not source.is_file():
         raise ExportError(
             f"engine {engine} runs {source}, which does not exist; write it with: "
             f"mcmiad export MODEL {source}"
         )
-    opened = _onnxruntime(source) if engine == "onnxruntime" else _openvino(source)
-    run, told, name = opened
-    if json.loads(told or "{}").get("model_sha256") != description(detector)["model_sha256"]:
+    opened = _onnxruntime(source) if engine == "onnxruntime" else _openvino(source, precision)
+    if not _belongs(opened.told, detector):
         raise ExportError(
             f"{source} was exported from another model than the one in this bundle; export again: "
             f"mcmiad export MODEL {source}"
         )
-    logger.info("slices are computed by %s", name)
-    return EngineNetwork(run, name)
+    logger.info("slices are computed by %s in %s", opened.name, precision)
+    return EngineNetwork(opened.run, opened.name, torch.get_num_threads())
 
 
-Opened = tuple[Callable[[np.ndarray], np.ndarray], str, str]
+class Opened(NamedTuple):
+    """An exported file, ready: its function, its metadata and what runs it."""
+
+    run: Callable[[np.ndarray], np.ndarray]
+    told: str
+    name: str
+
+
+def _fastest(detector: MCMIADDetector, source: Path, device: torch.device) -> Engine:
+    """The engine that ``"auto"`` means, never one whose numbers could be another model's."""
+    if device.type != "cpu":
+        return "torch"
+    installed = [e for e in ("openvino", "onnxruntime") if importlib.util.find_spec(e)]
+    if not source.is_file() or not installed or not importlib.util.find_spec("onnx"):
+        logger.info(
+            "slices are computed by PyTorch; on a CPU an exported file is faster: pip install "
+            "mcmiad-monai[export], then mcmiad export MODEL %s",
+            source.name,
+        )
+        return "torch"
+    if not _belongs(_told(source), detector):
+        logger.warning(
+            "%s was exported from another model than the one in this bundle, so PyTorch computes; "
+            "export again: mcmiad export MODEL %s",
+            source.name,
+            source.name,
+        )
+        return "torch"
+    return "openvino" if "openvino" in installed else "onnxruntime"
+
+
+def _belongs(told: str, detector: MCMIADDetector) -> bool:
+    """Whether a file's metadata tells of this model."""
+    stored = json.loads(told or "{}").get("model_sha256")
+    return bool(stored == description(detector)["model_sha256"])
+
+
+def _told(path: Path) -> str:
+    """The project's metadata in an ONNX file; empty if it has none."""
+    stored = _imported("onnx").load(str(path), load_external_data=False)
+    return next((str(p.value) for p in stored.metadata_props if p.key == METADATA_KEY), "")
 
 
 def _onnxruntime(path: Path) -> Opened:
     runtime = _imported("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1  # see EngineNetwork
     session = runtime.InferenceSession(
         str(path), sess_options=options, providers=["CPUExecutionProvider"]
     )
@@ -110,30 +204,39 @@ def _onnxruntime(path: Path) -> Opened:
         found: np.ndarray = session.run(None, {"image": images})[0]
         return found
 
-    return run, told, f"onnxruntime {runtime.__version__}"
+    return Opened(run, told, f"onnxruntime {runtime.__version__}")
 
 
-def _openvino(path: Path) -> Opened:
-    library, onnx = _imported("openvino"), _imported("onnx")
-    core = library.Core()
+def _openvino(path: Path, precision: Precision) -> Opened:
+    library = _imported("openvino")
     settings = {
-        # exact numbers: OpenVINO takes bfloat16 by itself where the processor has it
-        "INFERENCE_PRECISION_HINT": "f32",
+        # told, since OpenVINO takes bfloat16 by itself where the processor has it
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": torch.get_num_threads(),  # see EngineNetwork
     }
-    compiled = core.compile_model(str(path), "CPU", settings)
-    stored = onnx.load(str(path), load_external_data=False)
-    told = next((p.value for p in stored.metadata_props if p.key == METADATA_KEY), "")
+    compiled = library.Core().compile_model(str(path), "CPU", settings)
+    requests = _Requests(compiled)
 
     def run(images: np.ndarray) -> np.ndarray:
-        return np.array(compiled([images])[0])
+        return np.array(requests.mine().infer([images], share_inputs=True)[0], dtype=np.float32)
 
-    return run, told, f"openvino {library.__version__}"
+    return Opened(run, _told(path), f"openvino {library.__version__}")
+
+
+class _Requests:
+    """One inference request of a compiled model for each thread that asks."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled, self._local = compiled, threading.local()
+
+    def mine(self) -> Any:
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        return self._local.request
 
 
 def _imported(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -92,10 +92,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
 
 def attention_weights(query: Tensor, key: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Softmax of the scaled products: (B, heads, N, d), (B, heads, M, d) → (B, heads, N, M)."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    return scores.softmax(dim=-1)
+    query = query * query.shape[-1] ** -0.5
+    if allowed is None:
+        return (query @ key.transpose(-2, -1)).softmax(dim=-1)
+    # the product starts from the mask, which saves a pass over the scores in each direction
+    blocked = query.new_zeros(allowed.shape).masked_fill(~allowed, float("-inf"))  # (N, M)
+    flat = query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1)
+    scores = torch.baddbmm(blocked.expand(len(flat[0]), -1, -1), *flat)  # (B·heads, N, M)
+    return scores.softmax(dim=-1).unflatten(0, query.shape[:2])
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

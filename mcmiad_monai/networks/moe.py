@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Dispatch = Literal["auto", "grouped", "dense"]
+from mcmiad_monai.networks.dropout import Dropout
+
+Dispatch = Literal["auto", "grouped", "routed", "dense"]
 
 
 class MixtureOfExperts(nn.Module):
@@ -28,10 +30,11 @@ class MixtureOfExperts(nn.Module):
         Experts a token uses.
     dropout : float
         Dropout after the hidden layer.
-    dispatch : {"auto", "grouped", "dense"}
-        ``"grouped"`` computes chosen experts alone, but its shapes depend on the data. ``"dense"``
-        computes all of them with fixed shapes. ``"auto"`` is grouped in eager mode and dense where
-        a graph is captured. The numbers are the same.
+    dispatch : {"auto", "grouped", "routed", "dense"}
+        ``"grouped"`` computes chosen experts alone, but its shapes depend on the data.
+        ``"routed"`` does the same in operations that a graph can hold. ``"dense"`` computes all
+        experts with fixed shapes. ``"auto"`` is grouped in eager mode, routed where a graph is
+        exported or traced, and dense where one is compiled. The numbers are the same.
 
     Raises
     ------
@@ -58,7 +61,7 @@ class MixtureOfExperts(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(experts, hidden))
         self.down = nn.Parameter(torch.empty(experts, dim, hidden))
         self.down_bias = nn.Parameter(torch.zeros(experts, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for expert in range(experts):
             nn.init.xavier_uniform_(self.up.data[expert])
             nn.init.xavier_uniform_(self.down.data[expert])
@@ -79,14 +82,17 @@ class MixtureOfExperts(nn.Module):
         logits = self.gate(tokens).float()  # (B, N, E)
         best, chosen = logits.topk(self.top_k, dim=-1)  # (B, N, k)
         weights = best.softmax(dim=-1)  # (B, N, k)
-        run = self._grouped if self._groups() else self._dense
+        run = getattr(self, f"_{self._form()}")
         flat = run(tokens.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1))  # (T, D)
         importance = logits.softmax(dim=-1).sum(dim=(0, 1))  # (E,)
         return flat.view_as(tokens), importance
 
-    def _groups(self) -> bool:
-        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        return self.dispatch == "grouped" or (self.dispatch == "auto" and not captured)
+    def _form(self) -> str:
+        if self.dispatch != "auto":
+            return self.dispatch
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return "routed"
+        return "dense" if torch.compiler.is_compiling() else "grouped"
 
     def _grouped(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Sort the (token, expert) pairs by expert and run each expert on its own rows."""
@@ -96,6 +102,15 @@ class MixtureOfExperts(nn.Module):
         rows = torch.cat([self._expert(e, group) for e, group in enumerate(groups)])  # (T·k, D)
         back = rows[order.argsort()].view(*chosen.shape, -1)  # (T, k, D)
         return (back * weights.to(back.dtype)[..., None]).sum(dim=1)
+
+    def _routed(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Gather the rows of each expert, whose number the graph leaves open, and scatter back."""
+        flat = chosen.flatten()  # (T·k,)
+        places = [(flat == e).nonzero().flatten() for e in range(self.experts)]
+        rows = [self._expert(e, tokens[place // self.top_k]) for e, place in enumerate(places)]
+        empty = tokens.new_zeros(flat.shape[0], tokens.shape[1])
+        back = empty.index_put((torch.cat(places),), torch.cat(rows).to(empty.dtype))
+        return (back.view(*chosen.shape, -1) * weights.to(back.dtype)[..., None]).sum(dim=1)
 
     def _expert(self, index: int, rows: Tensor) -> Tensor:
         hidden = F.linear(rows, self.up[index], self.up_bias[index]).relu()
