@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -166,7 +167,7 @@ def _import_monai() -> None:
     was_on = gc.isenabled()
     gc.disable()
     try:
-        import monai.bundle
+        importlib.import_module("monai.bundle")
     finally:
         if was_on:
             gc.enable()

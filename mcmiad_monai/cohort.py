@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
+from mcmiad_monai.background import Writes
 from mcmiad_monai.files import write_text
 from mcmiad_monai.provenance import produced_with
 
@@ -39,6 +40,9 @@ class CohortReport:
         What produced the scores: goes into ``scores.json``.
     calibration : mapping, optional
         Thresholds of the model: goes into ``scores.json``.
+    writes : Writes, optional
+        Where the studies' files are written; is waited for, and a study that it could not write
+        has failed.
     """
 
     def __init__(
@@ -47,8 +51,9 @@ class CohortReport:
         *,
         provenance: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
+        writes: Writes | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir, self.writes = Path(output_dir), writes
         self.provenance, self.calibration = dict(provenance or {}), dict(calibration or {})
         self.scores: list[dict[str, Any]] = []
         self.failures: dict[str, str] = {}
@@ -68,6 +73,10 @@ class CohortReport:
 
     def _write(self, engine: Engine) -> None:
         self.failures = dict(getattr(engine, "failures", {}))
+        if self.writes is not None:
+            self.writes.finish()
+            self.failures.update(self.writes.failures)
+            self.scores = [s for s in self.scores if s["case"] not in self.writes.failures]
         report = {
             "studies": len(self.scores) + len(self.failures),
             "failed": self.failures,

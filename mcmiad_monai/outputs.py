@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from torch import Tensor
 
+from mcmiad_monai.background import Writes
 from mcmiad_monai.calibration import Calibration, calibration_for
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inferers import SLICE_SCORES
@@ -166,6 +168,9 @@ class SaveStudyd(SaveImaged):
         The mask, and the normalised image that the overlay is laid over.
     pictures : bool
         Write pictures for pictures; NIfTI for all if false.
+    writes : Writes, optional
+        Writes while the next study is computed, and keeps what fails; by default files are on the
+        disk when the transform returns.
     """
 
     def __init__(  # SaveImaged's own constructor would set up writers that are not used
@@ -178,11 +183,13 @@ class SaveStudyd(SaveImaged):
         mask_key: str = "mask",
         image_key: str = "image",
         pictures: bool = True,
+        writes: Writes | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
         self.output_dir, self.slice_axis = Path(output_dir), slice_axis
         self.calibration = dict(calibration or {})
         self.mask_key, self.image_key, self.pictures = mask_key, image_key, pictures
+        self.writes = writes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files of one study."""
@@ -195,11 +202,24 @@ class SaveStudyd(SaveImaged):
             slice_axis=self.slice_axis,
             calibration=calibration_for(self.calibration, modality),
         )
+        image = data[self.image_key] if self.pictures and heatmap.meta.get(PICTURE) else None
+        work = partial(self._write, scores, heatmap, mask, image)
+        if self.writes is None:
+            work()
+        else:
+            self.writes.submit(scores["case"], work)
+        result["scores"] = scores
+        return result
+
+    def _write(
+        self, scores: dict[str, Any], heatmap: MetaTensor, mask: Tensor, image: Tensor | None
+    ) -> None:
+        """Write the files; with an image they are pictures."""
         stem = self.output_dir / scores["case"] / scores["case"]
-        if self.pictures and heatmap.meta.get(PICTURE):
+        if image is not None:
             write_pictures(
                 stem,
-                image=picture_of(data[self.image_key]),
+                image=picture_of(image),
                 heatmap=picture_of(heatmap),
                 mask=picture_of(mask),
             )
@@ -208,5 +228,3 @@ class SaveStudyd(SaveImaged):
             write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
             write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
         write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))
-        result["scores"] = scores
-        return result

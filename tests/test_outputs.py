@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, SaveImaged
 
+from mcmiad_monai import writers
 from mcmiad_monai.calibration import Calibration, UnifiedCalibration
 from mcmiad_monai.cohort import CohortIncomplete, CohortReport, to_plain
 from mcmiad_monai.data.phantom import make_phantom
@@ -111,7 +112,7 @@ def test_interrupted_write_leaves_whole_files_and_the_old_scores(
 ) -> None:
     save(tmp_path, heatmap())
     before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
-    write = nib.save
+    write = writers._write_gzip
 
     def disk_full(image: Any, path: str | Path) -> None:
         if fails_at not in Path(path).name:
@@ -120,7 +121,7 @@ def test_interrupted_write_leaves_whole_files_and_the_old_scores(
         Path(path).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(nib, "save", disk_full)
+    monkeypatch.setattr("mcmiad_monai.writers._write_gzip", disk_full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, heatmap() * 2)
     after = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}

@@ -1,58 +1,47 @@
-"""What a command imports before its work, and what becomes of the garbage collector meanwhile."""
+"""What `mcmiad infer` imports beyond MONAI, and the garbage collector while it imports."""
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from mcmiad_monai import cli
 from mcmiad_monai.bundle import copy_bundle
-from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.scoring import AnomalyScore
 
-#: MONAI imports none of these by itself, and inference with PyTorch needs none.
-NOT_NEEDED = {
-    "SimpleITK",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "open_clip",
-    "openvino",
-    "transformers",
-}
+#: Prints the packages that a command loads beyond those which MONAI and timm load by themselves.
+PACKAGES = """
+import json, sys
+import monai.bundle, timm
+from mcmiad_monai.cli import main
+def loaded(): return {name.partition(".")[0] for name in sys.modules}
+before = loaded()
+code = main(sys.argv[1:])
+print("told:", json.dumps([code, sorted(loaded() - before - set(sys.stdlib_module_names))]))
+"""
 
-RUN = """
+#: Runs its own command line, and prints what became of the collector.
+COLLECTOR = """
 import gc, json, sys
 from mcmiad_monai.cli import main
-light = sorted({"torch", "monai", "numpy"} & set(sys.modules))
-code = main(*json.loads(sys.argv.pop(1)))
-told = {"light": light, "code": code, "on": gc.isenabled(), "frozen": gc.get_freeze_count()}
-after = set(sys.modules)
-import monai, monai.bundle, timm
-told["more"] = sorted({name.partition(".")[0] for name in after})
-told["monai"] = sorted({name.partition(".")[0] for name in sys.modules if name not in after})
-print("told:", json.dumps(told))
+code = main()
+print("told:", json.dumps([code, "monai" in sys.modules, gc.isenabled(), gc.get_freeze_count()]))
 """
 
 
-def run(*options: str, own: bool = True) -> dict[str, Any]:
-    """Run a command in a new process, as its own command line or by a call from Python."""
-    given = [] if own else [list(options)]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(given), *options],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def told(script: str, *arguments: str) -> list[object]:
+    """What a script prints last, in a process of its own."""
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.rpartition("told:")[2])
 
 
@@ -64,14 +53,60 @@ def bundle(tmp_path: Path) -> Path:
     head = build_head(
         in_channels=encoder.out_channels,
         stage_channels=encoder.stage_channels,
-        prior=encode_hashing(normal_prompts()),
-        dim=64,
-        hidden=128,
+        prior=encode_hashing(["healthy"], dim=16),
+        dim=32,
+        hidden=64,
         rounds=2,
     )
     root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
-    told = {"training": {"modality": "brain_mri", "slice_range": [0.0, 1.0]}}
+    training = {"modality": "brain_mri", "slice_range": [0.0, 1.0]}
     save_package(
-        root / "models" / "model.pt", MCMIADDetector(encoder, head, AnomalyScore()), provenance=told
+        root / "models" / "model.pt",
+        MCMIADDetector(encoder, head),
+        provenance={"training": training},
     )
     return root
+
+
+def test_inference_loads_no_package_that_monai_and_timm_do_not(
+    bundle: Path, cohort: Path, tmp_path: Path
+) -> None:
+    """Not SimpleITK, OpenCLIP, ONNX or transformers, which other commands and formats need."""
+    study = next((cohort / "test").rglob("image.nii.gz"))
+    out = tmp_path / "out"
+    arguments = ["infer", str(study), "--bundle", str(bundle), "--out", str(out)]
+    code, packages = told(PACKAGES, *arguments, "--set", "device=cpu")
+    assert code == 0
+    assert list(out.rglob("*.nii.gz"))
+    assert packages == []
+
+
+def test_collector_rests_while_a_command_imports_monai(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    arguments = ["infer", missing, "--bundle", missing, "--out", missing]
+    code, has_monai, is_on, frozen = told(COLLECTOR, *arguments)
+    assert (code, has_monai, is_on) == (2, True, True)
+    assert isinstance(frozen, int)
+    assert frozen > 100_000  # objects: MONAI, and all that comes with it
+
+
+def test_light_command_imports_no_monai(cohort: Path) -> None:
+    assert told(COLLECTOR, "cases", str(cohort)) == [0, False, True, 0]
+
+
+def test_collector_is_the_callers_where_the_command_is_called_from_python(
+    tmp_path: Path,
+) -> None:
+    before, missing = gc.get_freeze_count(), str(tmp_path / "missing")
+    assert cli.main(["infer", missing, "--bundle", missing, "--out", missing]) == 2
+    assert gc.get_freeze_count() == before
+    assert gc.isenabled()
+
+
+def test_collector_comes_back_if_monai_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "monai.bundle", None)
+    before = gc.get_freeze_count()
+    with pytest.raises(ImportError):
+        cli._import_monai()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == before

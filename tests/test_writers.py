@@ -65,7 +65,7 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(
         Path(partial).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(nib, "save", disk_full)
+    monkeypatch.setattr("mcmiad_monai.writers._write_gzip", disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_nifti(path, noise(5, 6, 4) + 1, OBLIQUE)
     assert list(path.parent.iterdir()) == [path]

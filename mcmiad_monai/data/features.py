@@ -37,7 +37,10 @@ from mcmiad_monai.networks.encoder import FrozenEncoder
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the content of a cached file would change for the same input.
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
+
+#: What is kept of every slice, and the type of its numbers; masks are packed bits.
+ROW_TYPES: dict[str, type] = {"features": np.float16, "foreground": np.uint8, "lesion": np.uint8}
 
 
 class TrainingDataError(RuntimeError):
@@ -88,6 +91,10 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     TrainingDataError
         If no slice is left.
     """
+
+    _features: np.ndarray
+    _foreground: np.ndarray
+    _lesion: np.ndarray
 
     def __init__(
         self,
@@ -174,9 +181,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
             partial.mkdir(parents=True)
         encoder = self.encoder.to(self._device)
-        features: list[np.ndarray] = []
-        foreground: list[np.ndarray] = []
-        lesion: list[np.ndarray] = []
+        rows = Rows(partial)
         self.records: list[SliceRecord] = []
         try:
             samples = iterate_slices(
@@ -198,24 +203,15 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                         "encoder features leave the range of float16 (±65504); check the encoder "
                         f"weights ({self.encoder.provenance.get('weights')})."
                     )
-                foreground.append(pack(images > 0))
-                lesion.append(pack(torch.stack([s.lesion for s in group])))
+                rows.append("features", block)
+                rows.append("foreground", pack(images > 0))
+                rows.append("lesion", pack(torch.stack([s.lesion for s in group])))
                 self.records += [
                     SliceRecord(s.case, s.index, s.anomalous, s.patient, s.modality) for s in group
                 ]
-                if partial is None:
-                    features.append(block)
-                else:
-                    with (partial / "features.f16").open("ab") as file:
-                        file.write(block.tobytes())
-            self._foreground = join(foreground, self.size)
-            self._lesion = join(lesion, self.size)
             if partial is None:
-                self._features = (
-                    np.concatenate(features)
-                    if features
-                    else np.zeros((0, *self._shape), dtype=np.float16)
-                )
+                for name, shape in self._row_shapes().items():
+                    setattr(self, f"_{name}", rows.joined(name, shape))
             elif self.records and folder is not None:
                 self._write_index(partial, folder)
         finally:
@@ -223,8 +219,6 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _write_index(self, partial: Path, folder: Path) -> None:
-        np.save(partial / "foreground.npy", self._foreground)
-        np.save(partial / "lesion.npy", self._lesion)
         index = {"records": [asdict(r) for r in self.records], "failures": self.failures}
         (partial / "index.json").write_text(json.dumps(index))
         if folder.exists():  # another process was faster, with the same content
@@ -237,14 +231,16 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         index = json.loads((folder / "index.json").read_text())
         self.records = [SliceRecord(**r) for r in index["records"]]
         self.failures = index["failures"]
-        self._foreground = np.load(folder / "foreground.npy", mmap_mode="r")
-        self._lesion = np.load(folder / "lesion.npy", mmap_mode="r")
-        self._features = np.memmap(
-            folder / "features.f16",
-            dtype=np.float16,
-            mode="r",
-            shape=(len(self.records), *self._shape),
-        )
+        for name, shape in self._row_shapes().items():
+            stored = np.memmap(
+                folder / name, dtype=ROW_TYPES[name], mode="r", shape=(len(self.records), *shape)
+            )
+            setattr(self, f"_{name}", stored)
+
+    def _row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of what is kept of one slice, by name."""
+        bits = ((self.size**2 + 7) // 8,)
+        return {"features": self._shape, "foreground": bits, "lesion": bits}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -329,6 +325,28 @@ def unpack(bits: np.ndarray, size: int) -> Tensor:
     return torch.from_numpy(flat.reshape(-1, 1, size, size).astype(bool))
 
 
-def join(blocks: list[np.ndarray], size: int) -> np.ndarray:
-    """Concatenate packed masks; an empty list gives no rows."""
-    return np.concatenate(blocks) if blocks else np.zeros((0, (size * size + 7) // 8), np.uint8)
+class Rows:
+    """What is kept of every slice, block after block: in memory, or at the end of files.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where the files grow, one for each name; None keeps the blocks in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._blocks: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def append(self, name: str, block: np.ndarray) -> None:
+        """Add rows (n, …)."""
+        if self.folder is None:
+            self._blocks[name].append(block)
+            return
+        with (self.folder / name).open("ab") as file:
+            file.write(block.tobytes())
+
+    def joined(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """All rows of a name that are in memory, (N, …); they are let go here."""
+        blocks = self._blocks.pop(name, [])
+        return np.concatenate(blocks) if blocks else np.zeros((0, *shape), dtype=ROW_TYPES[name])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 
 from mcmiad_monai.data.volumes_files import (
@@ -192,11 +194,14 @@ def _match(
     the only image whose stem begins with it.
     """
     labels: dict[Path, Path] = {}
+    named: dict[str, list[Path]] = {}
+    for path in images if masks else ():
+        named.setdefault(stem_of(path), []).append(path)
+    stems = sorted(named)
     for mask in masks:
         key = without_mask_words(mask)
-        exact = [path for path in images if stem_of(path) in (key, stem_of(mask))]
-        longer = [path for path in images if stem_of(path).startswith(key)]
-        found = exact or longer
+        exact = [path for stem in {key, stem_of(mask)} for path in named.get(stem, ())]
+        found = exact or [path for stem in _beginning_with(key, stems) for path in named[stem]]
         if len(found) != 1:
             raise CaseError(
                 f"mask {mask} belongs to {'no' if not found else 'more than one'} image of "
@@ -217,6 +222,12 @@ def _match(
     if masks and lesions:
         _check_complete(images, labels, folder)
     return labels
+
+
+def _beginning_with(key: str, stems: list[str]) -> list[str]:
+    """Those of sorted stems that begin with a key, without a look at the others."""
+    start = bisect_left(stems, key)
+    return list(takewhile(lambda stem: stem.startswith(key), islice(stems, start, None)))
 
 
 def _check_complete(images: list[Path], labels: dict[Path, Path], folder: Path) -> None:

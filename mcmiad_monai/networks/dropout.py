@@ -19,7 +19,7 @@ class Dropout(nn.Dropout):
     generator, as PyTorch's do. Elsewhere, and in evaluation, this is PyTorch's own.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Dropout names it
+    def forward(self, input: Tensor) -> Tensor:
         """Drop elements of a tensor of any shape."""
         if not self.training or input.device.type != "cpu" or not 0 < self.p < 1:
             return F.dropout(input, self.p, self.training)

@@ -212,7 +212,7 @@ def test_train_from_a_plain_folder_holds_studies_out_by_itself(
     open_workflow(root, "train", overrides).run()
     training = load_package(root / "models" / "model.pt").provenance["training"]
     assert (training["training_studies"], training["validation_studies"]) == (3, 1)
-    assert list((root / "eval" / "features").glob("*/features.f16"))
+    assert list((root / "eval" / "features").glob("*/features"))
 
 
 def test_pretrained_weights_without_a_network_name_the_way_out(

@@ -12,16 +12,17 @@ def mixture(**options: object) -> MixtureOfExperts:
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_grouped_and_dense_dispatch_agree_in_output_and_gradients(top_k):
+def test_forms_of_dispatch_agree_in_output_and_gradients(top_k):
     tokens = torch.randn(3, 25, 16)
     results = []
-    for dispatch in ("grouped", "dense"):
+    for dispatch in ("grouped", "routed", "dense"):
         moe, x = mixture(top_k=top_k, dispatch=dispatch), tokens.clone().requires_grad_()
         output, importance = moe(x)
         (output.square().sum() + importance.square().sum()).backward()
         results.append([output, importance, x.grad, *(p.grad for p in moe.parameters())])
-    for grouped, dense in zip(*results, strict=True):
-        assert torch.allclose(grouped, dense, rtol=1e-5, atol=1e-4)
+    for other in results[1:]:
+        for grouped, found in zip(results[0], other, strict=True):
+            assert torch.allclose(grouped, found, rtol=1e-5, atol=1e-4)
 
 
 def test_unchosen_experts_do_not_matter():
@@ -82,7 +83,7 @@ def test_an_impossible_choice_of_experts_is_refused(top_k):
         mixture(top_k=top_k)
 
 
-@pytest.mark.parametrize("dispatch", ["grouped", "dense"])
+@pytest.mark.parametrize("dispatch", ["grouped", "routed", "dense"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_runs_in_half_precision(dtype, dispatch):
     moe, tokens = mixture(dispatch=dispatch), torch.randn(1, 9, 16)
