@@ -1,16 +1,20 @@
 """Slices a second of the whole slice network, by engine, beside the plain form in PyTorch.
 
     python benchmarks/engines.py [--model my_model/models/model.pt] [--batch 16] [--repeats 5]
+    python benchmarks/engines.py --batches     # slices/s of PyTorch by the size of its batch
 
 Plain is timm's `features_only`, which runs and keeps the stages behind stride 16, then pooling,
 the head without savings, and the score, in eager float32. All forms have the same weights, read the
-same images of 224 × 224, and take turns, so that what else the machine does falls on all. Without
-`--model` the weights are random, which costs the same.
+same images of 224 × 224, and take turns, so that what else the machine does falls on all. Each engine
+divides the images as it does in use. Plain is shown with all images in one batch, and with its own
+best, two at a time. Without `--model` the weights are random, which costs the same. The error is
+the largest difference from plain over the range of plain's heatmaps.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -28,10 +32,19 @@ from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, build_encoder
 from mcmiad_monai.networks.head import build_head, head_from_config
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.runtimes import open_network
+from mcmiad_monai.inferers import slices_at_once
+from mcmiad_monai.precision import Precision
+from mcmiad_monai.runtimes import Engine, open_network
 from mcmiad_monai.scoring import AnomalyScore
 
 PLAIN = "plain: features_only, no savings"
+FORMS: tuple[tuple[Engine, Precision], ...] = (
+    ("torch", "float32"),
+    ("onnxruntime", "float32"),
+    ("openvino", "float32"),
+    ("torch", "bfloat16"),
+    ("openvino", "bfloat16"),
+)
 
 
 class Untruncated(nn.Module):
@@ -92,15 +105,45 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batches", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     detector = default_detector() if options.model is None else load_package(options.model)
-    forms: dict[str, Callable[[Tensor], Tensor]] = {PLAIN: plain_form(detector)}
+    if options.batches:
+        by_batch(detector, repeats=options.repeats)
+        return
+    plain = plain_form(detector)
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        PLAIN: plain,
+        "plain, two at a time": divided(plain, 2),
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = export_model(detector, Path(folder) / "model.onnx")
-        for engine in ("torch", "onnxruntime", "openvino"):
-            forms[engine] = open_network(detector, engine=engine, path=path)  # type: ignore[arg-type]
+        for engine, precision in FORMS:
+            # a model of its own for each, since the layout in memory is changed in place
+            own = copy.deepcopy(detector)
+            network = open_network(own, engine=engine, path=path, precision=precision)
+            count = slices_at_once(network, torch.device("cpu"))
+            forms[f"{engine} {precision}"] = divided(network, count)
         measure(forms, batch=options.batch, repeats=options.repeats)
+
+
+def divided(run: Callable[[Tensor], Tensor], count: int) -> Callable[[Tensor], Tensor]:
+    """The same with so many images at a time."""
+
+    def parts(images: Tensor) -> Tensor:
+        return torch.cat([run(part) for part in images.split(count)])
+
+    return parts
+
+
+@torch.inference_mode()
+def by_batch(detector: MCMIADDetector, *, repeats: int) -> None:
+    """Slices a second of PyTorch in batches of several sizes."""
+    images = torch.rand(32, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    sizes = (1, 2, 4, 8, 16, 32)
+    forms = {f"torch in batches of {n}": divided(open_network(detector), n) for n in sizes}
+    measure({PLAIN: plain_form(detector), **forms}, batch=len(images), repeats=repeats)
 
 
 @torch.inference_mode()
@@ -108,7 +151,10 @@ def measure(forms: dict[str, Callable[[Tensor], Tensor]], *, batch: int, repeats
     """Time all forms in turn, and print the table."""
     images = torch.rand(batch, 1, 224, 224, generator=torch.Generator().manual_seed(0))
     expected = forms[PLAIN](images)
-    errors = {name: float((run(images) - expected).abs().max()) for name, run in forms.items()}
+    size = float(expected.max() - expected.min())
+    errors = {
+        name: float((run(images) - expected).abs().max()) / size for name, run in forms.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(repeats):
         for name, run in forms.items():

@@ -16,7 +16,7 @@ from mcmiad_monai.figures import blend
 from mcmiad_monai.files import replace_atomically
 
 #: Level of ISA-L's deflate: a heatmap is smaller than with zlib's level 3, in a tenth of the time
-#: (``benchmarks/compression.py``).
+#: (``benchmarks/deflate.py``).
 GZIP_LEVEL = 1
 
 

@@ -31,7 +31,7 @@ print("told:", json.dumps([code, sorted(loaded() - before - set(sys.stdlib_modul
 
 #: Runs its own command line, and prints what became of the collector.
 COLLECTOR = """
-import gc, json, sys
+import gc, json, os, sys
 from mcmiad_monai.cli import main
 code = main()
 print("told:", json.dumps([code, "monai" in sys.modules, gc.isenabled(), gc.get_freeze_count()]))

@@ -1,6 +1,6 @@
 """Seconds and megabytes of a heatmap and a mask of 240 × 240 × 155, by deflate and level.
 
-    python benchmarks/compression.py [--repeats 3]
+    python benchmarks/deflate.py [--repeats 3]
 
 The heatmap is what the network gives in kind: float32, bilinear from a grid of 14 × 14, zero
 outside a generated head. Libraries that are not installed are named so.

@@ -1,0 +1,147 @@
+"""Seconds of a training step of the head, by form, beside the plain form and an end-to-end loop.
+
+    python benchmarks/training.py [--batch 16] [--repeats 7]
+
+Plain is the head without savings, with PyTorch's dropout and its default AdamW, in float32, on
+cached features. End to end is the same with the images through timm's `features_only` in every
+step, as methods without a feature cache train. All forms start from the same weights and take
+turns. The error is the norm of the difference of all gradients from plain's, relative to plain's,
+without dropout and jitter, which draw other numbers in each form.
+
+Threads that share a step wait for each other by spinning. Where other processes want the cores too
+this can be ten times slower; then measure with OMP_WAIT_POLICY=PASSIVE, as `mcmiad` runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from engines import Untruncated, default_detector
+from torch import Tensor, nn
+
+from mcmiad_monai.losses import ReconstructionLoss
+from mcmiad_monai.networks.dropout import Dropout
+from mcmiad_monai.networks.head import MCMIADHead, head_from_config
+
+CLIP_NORM = 0.1
+
+
+@dataclass
+class Form:
+    """A way to train: its head, how a batch becomes features, and the type of products."""
+
+    head: MCMIADHead
+    features: Callable[[], Tensor]
+    half: bool = False
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=1e-3, fused=self.fused)
+
+    def loss(self) -> Tensor:
+        """Of one batch."""
+        features = self.features()
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.half):
+            output = self.head(features)
+        return ReconstructionLoss(cosine_weight=5.0)(output)
+
+    def step(self) -> None:
+        """One step, clipped as the trainer does."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        nn.utils.clip_grad_norm_(self.head.parameters(), CLIP_NORM)
+        self.optimizer.step()
+
+
+def plain_head(head: MCMIADHead) -> MCMIADHead:
+    """The head without savings and with PyTorch's dropout."""
+    plain = head_from_config({**head.config, "savings": False})
+    plain.load_state_dict(head.state_dict())
+    for module in plain.modules():
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.p))
+    return plain.train()
+
+
+def forms(batch: int, device: str) -> dict[str, Form]:
+    """Every form, with a head of its own."""
+    detector = default_detector().to(device)
+    untruncated = Untruncated(detector).to(device)
+    images = torch.rand(batch, 1, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        kept = detector.encoder(images)
+        detector.head.set_feature_statistics(kept.mean((0, 2, 3)), kept.std((0, 2, 3)))
+
+    @torch.no_grad()
+    def encoded() -> Tensor:
+        return untruncated(images)
+
+    def cached() -> Tensor:
+        return kept
+
+    def head() -> MCMIADHead:
+        return copy.deepcopy(detector.head).train()
+
+    return {
+        "plain": Form(plain_head(detector.head), cached),
+        "end to end, encoder in each step": Form(plain_head(detector.head), encoded),
+        "float32 (default)": Form(head(), cached, fused=True),
+        "bfloat16": Form(head(), cached, half=True, fused=True),
+    }
+
+
+def gradient(form: Form) -> Tensor:
+    """Of one batch without noise, all parameters in one row; the head is left as it was."""
+    form.head.eval()
+    form.loss().backward()
+    found = [p.grad.flatten().float() for p in form.head.parameters() if p.grad is not None]
+    form.head.zero_grad(set_to_none=True)
+    form.head.train()
+    return torch.cat(found)
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    known = forms(options.batch, options.device)
+    expected = gradient(known["plain"])
+    errors = {
+        name: float((gradient(form) - expected).norm() / expected.norm())
+        for name, form in known.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in known}
+    for repeat in range(options.repeats + 1):
+        for name, form in known.items():
+            start = time.perf_counter()
+            form.step()
+            if options.device != "cpu":
+                torch.cuda.synchronize()
+            if repeat:  # the first is for warming up
+                seconds[name].append(time.perf_counter() - start)
+    middle = {name: statistics.median(taken) for name, taken in seconds.items()}
+    plain, whole = middle["plain"], middle["end to end, encoder in each step"]
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, step of {options.batch}")
+    heads = ("s a step", "least", "most", "x plain", "x end to end", "error")
+    print(f"{'form':<34}" + "".join(f"{head:>14}" for head in heads))
+    for name, taken in seconds.items():
+        figures = (middle[name], min(taken), max(taken), plain / middle[name], whole / middle[name])
+        line = "".join(f"{figure:>14.3f}" for figure in figures)
+        print(f"{name:<34}{line}{errors[name]:>14.1e}")
+
+
+if __name__ == "__main__":
+    main()
