@@ -4,9 +4,9 @@
     python benchmarks/engines.py --batches     # slices/s of PyTorch by the size of its batch
 
 Plain is timm's `features_only`, which runs and keeps the stages behind stride 16, then pooling,
-the head without savings, and the score, in eager float32. All forms have the same weights, read the
-same images of 224 × 224, and take turns, so that what else the machine does falls on all. Each engine
-divides the images as it does in use. Plain is shown with all images in one batch, and with its own
+the head without savings, and the score, in eager float32. All forms have the same weights, read
+the same images of 224 × 224, and take turns, so that what else the machine does falls on all. Each
+engine divides the images as it does in use. Plain is shown with all images in one batch, and with its own
 best, two at a time. Without `--model` the weights are random, which costs the same. The error is
 the largest difference from plain over the range of plain's heatmaps.
 """
@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.exporting import export_model
+from mcmiad_monai.inferers import slices_at_once
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, build_encoder
 from mcmiad_monai.networks.head import build_head, head_from_config
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.inferers import slices_at_once
 from mcmiad_monai.precision import Precision
 from mcmiad_monai.runtimes import Engine, open_network
 from mcmiad_monai.scoring import AnomalyScore

@@ -1,12 +1,17 @@
 """Seconds and memory of one 240 × 240 × 155 volume, file to file, by stage and engine.
 
     python benchmarks/whole_volume.py [--engines torch onnxruntime openvino] [--repeats 3]
+    python benchmarks/whole_volume.py --cohort 6 [--engines openvino]
 
 The study is a generated head; the network is the default one with random weights, which costs what
 trained weights cost. The stages are those of the bundle's inference.yaml, run one by one: reading
 with its checks, orientation and normalisation, the slices through the network, the way back to the
 study's grid, and writing heatmap, mask and scores with gzip. Memory is the peak over what the
 process held when everything was imported and the network was ready.
+
+With `--cohort` a folder of such studies goes through the evaluator of inference.yaml: as it is
+shipped, where the next study is read and the last one written while one is computed, and with one
+thing after the other. Seconds are those of a study, from the first reading to the last file.
 """
 
 from __future__ import annotations
@@ -41,16 +46,77 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--engines", nargs="+", default=["torch", "onnxruntime", "openvino"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cohort", type=int, default=0, metavar="STUDIES")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         root, study = prepare(Path(folder))
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, volume {SHAPE}")
+        if options.cohort:
+            cohort(study, root, options.cohort, options.engines)
+            return
         print(f"{'engine':<14}" + "".join(f"{s:>19}" for s in (*STAGES, "all s", "peak MB")))
         # a new process for each row: the peak of a process never falls
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for engine in options.engines:
                 print(pool.apply(row, (root, study, engine, options.repeats)), flush=True)
+
+
+def cohort(study: Path, root: Path, count: int, engines: list[str]) -> None:
+    """Print the table of a folder of studies."""
+    folder = root / "cohort"
+    folder.mkdir()
+    for k in range(count):
+        (folder / f"p{k:02}.nii.gz").symlink_to(study)
+    print(
+        f"{count} studies\n{'engine':<14}{'one by one, s':>19}{'overlapping, s':>19}{'peak MB':>19}"
+    )
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for engine in engines:
+            (alone, _), (both, peak) = (
+                pool.apply(whole_cohort, (root, folder, engine, count, overlap))
+                for overlap in (False, True)
+            )
+            print(f"{engine:<14}{alone:>19.2f}{both:>19.2f}{peak:>19.0f}", flush=True)
+
+
+def whole_cohort(
+    root: Path, folder: Path, engine: str, count: int, overlap: bool
+) -> tuple[float, float]:
+    """Seconds of a study, and peak memory."""
+    one_by_one = {
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@dataset",
+            "batch_size": 1,
+            "num_workers": 0,
+        },
+        "writes": None,
+    }
+    workflow = ready(root, folder, engine, {} if overlap else one_by_one)
+    evaluator = workflow.parser.get_parsed_content("evaluator")
+    before = forget_peak()
+    start = time.perf_counter()
+    evaluator.run()
+    seconds = (time.perf_counter() - start) / count
+    if len(workflow.parser.get_parsed_content("report").scores) != count:
+        raise RuntimeError(f"a study failed: {evaluator.failures}")
+    return seconds, megabytes("VmHWM") - before
+
+
+def ready(root: Path, source: Path, engine: str, others: dict[str, Any]) -> Any:
+    """The workflow of the shipped inference.yaml, without words."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    options = {"dataset_dir": str(source), "output_dir": str(root / "out"), "device": "cpu"}
+    quiet = {"progress": False, "logging_file": False}
+    return open_workflow(root, "inference", {**options, "engine": engine, **quiet, **others})
+
+
+def forget_peak() -> float:
+    """Let the peak of memory start from now: megabytes now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return megabytes("VmRSS")
 
 
 def prepare(folder: Path) -> tuple[Path, Path]:
@@ -67,17 +133,12 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 def row(root: Path, study: Path, engine: str, repeats: int) -> str:
     """Measure an engine, and give its line."""
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    options = {"dataset_dir": str(study), "output_dir": str(root / "out"), "device": "cpu"}
-    quiet = {"progress": False, "logging_file": False}
-    workflow = open_workflow(root, "inference", {**options, "engine": engine, **quiet})
+    workflow = ready(root, study, engine, {})
     parts = {
         name: workflow.parser.get_parsed_content(name)
         for name in ("preprocessing", "inferer", "network", "postprocessing")
     }
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-    before = megabytes("VmRSS")
+    before = forget_peak()
     runs = [run(study, parts) for _ in range(repeats)]
     middle = [statistics.median(times) for times in zip(*runs, strict=True)]
     figures = "".join(f"{value:>19.2f}" for value in (*middle, sum(middle)))
@@ -109,6 +170,8 @@ def run(study: Path, parts: dict[str, Any]) -> list[float]:
     heat = timed(lambda: parts["inferer"](data["image"][None], parts["network"]))
     data["pred"] = heat[0]
     writers = [t for t in home if isinstance(t, SaveStudyd)]
+    for writer in writers:
+        writer.writes = None  # timed, not left to the background
     data = timed(lambda: through([t for t in home if t not in writers]))
     timed(lambda: through(writers))
     return taken

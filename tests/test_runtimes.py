@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mcmiad_monai.exporting import METADATA_KEY, ExportError, export_model
+from mcmiad_monai.inferers import ACCELERATOR_SLICES, slices_at_once
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.head import build_head
@@ -101,3 +103,66 @@ def test_export_that_differs_is_not_kept(
 def test_suffix_names_the_format(detector: MCMIADDetector, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"'\.onnx', '\.ts'"):
         export_model(detector, tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_bfloat16_is_near_and_float32(
+    detector: MCMIADDetector, exported: Path, engine: str
+) -> None:
+    pytest.importorskip(engine, reason="the extra export is not installed")
+    images = torch.rand(3, 1, SIZE, SIZE)
+    network = open_network(
+        small_detector(),
+        engine=engine,  # type: ignore[arg-type]
+        path=exported,
+        precision="bfloat16",
+    )
+    with torch.inference_mode():
+        expected, found = detector(images), network(images)
+    assert found.dtype == torch.float32
+    correlation = torch.corrcoef(torch.stack([expected.flatten(), found.flatten()]))[0, 1]
+    assert float(correlation) > 0.98
+    torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.05, atol=0)
+
+
+def test_precision_that_an_engine_does_not_have_is_refused(
+    detector: MCMIADDetector, exported: Path
+) -> None:
+    with pytest.raises(ExportError, match="float32 on a CPU"):
+        open_network(detector, engine="onnxruntime", path=exported, precision="bfloat16")
+    with pytest.raises(ValueError, match="'int8' is not known"):
+        open_network(detector, precision="int8")  # type: ignore[arg-type]
+
+
+def test_auto_takes_the_fastest_that_has_a_file_of_this_model(
+    detector: MCMIADDetector,
+    exported: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino", reason="the extra export is not installed")
+    caplog.set_level("INFO")
+    assert "openvino" in open_network(detector, engine="auto", path=exported).name
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "openvino" else found(name)
+    )
+    assert "onnxruntime" in open_network(detector, engine="auto", path=exported).name
+    assert isinstance(
+        open_network(small_detector(), engine="auto", path=tmp_path / "no.onnx"), MCMIADDetector
+    )
+    assert "an exported file is faster" in caplog.text
+    other = open_network(small_detector(seed=1), engine="auto", path=exported)
+    assert isinstance(other, MCMIADDetector)
+    assert "exported from another model" in caplog.text
+
+
+def test_engine_tells_how_many_slices_it_wants_at_once(
+    detector: MCMIADDetector, exported: Path
+) -> None:
+    network = open_network(detector, engine="onnxruntime", path=exported)
+    count = slices_at_once(network, torch.device("cpu"))
+    assert count == network.slices_at_once >= 2 * torch.get_num_threads()
+    assert slices_at_once(detector, torch.device("cpu")) == max(2, torch.get_num_threads())
+    assert slices_at_once(detector, torch.device("cuda")) == ACCELERATOR_SLICES
