@@ -20,6 +20,8 @@ from mcmiad_monai.transforms.metadata import MODALITY
 #: Key of a heatmap's meta dictionary that holds its slice scores, NaN where a slice was skipped.
 SLICE_SCORES = "slice_scores"
 
+#: Slices in one call of PyTorch on a CPU, where there are no more threads than that.
+CPU_SLICES = 4
 #: Slices in one call on an accelerator: some 3 GB of activations at most for EfficientNet-B4.
 ACCELERATOR_SLICES = 64
 
@@ -27,14 +29,13 @@ ACCELERATOR_SLICES = 64
 def slices_at_once(network: Any, device: torch.device) -> int:
     """Slices in one call that a network is fast with.
 
-    An engine tells its own number. On a CPU PyTorch is fastest with about one slice for each
-    thread, and at least two: the activations of more leave the caches (``benchmarks/engines.py
-    --batches``). An accelerator wants to be filled.
+    An engine tells its own number. On a CPU PyTorch is fastest with few: the activations of many
+    leave the caches (``benchmarks/engines.py --batches``). An accelerator wants to be filled.
     """
     told = getattr(network, "slices_at_once", None)
     if told is not None:
         return int(told)
-    return max(2, torch.get_num_threads()) if device.type == "cpu" else ACCELERATOR_SLICES
+    return max(CPU_SLICES, torch.get_num_threads()) if device.type == "cpu" else ACCELERATOR_SLICES
 
 
 class SliceHeatmapInferer(Inferer):

@@ -155,6 +155,24 @@ def test_training_lowers_the_loss_of_normal_slices(tmp_path: Path) -> None:
     assert run.validator.state.metrics["val_neg_loss"] > before
 
 
+def test_training_in_bfloat16_is_near_the_exact_one_and_keeps_weights_exact(tmp_path: Path) -> None:
+    exact, half = make_run(tmp_path / "a"), make_run(tmp_path / "b", precision="bfloat16")
+    dtypes: set[torch.dtype] = set()
+    half.head.project.register_forward_hook(lambda *call: dtypes.add(call[2].dtype))
+    half.trainer.run()
+    exact.trainer.run()
+    assert torch.bfloat16 in dtypes
+    assert {p.dtype for p in half.head.parameters()} == {torch.float32}
+    found, expected = (r.validator.state.metrics["val_neg_loss"] for r in (half, exact))
+    assert found == pytest.approx(expected, rel=0.1)
+    assert not torch.equal(weights_of(half.head), weights_of(exact.head))
+
+
+def test_precision_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'float16' is not known"):
+        make_run(tmp_path, precision="float16")
+
+
 def test_key_metric_is_auroc_with_anomalies_and_loss_without(tmp_path: Path) -> None:
     with_anomalies = make_run(tmp_path, anomalies=True).validator
     with_anomalies.run(0)

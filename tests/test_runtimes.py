@@ -164,5 +164,5 @@ def test_engine_tells_how_many_slices_it_wants_at_once(
     network = open_network(detector, engine="onnxruntime", path=exported)
     count = slices_at_once(network, torch.device("cpu"))
     assert count == network.slices_at_once >= 2 * torch.get_num_threads()
-    assert slices_at_once(detector, torch.device("cpu")) == max(2, torch.get_num_threads())
+    assert slices_at_once(detector, torch.device("cpu")) == max(4, torch.get_num_threads())
     assert slices_at_once(detector, torch.device("cuda")) == ACCELERATOR_SLICES

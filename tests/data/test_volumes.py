@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mcmiad_monai.data import volumes_folder
 from mcmiad_monai.data.volumes import CaseError, find_cases, split_cases
 
 
@@ -112,6 +113,23 @@ def test_several_images_in_a_case_are_listed_and_one_is_chosen_by_name(tmp_path:
     assert cases[0]["image"].endswith("p1_flair.nii.gz")
     with pytest.raises(CaseError, match=r"no file named with image_name='t2'"):
         find_cases(tmp_path, image_name="t2")
+
+
+def test_masks_of_many_images_are_found_without_a_look_at_every_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, calls = 60, []
+    for k in range(count):
+        # every third mask names the beginning of its image only
+        (tmp_path / f"p{k:03}{'_t1' if k % 3 == 0 else ''}.nii.gz").touch()
+        (tmp_path / f"p{k:03}_mask.nii.gz").touch()
+    plain = volumes_folder.stem_of
+    monkeypatch.setattr(volumes_folder, "stem_of", lambda p: calls.append(p) or plain(p))
+    cases = find_cases(tmp_path)
+    assert len(cases) == count
+    for case in cases:
+        assert Path(case["label"]).name[:4] == Path(case["image"]).name[:4]
+    assert len(calls) < 10 * count
 
 
 def test_several_masks_in_a_case_need_a_name(tmp_path: Path) -> None:
