@@ -6,9 +6,9 @@
 Plain is timm's `features_only`, which runs and keeps the stages behind stride 16, then pooling,
 the head without savings, and the score, in eager float32. All forms have the same weights, read
 the same images of 224 × 224, and take turns, so that what else the machine does falls on all. Each
-engine divides the images as it does in use. Plain is shown with all images in one batch, and with its own
-best, two at a time. Without `--model` the weights are random, which costs the same. The error is
-the largest difference from plain over the range of plain's heatmaps.
+engine divides the images as it does in use. Plain is shown with all images in one batch and with
+two at a time. Without `--model` the weights are random, which costs the same. The error is the
+largest difference from plain over the range of plain's heatmaps.
 """
 
 from __future__ import annotations

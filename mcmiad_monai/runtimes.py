@@ -111,7 +111,7 @@ def open_network(
         Of PyTorch.
     precision : {"float32", "bfloat16"}
         ``"bfloat16"`` is faster and not exact, while thresholds were set in float32: on real FLAIR
-        heat changed by 0.006 of the threshold on average and by 0.34 at most, AUROC by 0.001 or
+        heat changed by 0.006 of the threshold on average and by 0.34 at most, AUROC by 0.002 or
         less by slices and pixels, thresholds by 1 % (``benchmarks/precision.py``).
 
     Raises
@@ -173,8 +173,8 @@ def _fastest(detector: MCMIADDetector, source: Path, device: torch.device) -> En
         return "torch"
     if not _belongs(_told(source), detector):
         logger.warning(
-            "%s was exported from another model than the one in this bundle, so PyTorch computes; "
-            "export again: mcmiad export MODEL %s",
+            "%s was exported from another model than the one in this bundle, or not by mcmiad, so "
+            "PyTorch computes; export again: mcmiad export MODEL %s",
             source.name,
             source.name,
         )
