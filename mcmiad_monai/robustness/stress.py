@@ -52,7 +52,7 @@ def run_stress(
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure a packaged model on studies under graded corruptions.
@@ -78,8 +78,8 @@ def run_stress(
     seed : int
         Of the corruptions.
     device : str or torch.device
-    batch_size : int
-        Slices in one call of the network.
+    batch_size : int, optional
+        Slices in one call of the network; chosen by the device if not given.
     progress : bool
         Show a progress bar over the studies and conditions.
 
@@ -183,7 +183,8 @@ class StressBench:
     conditions : sequence of Condition
     store : Store
         Where counts are kept between runs.
-    batch_size, seed : int
+    batch_size : int, optional
+    seed : int
 
     Attributes
     ----------
@@ -201,7 +202,7 @@ class StressBench:
         *,
         conditions: Sequence[Condition],
         store: Store,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
         self.network, self.kind, self.which, self.seed = network, kind, which, seed

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow, shipped_bundles
 from mcmiad_monai.networks.package import load_package
 
-#: Two processes to one: relative difference of the pixel threshold with noise, and of every weight
-#: and the validation metric without.
-NOISY, EXACT = 0.1, 1e-4
+#: Two processes to one: relative difference of the pixel threshold with noise; and without, that of
+#: all weights to what training changed in them, of the threshold, and the difference of the metric.
+#: AdamW steps as far for a gradient of rounding errors as for a large one, so that no weight by
+#: itself is held to its digits.
+NOISY, UPDATE, EXACT, ONE_PAIR = 0.1, 1e-2, 1e-3, 2e-3
 
 
 def config(trained: Any, name: str = "inference") -> Path:
@@ -144,7 +147,10 @@ def test_two_processes_train_what_one_does(
         # the balance of the experts is that of a batch, which is shared
         options |= {"jitter_scale": 0.0, "network_def#dropout": 0.0, "loss#balance_weight": 0.0}
     one = copy_bundle(trained.name, tmp_path / "one")
-    open_workflow(one, "train", options).run()
+    workflow = open_workflow(one, "train", options)
+    network = workflow.parser.get_parsed_content("network")
+    untrained = parameters_to_vector(network.parameters()).clone()
+    workflow.run()
     two = copy_bundle(trained.name, tmp_path / "two")
     done = monai_process(
         "run",
@@ -158,9 +164,13 @@ def test_two_processes_train_what_one_does(
     )
     assert double["iteration"] == single["iteration"]
     if not noise:
-        assert double["best_metric"] == pytest.approx(single["best_metric"], abs=EXACT)
-        for name, tensor in single["network"].items():
-            torch.testing.assert_close(double["network"][name], tensor, rtol=0, atol=EXACT)
+        assert double["best_metric"] == pytest.approx(single["best_metric"], abs=ONE_PAIR)
+        names = [name for name, _ in network.named_parameters()]
+        alone, shared = (
+            parameters_to_vector([content["network"][name] for name in names])
+            for content in (single, double)
+        )
+        assert (shared - alone).norm() <= UPDATE * (alone - untrained).norm()
     found, expected = (
         load_package(root / "models" / "model.pt").calibration["pixel_threshold"]
         for root in (two, one)
