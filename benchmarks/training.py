@@ -9,7 +9,7 @@ turns. The error is the norm of the difference of all gradients from plain's, re
 without dropout and jitter, which draw other numbers in each form.
 
 Threads that share a step wait for each other by spinning. Where other processes want the cores too
-this can be ten times slower; then measure with OMP_WAIT_POLICY=PASSIVE, as `mcmiad` runs.
+this can be many times slower; measure with GOMP_SPINCOUNT=1000, as `mcmiad` runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engines import Untruncated, default_detector
 from torch import Tensor, nn
 
 from mcmiad_monai.losses import ReconstructionLoss
-from mcmiad_monai.networks.dropout import Dropout
+from mcmiad_monai.networks.dropout import DroppingReLU
 from mcmiad_monai.networks.head import MCMIADHead, head_from_config
 
 CLIP_NORM = 0.1
@@ -66,8 +66,8 @@ def plain_head(head: MCMIADHead) -> MCMIADHead:
     plain.load_state_dict(head.state_dict())
     for module in plain.modules():
         for name, child in module.named_children():
-            if isinstance(child, Dropout):
-                setattr(module, name, nn.Dropout(child.p))
+            if isinstance(child, DroppingReLU):
+                setattr(module, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.p)))
     return plain.train()
 
 

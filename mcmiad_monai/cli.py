@@ -24,6 +24,9 @@ DEFAULT_BUNDLE = "brain_mri_anomaly"
 #: Commands that cannot do without MONAI, whatever they are given.
 BUNDLE_COMMANDS = frozenset({"demo", "train", "evaluate", "infer"})
 
+SPINS = 1000
+"""How often a thread of GNU OpenMP looks for the others before it sleeps: some microseconds."""
+
 
 def _override(text: str) -> tuple[str, Any]:
     """``key=value`` with a YAML value, as ``python -m monai.bundle`` reads it."""
@@ -145,7 +148,7 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     try:
         if args is None and options.command in BUNDLE_COMMANDS:
-            _wait_passively()
+            _wait_briefly()
             _import_monai()
         options.run(options)
     except (ValueError, RuntimeError, OSError) as error:
@@ -158,14 +161,16 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _wait_passively() -> None:
-    """Let threads that share a product sleep, not spin, while they wait for each other.
+def _wait_briefly() -> None:
+    """Let threads that share a product spin for microseconds, then sleep, until all are there.
 
-    Spinning saves a tenth on an idle machine. Where another process or our own reader and writer
-    want a core, it can make everything ten times slower (``benchmarks/training.py``). OpenMP reads
-    the variable once, so it is set before PyTorch is loaded; a user's own choice stands.
+    Without spinning, a step is a tenth slower on an idle machine. With as much spinning as is usual
+    it is many times slower where another process, or our own reader and writer, want a core
+    (``benchmarks/training.py``). OpenMP reads the variable once, so it is set before PyTorch is
+    loaded; a user's own choice stands.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def _import_monai() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcmiad_monai.networks.dropout import Dropout
+from mcmiad_monai.networks.dropout import DroppingReLU
 
 Dispatch = Literal["auto", "grouped", "routed", "dense"]
 
@@ -61,7 +63,7 @@ class MixtureOfExperts(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(experts, hidden))
         self.down = nn.Parameter(torch.empty(experts, dim, hidden))
         self.down_bias = nn.Parameter(torch.zeros(experts, dim))
-        self.dropout = Dropout(dropout)
+        self.activation = DroppingReLU(dropout)
         for expert in range(experts):
             nn.init.xavier_uniform_(self.up.data[expert])
             nn.init.xavier_uniform_(self.down.data[expert])
@@ -97,34 +99,67 @@ class MixtureOfExperts(nn.Module):
     def _grouped(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Sort the (token, expert) pairs by expert and run each expert on its own rows."""
         order = chosen.flatten().argsort(stable=True)  # (T·k,)
+        inverse = order.argsort()
         sizes = chosen.flatten().bincount(minlength=self.experts).tolist()
-        groups = tokens[order // self.top_k].split(sizes)
-        rows = torch.cat([self._expert(e, group) for e, group in enumerate(groups)])  # (T·k, D)
-        back = rows[order.argsort()].view(*chosen.shape, -1)  # (T, k, D)
-        return (back * weights.to(back.dtype)[..., None]).sum(dim=1)
+        groups = _Gather.apply(tokens, order, inverse, self.top_k).split(sizes)
+        rows = torch.cat(self._run_experts(groups))  # (T·k, D)
+        back = _Gather.apply(rows, inverse, order, 1).view(*chosen.shape, -1)  # (T, k, D)
+        return _sum_copies(back * weights.to(back.dtype)[..., None])
 
     def _routed(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Gather the rows of each expert, whose number the graph leaves open, and scatter back."""
         flat = chosen.flatten()  # (T·k,)
         places = [(flat == e).nonzero().flatten() for e in range(self.experts)]
-        rows = [self._expert(e, tokens[place // self.top_k]) for e, place in enumerate(places)]
+        rows = self._run_experts([tokens[place // self.top_k] for place in places])
         empty = tokens.new_zeros(flat.shape[0], tokens.shape[1])
         back = empty.index_put((torch.cat(places),), torch.cat(rows).to(empty.dtype))
         return (back.view(*chosen.shape, -1) * weights.to(back.dtype)[..., None]).sum(dim=1)
 
-    def _expert(self, index: int, rows: Tensor) -> Tensor:
-        hidden = F.linear(rows, self.up[index], self.up_bias[index]).relu()
-        return F.linear(self.dropout(hidden), self.down[index], self.down_bias[index])
+    def _run_experts(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """Each expert on its own rows."""
+        # unbound at once: the gradient of one expert's weights would come padded with zeros
+        parameters = zip(
+            *(p.unbind() for p in (self.up, self.up_bias, self.down, self.down_bias)), strict=True
+        )
+        return [
+            F.linear(self.activation(F.linear(rows, up, up_bias)), down, down_bias)
+            for rows, (up, up_bias, down, down_bias) in zip(groups, parameters, strict=True)
+        ]
 
     def _dense(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Run every expert on every token; experts that a token did not choose weigh zero."""
         batch = tokens.expand(self.experts, -1, -1)  # (E, T, D)
-        hidden = torch.baddbmm(self.up_bias[:, None], batch, self.up.transpose(1, 2)).relu()
+        hidden = torch.baddbmm(self.up_bias[:, None], batch, self.up.transpose(1, 2))
         rows = torch.baddbmm(
-            self.down_bias[:, None], self.dropout(hidden), self.down.transpose(1, 2)
+            self.down_bias[:, None], self.activation(hidden), self.down.transpose(1, 2)
         )  # (E, T, D)
         full = weights.new_zeros(tokens.shape[0], self.experts).scatter(1, chosen, weights)
         return (rows * full.T.to(rows.dtype)[..., None]).sum(dim=0)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows (R, D) → (R·k, D), where row i of the output is row order[i] // k of the input.
+
+    `order` is a permutation, so that the gradient is a gather too, and a sum over the k copies of
+    a row; PyTorch's own, for any index, adds up row by row and takes twenty times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor, copies: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.copies = copies
+        return rows.index_select(0, order // copies)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        found = gradient.index_select(0, inverse)
+        return _sum_copies(found.unflatten(0, (-1, ctx.copies))), None, None, None
+
+
+def _sum_copies(rows: Tensor) -> Tensor:
+    """Sum over the middle of (T, k, D); in bfloat16 seven times as fast as PyTorch's sum."""
+    return functools.reduce(torch.add, rows.unbind(1))
 
 
 def balance_loss(importance: Tensor) -> Tensor:
