@@ -7,8 +7,10 @@ metadata under the key ``mcmiad``: configuration, calibration and provenance, as
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +20,10 @@ from torch.nn import functional
 
 from mcmiad_monai.files import replace_atomically
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.package import package
+from mcmiad_monai.networks.package import load_package, package
 from mcmiad_monai.networks.weights import tensors_sha256
+
+logger = logging.getLogger(__name__)
 
 ExportFormat = Literal["onnx", "torchscript"]
 
@@ -27,6 +31,8 @@ ExportFormat = Literal["onnx", "torchscript"]
 SUFFIXES: dict[str, ExportFormat] = {".onnx": "onnx", ".ts": "torchscript"}
 #: Metadata key, and name of the extra file in TorchScript.
 METADATA_KEY = "mcmiad"
+#: What writing and checking ONNX needs, all of the extra ``export``.
+ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 #: Slices of the example with which a graph is captured; two, since one would be taken for fixed.
 EXAMPLE_SLICES = 2
 #: Largest difference of a heatmap of an exported model from that of the network, in units of the
@@ -71,6 +77,71 @@ def export_model(detector: MCMIADDetector, path: str | Path, *, size: int = 224)
     return target
 
 
+class Exporter:
+    """Export a trained package beside it, so that inference on CPUs is fast without asking.
+
+    Parameters
+    ----------
+    model : path
+        The package ``model.pt``; the export is ``model.onnx`` in the same folder.
+    when : {"auto", True, False}
+        ``"auto"`` exports after training on a CPU, if the extra ``export`` is installed; a model
+        that was trained on a GPU is taken to be used on one.
+    device : str or torch.device
+        On which the model is trained.
+
+    Raises
+    ------
+    ValueError
+        If `when` is none of the three.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        when: Literal["auto"] | bool = "auto",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if when not in ("auto", True, False):
+            raise ValueError(f"export is {when!r}; it must be auto, true or false.")
+        self.model, self.when, self.device = Path(model), when, torch.device(device)
+
+    def check(self) -> None:
+        """Find out before the training whether the export that is asked for can be made.
+
+        Raises
+        ------
+        ExportError
+            If `when` is true and the extra is not installed.
+        """
+        missing = _missing_modules()
+        if self.when is True and missing:
+            raise _needs_extra(missing[0])
+
+    def run(self) -> Path | None:
+        """Export; returns the file, or None if there is none to be made.
+
+        With ``"auto"`` a failure is a warning: the package, for which the training was, is there.
+
+        Raises
+        ------
+        ExportError
+            As `export_model`, if `when` is true.
+        """
+        by_itself = self.device.type == "cpu" and not _missing_modules()
+        if not (by_itself if self.when == "auto" else self.when):
+            return None
+        try:
+            path = export_model(load_package(self.model), self.model.with_suffix(".onnx"))
+        except (ExportError, RuntimeError, OSError) as error:
+            if self.when is True:
+                raise
+            logger.warning("%s is ready, but was not exported: %s", self.model.name, error)
+            return None
+        logger.info("exported: %s, which engine: auto takes on CPUs", path)
+        return path
+
+
 def description(detector: MCMIADDetector) -> dict[str, Any]:
     """What a package tells beside its weights: ``config``, ``calibration`` and ``provenance``.
 
@@ -82,13 +153,11 @@ def description(detector: MCMIADDetector) -> dict[str, Any]:
 
 
 def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> None:
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError(
-            f"{error.name} is not installed; ONNX needs the extra: pip install mcmiad-monai[export]"
-        ) from error
+    if missing := _missing_modules():
+        raise _needs_extra(missing[0])
+    import onnx
+    import onnxruntime
+
     told = io.StringIO()
     with contextlib.redirect_stdout(told), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter tells of its own deprecations
@@ -112,6 +181,16 @@ def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> 
         given = example[:count]
         (found,) = session.run(None, {"image": given.numpy()})
         _require_equal(torch.from_numpy(found), detector(given), path)
+
+
+def _missing_modules() -> list[str]:
+    return [name for name in ONNX_MODULES if importlib.util.find_spec(name) is None]
+
+
+def _needs_extra(module: str) -> ExportError:
+    return ExportError(
+        f"{module} is not installed; ONNX needs the extra: pip install mcmiad-monai[export]"
+    )
 
 
 def _write_torchscript(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> None:

@@ -167,7 +167,7 @@ def _fastest(detector: MCMIADDetector, source: Path, device: torch.device) -> En
     if not source.is_file() or not installed or not importlib.util.find_spec("onnx"):
         logger.info(
             "slices are computed by PyTorch; on a CPU an exported file is faster: pip install "
-            "mcmiad-monai[export], then mcmiad export MODEL %s",
+            "mcmiad-monai[export], then train again or mcmiad export MODEL %s",
             source.name,
         )
         return "torch"

@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
     "weights": "random",
     "text_prior": "hashing",
     "max_epochs": 2,
+    "export": False,
     "batch_size": 8,
     "learning_rate": 0.002,
     "standardize_features": True,

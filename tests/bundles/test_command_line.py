@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from mcmiad_monai.cli import main
+from mcmiad_monai.exporting import ONNX_MODULES
 
 SMALL = ["--set", "encoder_name=test_efficientnet.r160_in1k", "--set", "progress=false"]
 
@@ -19,6 +21,9 @@ def test_train_evaluate_and_infer(
     train = ["train", source, "--out", str(root), "--weights", "random", "--epochs", "1"]
     assert main([*train, "--text-prior", "hashing", *SMALL, "--set", "batch_size=8"]) == 0
     assert (root / "models" / "model.pt").is_file()
+    # and with it what the fast engines run, which evaluation and inference below then do
+    extra = all(importlib.util.find_spec(name) for name in ONNX_MODULES)
+    assert (root / "models" / "model.onnx").is_file() == extra
 
     quiet = ["--set", "progress=false"]
     assert main(["evaluate", source, "--bundle", str(root), "--out", str(tmp_path), *quiet]) == 0
