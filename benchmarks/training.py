@@ -1,15 +1,16 @@
 """Seconds of a training step of the head, by form, beside the plain form and an end-to-end loop.
 
-    python benchmarks/training.py [--batch 16] [--repeats 7]
+    python benchmarks/training.py [--batch 16] [--repeats 7] [--compile]
 
 Plain is the head without savings, with PyTorch's dropout and its default AdamW, in float32, on
 cached features. End to end is the same with the images through timm's `features_only` in every
 step, as methods without a feature cache train. All forms start from the same weights and take
 turns. The error is the norm of the difference of all gradients from plain's, relative to plain's,
-without dropout and jitter, which draw other numbers in each form.
+without dropout and jitter, which draw other numbers in each form. `--compile` adds the
+bfloat16 form through `torch.compile`, which needs a C++ compiler, and tells how long that took.
 
 Threads that share a step wait for each other by spinning. Where other processes want the cores too
-this can be many times slower; measure with GOMP_SPINCOUNT=1000, as `mcmiad` runs.
+this can be much slower; measure with GOMP_SPINCOUNT=1000, as `mcmiad` runs.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def plain_head(head: MCMIADHead) -> MCMIADHead:
     return plain.train()
 
 
-def forms(batch: int, device: str) -> dict[str, Form]:
+def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]:
     """Every form, with a head of its own."""
     detector = default_detector().to(device)
     untruncated = Untruncated(detector).to(device)
@@ -90,12 +91,16 @@ def forms(batch: int, device: str) -> dict[str, Form]:
     def head() -> MCMIADHead:
         return copy.deepcopy(detector.head).train()
 
-    return {
+    known = {
         "plain": Form(plain_head(detector.head), cached),
         "end to end, encoder in each step": Form(plain_head(detector.head), encoded),
         "float32 (default)": Form(head(), cached, fused=True),
         "bfloat16": Form(head(), cached, half=True, fused=True),
     }
+    if compiled:
+        known["bfloat16, compiled"] = Form(head(), cached, half=True, fused=True)
+        known["bfloat16, compiled"].head.compile()
+    return known
 
 
 def gradient(form: Form) -> Tensor:
@@ -114,10 +119,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="a form by torch.compile as well")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    known = forms(options.batch, options.device)
+    known = forms(options.batch, options.device, compiled=options.compile)
     expected = gradient(known["plain"])
     errors = {
         name: float((gradient(form) - expected).norm() / expected.norm())
@@ -130,8 +136,11 @@ def main() -> None:
             form.step()
             if options.device != "cpu":
                 torch.cuda.synchronize()
+            elapsed = time.perf_counter() - start
             if repeat:  # the first is for warming up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
+            elif name.endswith("compiled"):
+                print(f"the first step of {name}: {elapsed:.0f} s")
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
     plain, whole = middle["plain"], middle["end to end, encoder in each step"]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, step of {options.batch}")

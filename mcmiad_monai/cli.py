@@ -164,9 +164,9 @@ def main(args: Sequence[str] | None = None) -> int:
 def _wait_briefly() -> None:
     """Let threads that share a product spin for microseconds, then sleep, until all are there.
 
-    Without spinning, a step is a tenth slower on an idle machine. With as much spinning as is usual
-    it is many times slower where another process, or our own reader and writer, want a core
-    (``benchmarks/training.py``). OpenMP reads the variable once, so it is set before PyTorch is
+    Without spinning a training step is slower on an idle machine; with more of it, where another
+    process or our own reader and writer want a core (``GOMP_SPINCOUNT=0`` and ``10000`` before
+    ``benchmarks/training.py``). OpenMP reads the variable once, so it is set before PyTorch is
     loaded; a user's own choice stands.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():

@@ -26,6 +26,8 @@ SETTINGS: dict[str, Any] = {
     # no weight hub and no CLIP are at hand: the demo shows the software, not a good detector
     "weights": "random",
     "text_prior": "hashing",
+    # takes longer than it saves on a handful of small studies
+    "export": False,
     # random deep layers are chaotic: small changes of the image change everything. The shallow
     # ones still respond to local intensity and edges, most cleanly when averaged over an area
     "pool": "area",

@@ -126,6 +126,7 @@ def open_network(
         raise ExportError(f"engine {engine!r} is not known; choose one of {list(ENGINES)}.")
     require_precision(precision)
     source = Path(str(path))
+    compared = engine == "auto"
     if engine == "auto":
         engine = _fastest(detector, source, torch.device(device))
     if engine == "torch":
@@ -142,7 +143,7 @@ def open_network(
             f"mcmiad export MODEL {source}"
         )
     opened = _onnxruntime(source) if engine == "onnxruntime" else _openvino(source, precision)
-    if not _belongs(opened.told, detector):
+    if not compared and not _belongs(_told(source), detector):
         raise ExportError(
             f"{source} was exported from another model than the one in this bundle; export again: "
             f"mcmiad export MODEL {source}"
@@ -152,10 +153,9 @@ def open_network(
 
 
 class Opened(NamedTuple):
-    """An exported file, ready: its function, its metadata and what runs it."""
+    """An exported file, ready: its function and what runs it."""
 
     run: Callable[[np.ndarray], np.ndarray]
-    told: str
     name: str
 
 
@@ -201,13 +201,12 @@ def _onnxruntime(path: Path) -> Opened:
     session = runtime.InferenceSession(
         str(path), sess_options=options, providers=["CPUExecutionProvider"]
     )
-    told = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
 
     def run(images: np.ndarray) -> np.ndarray:
         found: np.ndarray = session.run(None, {"image": images})[0]
         return found
 
-    return Opened(run, told, f"onnxruntime {runtime.__version__}")
+    return Opened(run, f"onnxruntime {runtime.__version__}")
 
 
 def _openvino(path: Path, precision: Precision) -> Opened:
@@ -224,7 +223,7 @@ def _openvino(path: Path, precision: Precision) -> Opened:
     def run(images: np.ndarray) -> np.ndarray:
         return np.array(requests.mine().infer([images], share_inputs=True)[0], dtype=np.float32)
 
-    return Opened(run, _told(path), f"openvino {library.__version__}")
+    return Opened(run, f"openvino {library.__version__}")
 
 
 class _Requests:

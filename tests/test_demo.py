@@ -15,12 +15,7 @@ def test_demo_runs_the_whole_job_and_says_where_things_are(
     """With a small cohort and encoder; the real one is `make demo`."""
     small = {"train": 3, "val": 2, "test_normal": 1, "test_lesion": 2}
     monkeypatch.setattr(demo, "COHORT", small)
-    settings = {
-        **demo.SETTINGS,
-        "encoder_name": "test_efficientnet.r160_in1k",
-        "max_epochs": 1,
-        "export": False,
-    }
+    settings = {**demo.SETTINGS, "encoder_name": "test_efficientnet.r160_in1k", "max_epochs": 1}
     monkeypatch.setattr(demo, "SETTINGS", {**settings, "stage_weights": None})
     result = demo.run_demo(tmp_path / "out", progress=False)
     told = capsys.readouterr().out

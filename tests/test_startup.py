@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,30 @@ def test_collector_is_the_callers_where_the_command_is_called_from_python(
     assert cli.main(["infer", missing, "--bundle", missing, "--out", missing]) == 2
     assert gc.get_freeze_count() == before
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": str(cli.SPINS)}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], expected: dict[str, str]
+) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | chosen
+    monkeypatch.setattr(os, "environ", environment)
+
+    def without_monai() -> None:
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(cli, "_import_monai", without_monai)
+    monkeypatch.setattr(sys, "argv", ["mcmiad", "infer", "study", "--bundle", "b", "--out", "o"])
+    assert cli.main() == 2
+    assert {name: environment[name] for name in names if name in environment} == expected
 
 
 def test_collector_comes_back_if_monai_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

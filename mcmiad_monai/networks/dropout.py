@@ -19,12 +19,11 @@ class DroppingReLU(nn.Module):
     """`relu`, then `torch.nn.Dropout`, fast on a CPU.
 
     There PyTorch draws one random number for each element in one thread, writes a mask in floating
-    point and multiplies by it, which is a sixth of a training step of the head in bfloat16. Here
-    one 64-bit draw serves four elements with 16 bits each, so that the probability is right to
-    1 / 131072; integers blank out what is dropped; and the gradient goes where the output is not
-    zero, so that neither mask nor input is kept for it. The numbers come from the global
-    generator, as PyTorch's do. Elsewhere, in evaluation and in a compiled graph, this is PyTorch's
-    own.
+    point and multiplies by it. Here one 64-bit draw serves four elements with 16 bits each, so that
+    the probability is right to 1 / 131072; integers blank out what is dropped; and the gradient
+    goes where the output is not zero, so that neither mask nor input is kept for it. The numbers
+    come from the global generator, as PyTorch's do. Elsewhere, in evaluation and in a compiled
+    graph, this is PyTorch's own.
 
     Parameters
     ----------
