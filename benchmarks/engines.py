@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.exporting import export_model
-from mcmiad_monai.inferers import slices_at_once
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, build_encoder
@@ -36,6 +35,7 @@ from mcmiad_monai.networks.text_prior import encode_hashing
 from mcmiad_monai.precision import Precision
 from mcmiad_monai.runtimes import Engine, open_network
 from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.workers import slices_at_once
 
 PLAIN = "plain: features_only, no savings"
 FORMS: tuple[tuple[Engine, Precision], ...] = (

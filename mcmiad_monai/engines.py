@@ -26,7 +26,7 @@ from mcmiad_monai.data.studies import root_message
 from mcmiad_monai.distributed import rank, world_size
 from mcmiad_monai.handlers import GradientClip, SeedEachEpoch
 from mcmiad_monai.metrics import SliceAUROC
-from mcmiad_monai.precision import Precision, require_precision
+from mcmiad_monai.precision import Precision, require_precision, warn_where_slow
 from mcmiad_monai.scoring import AnomalyScore
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class HeadTrainer(SupervisedTrainer):
         compile: bool = False,
     ) -> None:
         require_precision(precision)
+        warn_where_slow(precision, torch.device(device))
         super().__init__(
             device=torch.device(device),
             max_epochs=max_epochs,

@@ -16,26 +16,10 @@ from mcmiad_monai.data.studies import MIN_FOREGROUND, select_slices
 from mcmiad_monai.scoring import AnomalyScore
 from mcmiad_monai.transforms import as_heatmap, insert_slices, restore_maps, slice_batch
 from mcmiad_monai.transforms.metadata import MODALITY
+from mcmiad_monai.workers import slices_at_once
 
 #: Key of a heatmap's meta dictionary that holds its slice scores, NaN where a slice was skipped.
 SLICE_SCORES = "slice_scores"
-
-#: Slices in one call of PyTorch on a CPU, where there are no more threads than that.
-CPU_SLICES = 4
-#: Slices in one call on an accelerator: some 3 GB of activations at most for EfficientNet-B4.
-ACCELERATOR_SLICES = 64
-
-
-def slices_at_once(network: Any, device: torch.device) -> int:
-    """Slices in one call that a network is fast with.
-
-    An engine tells its own number. On a CPU PyTorch is fastest with few: the activations of many
-    leave the caches (``benchmarks/engines.py --batches``). An accelerator wants to be filled.
-    """
-    told = getattr(network, "slices_at_once", None)
-    if told is not None:
-        return int(told)
-    return max(CPU_SLICES, torch.get_num_threads()) if device.type == "cpu" else ACCELERATOR_SLICES
 
 
 class SliceHeatmapInferer(Inferer):
@@ -54,7 +38,8 @@ class SliceHeatmapInferer(Inferer):
     size : int
         Side of the network grid in pixels.
     batch_size : int, optional
-        Slices in one call of the network; by default what suits it, see :func:`slices_at_once`.
+        Slices in one call of the network; by default what suits it, see
+        :func:`~mcmiad_monai.workers.slices_at_once`.
     min_foreground : float
         Share of a slice's pixels that must be foreground for it to be looked at.
     slice_range : (float, float)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Literal, get_args
+
+import torch
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -18,3 +24,32 @@ def require_precision(name: str) -> None:
     """
     if name not in PRECISIONS:
         raise ValueError(f"precision {name!r} is not known; choose one of {list(PRECISIONS)}.")
+
+
+def warn_where_slow(name: str, device: torch.device) -> None:
+    """Log a warning if a processor multiplies matrices faster in float32 than as asked.
+
+    Processors without instructions for bfloat16 do it in software. It is measured, since which have
+    them PyTorch tells of some kinds alone.
+    """
+    if name == "float32" or device.type != "cpu":
+        return
+    exact, asked = _seconds(torch.float32), _seconds(getattr(torch, name))
+    if asked > exact:
+        logger.warning(
+            "products in %s take %.0f times as long as in float32 on this processor, which lacks "
+            "instructions for them; precision=float32 is exact and faster here",
+            name,
+            asked / exact,
+        )
+
+
+def _seconds(dtype: torch.dtype, *, size: int = 256, repeats: int = 3) -> float:
+    """Least time of a product of square matrices."""
+    matrix = torch.ones(size, size, dtype=dtype)
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        matrix @ matrix
+        taken.append(time.perf_counter() - start)
+    return min(taken)

@@ -14,8 +14,6 @@ import importlib.util
 import json
 import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,53 +23,13 @@ from torch import Tensor, nn
 
 from mcmiad_monai.exporting import METADATA_KEY, ExportError, description
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.precision import Precision, require_precision
+from mcmiad_monai.precision import Precision, require_precision, warn_where_slow
+from mcmiad_monai.workers import Run, SliceWorkers, torch_run
 
 logger = logging.getLogger(__name__)
 
 Engine = Literal["auto", "torch", "onnxruntime", "openvino"]
 ENGINES: tuple[Engine, ...] = ("auto", "torch", "onnxruntime", "openvino")
-
-#: Slices that one worker of an engine takes at a time: the activations of more leave the caches
-#: of a core (``benchmarks/engines.py --batches``).
-SLICES_A_WORKER = 2
-#: Portions for each worker in one call, so that none idles long at its end.
-PORTIONS_A_CALL = 4
-
-
-class EngineNetwork(nn.Module):
-    """A slice network whose products another library computes, on the CPU.
-
-    Each worker has one thread and takes a few slices at a time: cores that work on slices of
-    their own do not wait for each other, as those that share a slice do.
-
-    Parameters
-    ----------
-    run : callable
-        Maps images (n, 1, S, S) to heatmaps of the same shape, both float32 arrays, in any thread.
-    name : str
-        Of the library and its version, for people.
-    workers : int
-        Calls of `run` at the same time.
-
-    Attributes
-    ----------
-    slices_at_once : int
-        Slices in a call that keep all workers busy.
-    """
-
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], name: str, workers: int) -> None:
-        super().__init__()
-        self.run, self.name = run, name
-        self.slices_at_once = workers * SLICES_A_WORKER * PORTIONS_A_CALL
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="slices")
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Heatmaps (B, 1, S, S) of images (B, 1, S, S), on the device of the images."""
-        images = np.ascontiguousarray(image.detach().cpu().numpy(), dtype=np.float32)
-        starts = range(0, len(images), SLICES_A_WORKER)
-        parts = self._pool.map(self.run, [images[s : s + SLICES_A_WORKER] for s in starts])
-        return torch.from_numpy(np.concatenate(list(parts))).to(image.device)
 
 
 class HalfPrecision(nn.Module):
@@ -130,9 +88,7 @@ def open_network(
     if engine == "auto":
         engine = _fastest(detector, source, torch.device(device))
     if engine == "torch":
-        # the same numbers, in the layout that convolutions are fastest in
-        network = detector.to(device).to(memory_format=torch.channels_last).eval()
-        return network if precision == "float32" else HalfPrecision(network)
+        return _torch(detector, torch.device(device), precision)
     if engine == "onnxruntime" and precision != "float32":
         raise ExportError(
             "onnxruntime computes in float32 on a CPU; for bfloat16 take openvino or torch."
@@ -148,15 +104,30 @@ def open_network(
             f"{source} was exported from another model than the one in this bundle; export again: "
             f"mcmiad export MODEL {source}"
         )
-    logger.info("slices are computed by %s in %s", opened.name, precision)
-    return EngineNetwork(opened.run, opened.name, torch.get_num_threads())
+    return _workers(opened)
 
 
 class Opened(NamedTuple):
-    """An exported file, ready: its function and what runs it."""
+    """A network, ready: its function, what runs it and in which numbers."""
 
-    run: Callable[[np.ndarray], np.ndarray]
+    run: Run
     name: str
+    precision: str
+
+
+def _workers(opened: Opened) -> SliceWorkers:
+    logger.info("slices are computed by %s in %s", opened.name, opened.precision)
+    return SliceWorkers(opened.run, opened.name)
+
+
+def _torch(detector: MCMIADDetector, device: torch.device, precision: Precision) -> nn.Module:
+    warn_where_slow(precision, device)
+    if device.type == "cpu":
+        run = torch_run(detector.cpu().folded(), precision)
+        return _workers(Opened(run, f"PyTorch {torch.__version__}", precision))
+    # the same numbers, in the layout that convolutions are fastest in
+    network = detector.to(device).to(memory_format=torch.channels_last).eval()
+    return network if precision == "float32" else HalfPrecision(network)
 
 
 def _fastest(detector: MCMIADDetector, source: Path, device: torch.device) -> Engine:
@@ -166,7 +137,7 @@ def _fastest(detector: MCMIADDetector, source: Path, device: torch.device) -> En
     installed = [e for e in ("openvino", "onnxruntime") if importlib.util.find_spec(e)]
     if not source.is_file() or not installed or not importlib.util.find_spec("onnx"):
         logger.info(
-            "slices are computed by PyTorch; on a CPU an exported file is faster: pip install "
+            "there is no exported file or no engine for it, which is faster on a CPU: pip install "
             "mcmiad-monai[export], then train again or mcmiad export MODEL %s",
             source.name,
         )
@@ -197,7 +168,7 @@ def _told(path: Path) -> str:
 def _onnxruntime(path: Path) -> Opened:
     runtime = _imported("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1  # see EngineNetwork
+    options.intra_op_num_threads = 1  # a worker has one core
     session = runtime.InferenceSession(
         str(path), sess_options=options, providers=["CPUExecutionProvider"]
     )
@@ -206,7 +177,7 @@ def _onnxruntime(path: Path) -> Opened:
         found: np.ndarray = session.run(None, {"image": images})[0]
         return found
 
-    return Opened(run, f"onnxruntime {runtime.__version__}")
+    return Opened(run, f"onnxruntime {runtime.__version__}", "float32")
 
 
 def _openvino(path: Path, precision: Precision) -> Opened:
@@ -215,15 +186,21 @@ def _openvino(path: Path, precision: Precision) -> Opened:
         # told, since OpenVINO takes bfloat16 by itself where the processor has it
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "NUM_STREAMS": torch.get_num_threads(),  # see EngineNetwork
+        "NUM_STREAMS": torch.get_num_threads(),  # a worker has one core
     }
     compiled = library.Core().compile_model(str(path), "CPU", settings)
     requests = _Requests(compiled)
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    used = {"f32": "float32", "bf16": "bfloat16"}.get(used, used)
+    if used != precision:
+        logger.warning(
+            "this processor has no instructions for %s, so OpenVINO computes in %s", precision, used
+        )
 
     def run(images: np.ndarray) -> np.ndarray:
         return np.array(requests.mine().infer([images], share_inputs=True)[0], dtype=np.float32)
 
-    return Opened(run, f"openvino {library.__version__}")
+    return Opened(run, f"openvino {library.__version__}", used)
 
 
 class _Requests:

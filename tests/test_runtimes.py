@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from mcmiad_monai.exporting import METADATA_KEY, ExportError, export_model
-from mcmiad_monai.inferers import ACCELERATOR_SLICES, slices_at_once
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.runtimes import EngineNetwork, open_network
+from mcmiad_monai.runtimes import open_network
+from mcmiad_monai.workers import ACCELERATOR_SLICES, SliceWorkers, slices_at_once
 
 SIZE = 64
 
@@ -54,19 +55,33 @@ def test_engine_gives_the_heatmaps_of_pytorch_for_any_number_of_slices(
 ) -> None:
     pytest.importorskip(engine, reason="the extra export is not installed")
     network = open_network(detector, engine=engine, path=exported)  # type: ignore[arg-type]
-    assert isinstance(network, EngineNetwork)
+    assert isinstance(network, SliceWorkers)
     for slices in (1, 2, 7):
         images = torch.rand(slices, 1, SIZE, SIZE)
         with torch.inference_mode():
             torch.testing.assert_close(network(images), detector(images), rtol=0, atol=1e-4)
 
 
-def test_channels_last_changes_no_number(detector: MCMIADDetector) -> None:
-    images = torch.rand(3, 1, SIZE, SIZE)
+def test_pytorch_in_workers_gives_the_numbers_of_the_plain_network() -> None:
+    detector = small_detector()
+    images = torch.rand(7, 1, SIZE, SIZE)
     with torch.inference_mode():
         expected = detector(images)
-        found = open_network(small_detector())(images)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        found = open_network(detector)(images)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(detector(images), expected, rtol=0, atol=1e-4)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())  # packed as it was
+
+
+def test_openvino_tells_when_the_processor_lacks_a_precision(
+    detector: MCMIADDetector, exported: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="the extra export is not installed")
+    caplog.set_level("INFO")
+    open_network(detector, engine="openvino", path=exported, precision="bfloat16")
+    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert ("no instructions for bfloat16" in caplog.text) != able
+    assert f"in {'bfloat16' if able else 'float32'}" in caplog.text.splitlines()[-1]
 
 
 def test_file_of_another_model_is_refused(exported: Path) -> None:
@@ -149,12 +164,11 @@ def test_auto_takes_the_fastest_that_has_a_file_of_this_model(
         "importlib.util.find_spec", lambda name: None if name == "openvino" else found(name)
     )
     assert "onnxruntime" in open_network(detector, engine="auto", path=exported).name
-    assert isinstance(
-        open_network(small_detector(), engine="auto", path=tmp_path / "no.onnx"), MCMIADDetector
-    )
-    assert "an exported file is faster" in caplog.text
+    missing = tmp_path / "no.onnx"
+    assert "PyTorch" in open_network(small_detector(), engine="auto", path=missing).name
+    assert "there is no exported file" in caplog.text
     other = open_network(small_detector(seed=1), engine="auto", path=exported)
-    assert isinstance(other, MCMIADDetector)
+    assert "PyTorch" in other.name
     assert "exported from another model" in caplog.text
 
 

@@ -33,6 +33,7 @@ from mcmiad_monai.data.studies import (
 )
 from mcmiad_monai.distributed import main_first
 from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.workers import encoding, slices_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         Name of the modality.
     only_normal : bool
         Keep slices without lesion only, as training needs it.
+    batch_size : int, optional
+        Slices in one call of the encoder; by default what suits the device.
     slice_range : (float, float)
         Share of the slices of each study to use.
     cache : {"memory", "disk"}
@@ -104,7 +107,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         modality: str,
         only_normal: bool = False,
         size: int = 224,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         slice_range: Sequence[float] = (0.0, 1.0),
         min_foreground: float = MIN_FOREGROUND,
         cache: Literal["memory", "disk"] = "memory",
@@ -180,7 +183,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         if folder is not None:
             partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
             partial.mkdir(parents=True)
-        encoder = self.encoder.to(self._device)
+        encode = encoding(self.encoder, self._device)
         rows = Rows(partial)
         self.records: list[SliceRecord] = []
         try:
@@ -195,9 +198,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 failures=self.failures,
             )
             shown = tqdm(samples, self._description, unit=" slices", disable=not self._progress)
-            for group in batches(shown, self._batch_size):
+            for group in batches(shown, self._batch_size or slices_at_once(encode, self._device)):
                 images = stack_images(group)  # (B, 1, S, S)
-                block = encoder(images.to(self._device)).half().cpu().numpy()  # (B, C, g, g)
+                block = encode(images.to(self._device)).half().cpu().numpy()  # (B, C, g, g)
                 if not np.isfinite(block).all():
                     raise TrainingDataError(
                         "encoder features leave the range of float16 (±65504); check the encoder "

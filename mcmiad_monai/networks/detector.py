@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.scoring import AnomalyScore
 
@@ -63,6 +64,13 @@ class MCMIADDetector(nn.Module):
     def trained_with(self) -> dict[str, Any]:
         """What a package tells of its training: modality, slices, region, …; empty for others."""
         return dict(self.provenance.get("training", {}))
+
+    def folded(self) -> MCMIADDetector:
+        """The same detector for inference, with its BatchNorms folded; the head is shared."""
+        detector = MCMIADDetector(fold_batch_norms(self.encoder), self.head, self.score)
+        detector.heat_scale = self.heat_scale
+        detector.calibration, detector.provenance = self.calibration, self.provenance
+        return detector
 
     def features(self, image: Tensor) -> Tensor:
         """Encode images (B, 1, H, W) in [0, 1] to features (B, C, grid, grid)."""

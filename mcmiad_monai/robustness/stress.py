@@ -38,6 +38,7 @@ from mcmiad_monai.robustness.corruptions import (
 )
 from mcmiad_monai.robustness.stress_report import write_report
 from mcmiad_monai.robustness.tally import Condition, Result, Store, Tally, study_result
+from mcmiad_monai.runtimes import open_network
 from mcmiad_monai.transforms import NormalizeCTd, NormalizeMRId, NormalizeOCTd, preprocessing
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ class StressBench:
         seed: int = 0,
     ) -> None:
         self.network, self.kind, self.which, self.seed = network, kind, which, seed
+        self.runner = open_network(network, device=network.heat_scale.device)
         self.read, self.normalise = split_preprocessing(kind)
         self.inferer = SliceHeatmapInferer(
             axis=which.axis,
@@ -295,7 +297,7 @@ class StressBench:
                 return None
             image, label = corrupt(condition.corruption, condition.severity)
         normalised: MetaTensor = self.normalise({"image": image})["image"]
-        heatmap = self.inferer(normalised[None], self.network)[0]
+        heatmap = self.inferer(normalised[None], self.runner)[0]
         return study_result({"image": normalised, "label": label, "pred": heatmap}, self.which)
 
 

@@ -1,0 +1,119 @@
+"""Slices through a network in several threads, each with slices of its own.
+
+Cores that share a slice wait for each other in every layer, and what they work on leaves their
+caches; cores with a slice each do neither.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.folding import fold_batch_norms
+from mcmiad_monai.precision import Precision
+
+#: Slices that one worker takes at a time: the activations of more leave the caches of a core
+#: (``benchmarks/engines.py --batches``).
+SLICES_A_WORKER = 2
+#: Portions for each worker in one call, so that none idles long at its end.
+PORTIONS_A_CALL = 4
+#: Slices in one call of PyTorch on a CPU, where there are no more threads than that.
+CPU_SLICES = 4
+#: Slices in one call on an accelerator: some 3 GB of activations at most for EfficientNet-B4.
+ACCELERATOR_SLICES = 64
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def slices_at_once(network: Any, device: torch.device) -> int:
+    """Slices in one call that a network is fast with.
+
+    An engine tells its own number. On a CPU PyTorch is fastest with few: the activations of many
+    leave the caches (``benchmarks/engines.py --batches``). An accelerator wants to be filled.
+    """
+    told = getattr(network, "slices_at_once", None)
+    if told is not None:
+        return int(told)
+    return max(CPU_SLICES, torch.get_num_threads()) if device.type == "cpu" else ACCELERATOR_SLICES
+
+
+class SliceWorkers(nn.Module):
+    """A slice network on the CPU, computed in portions by threads.
+
+    Parameters
+    ----------
+    run : callable
+        Maps images (n, 1, S, S) to an array (n, …), both float32, in any thread, with one core.
+    name : str
+        Of what computes, and its version, for people.
+    workers : int, optional
+        Calls of `run` at the same time; by default the threads that PyTorch would use.
+
+    Attributes
+    ----------
+    slices_at_once : int
+        Slices in a call that keep all workers busy.
+    """
+
+    def __init__(self, run: Run, name: str, workers: int | None = None) -> None:
+        super().__init__()
+        workers = workers or torch.get_num_threads()
+        self.run, self.name = run, name
+        self.slices_at_once = workers * SLICES_A_WORKER * PORTIONS_A_CALL
+        self._pool = _single_threaded_pool(workers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, 1, S, S); the output (B, …) comes back on their device."""
+        images = np.ascontiguousarray(image.detach().cpu().numpy(), dtype=np.float32)
+        starts = range(0, len(images), SLICES_A_WORKER)
+        parts = self._pool.map(self.run, [images[s : s + SLICES_A_WORKER] for s in starts])
+        return torch.from_numpy(np.concatenate(list(parts))).to(image.device)
+
+
+def torch_run(network: nn.Module, precision: Precision = "float32") -> Run:
+    """How a worker runs a network of PyTorch, in the layout that convolutions are fastest in."""
+    network = network.to(memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            output: Tensor = network(torch.from_numpy(images))
+        return output.float().numpy()
+
+    return run
+
+
+def encoding(encoder: FrozenEncoder, device: torch.device) -> nn.Module:
+    """The fastest form of an encoder on a device: the same features, (B, C, grid, grid)."""
+    if device.type != "cpu":
+        return encoder.to(device)
+    return SliceWorkers(torch_run(fold_batch_norms(encoder.cpu())), "PyTorch")
+
+
+def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads in each of which PyTorch uses one core; other threads keep what they had.
+
+    PyTorch's setting is that of the calling thread and of all that begin later, so that it is put
+    back once every worker has begun.
+    """
+    before = torch.get_num_threads()
+    begun = threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # asked once, a thread no longer follows the setting of others
+        begun.wait()
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="slices", initializer=begin)
+    for _ in range(workers):
+        pool.submit(int)
+    begun.wait()
+    torch.set_num_threads(before)
+    return pool
