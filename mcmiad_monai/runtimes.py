@@ -9,10 +9,12 @@ of the threshold at most (``benchmarks/precision.py``).
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import json
 import logging
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,12 +26,19 @@ from torch import Tensor, nn
 from mcmiad_monai.exporting import METADATA_KEY, ExportError, description
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.precision import Precision, require_precision, warn_where_slow
-from mcmiad_monai.workers import Run, SliceWorkers, torch_run
+from mcmiad_monai.workers import SliceWorkers, torch_run
 
 logger = logging.getLogger(__name__)
 
 Engine = Literal["auto", "torch", "onnxruntime", "openvino"]
 ENGINES: tuple[Engine, ...] = ("auto", "torch", "onnxruntime", "openvino")
+
+#: Engines that ``"auto"`` takes the first installed one of. In float32 they are as fast as each
+#: other, and ONNX Runtime takes less memory (``benchmarks/engines.py``, ``peers_speed.py``).
+FASTEST: dict[Precision, tuple[Engine, ...]] = {
+    "float32": ("onnxruntime", "openvino"),
+    "bfloat16": ("openvino",),
+}
 
 
 class HalfPrecision(nn.Module):
@@ -83,12 +92,49 @@ def open_network(
     if engine not in ENGINES:
         raise ExportError(f"engine {engine!r} is not known; choose one of {list(ENGINES)}.")
     require_precision(precision)
-    source = Path(str(path))
-    compared = engine == "auto"
+    source, place = Path(str(path)), torch.device(device)
     if engine == "auto":
-        engine = _fastest(detector, source, torch.device(device))
-    if engine == "torch":
-        return _torch(detector, torch.device(device), precision)
+        network = _fastest(detector, source, place, precision)
+    elif engine == "torch":
+        network = _torch(detector, place, precision)
+    else:
+        network = _exported(detector, engine, source, precision)
+    _give_back_memory()
+    return network
+
+
+class Opened(NamedTuple):
+    """An exported file, ready.
+
+    Attributes
+    ----------
+    workers : SliceWorkers
+    precision : str
+        The numbers it computes in.
+    told : str
+        The project's metadata in the file; empty if it has none.
+    """
+
+    workers: SliceWorkers
+    precision: str
+    told: str
+
+
+def _torch(detector: MCMIADDetector, device: torch.device, precision: Precision) -> nn.Module:
+    warn_where_slow(precision, device)
+    name = f"PyTorch {torch.__version__}"
+    logger.info("slices are computed by %s on %s in %s", name, device, precision)
+    if device.type == "cpu":
+        return SliceWorkers(torch_run(detector.cpu().folded(), precision), name)
+    # the same numbers, in the layout that convolutions are fastest in
+    network = detector.to(device).to(memory_format=torch.channels_last).eval()
+    return network if precision == "float32" else HalfPrecision(network)
+
+
+def _exported(
+    detector: MCMIADDetector, engine: Engine, source: Path, precision: Precision
+) -> SliceWorkers:
+    """The engine that was asked for, or an error."""
     if engine == "onnxruntime" and precision != "float32":
         raise ExportError(
             "onnxruntime computes in float32 on a CPU; for bfloat16 take openvino or torch."
@@ -98,75 +144,66 @@ def open_network(
             f"engine {engine} runs {source}, which does not exist; write it with: "
             f"mcmiad export MODEL {source}"
         )
-    opened = _onnxruntime(source) if engine == "onnxruntime" else _openvino(source, precision)
-    if not compared and not _belongs(_told(source), detector):
+    opened = _opened(engine, source, precision)
+    if not _belongs(opened, detector):
         raise ExportError(
             f"{source} was exported from another model than the one in this bundle; export again: "
             f"mcmiad export MODEL {source}"
         )
-    return _workers(opened)
+    return _announced(opened)
 
 
-class Opened(NamedTuple):
-    """A network, ready: its function, what runs it and in which numbers."""
-
-    run: Run
-    name: str
-    precision: str
-
-
-def _workers(opened: Opened) -> SliceWorkers:
-    logger.info("slices are computed by %s in %s", opened.name, opened.precision)
-    return SliceWorkers(opened.run, opened.name)
-
-
-def _torch(detector: MCMIADDetector, device: torch.device, precision: Precision) -> nn.Module:
-    warn_where_slow(precision, device)
-    if device.type == "cpu":
-        run = torch_run(detector.cpu().folded(), precision)
-        return _workers(Opened(run, f"PyTorch {torch.__version__}", precision))
-    # the same numbers, in the layout that convolutions are fastest in
-    network = detector.to(device).to(memory_format=torch.channels_last).eval()
-    return network if precision == "float32" else HalfPrecision(network)
-
-
-def _fastest(detector: MCMIADDetector, source: Path, device: torch.device) -> Engine:
-    """The engine that ``"auto"`` means, never one whose numbers could be another model's."""
+def _fastest(
+    detector: MCMIADDetector, source: Path, device: torch.device, precision: Precision
+) -> nn.Module:
+    """What ``"auto"`` means, never an engine whose numbers could be another model's."""
     if device.type != "cpu":
-        return "torch"
-    installed = [e for e in ("openvino", "onnxruntime") if importlib.util.find_spec(e)]
-    if not source.is_file() or not installed or not importlib.util.find_spec("onnx"):
+        return _torch(detector, device, precision)
+    installed = [engine for engine in FASTEST[precision] if importlib.util.find_spec(engine)]
+    if not source.is_file() or not installed:
         logger.info(
             "there is no exported file or no engine for it, which is faster on a CPU: pip install "
             "mcmiad-monai[export], then train again or mcmiad export MODEL %s",
             source.name,
         )
-        return "torch"
-    if not _belongs(_told(source), detector):
-        logger.warning(
-            "%s was exported from another model than the one in this bundle, or not by mcmiad, so "
-            "PyTorch computes; export again: mcmiad export MODEL %s",
-            source.name,
-            source.name,
-        )
-        return "torch"
-    return "openvino" if "openvino" in installed else "onnxruntime"
+        return _torch(detector, device, precision)
+    opened = _opened(installed[0], source, precision)
+    if _belongs(opened, detector):
+        return _announced(opened)
+    logger.warning(
+        "%s was exported from another model than the one in this bundle, or not by mcmiad, so "
+        "PyTorch computes; export again: mcmiad export MODEL %s",
+        source.name,
+        source.name,
+    )
+    return _torch(detector, device, precision)
 
 
-def _belongs(told: str, detector: MCMIADDetector) -> bool:
+def _belongs(opened: Opened, detector: MCMIADDetector) -> bool:
     """Whether a file's metadata tells of this model."""
-    stored = json.loads(told or "{}").get("model_sha256")
+    stored = json.loads(opened.told or "{}").get("model_sha256")
     return bool(stored == description(detector)["model_sha256"])
 
 
-def _told(path: Path) -> str:
-    """The project's metadata in an ONNX file; empty if it has none."""
-    stored = _imported("onnx").load(str(path), load_external_data=False)
-    return next((str(p.value) for p in stored.metadata_props if p.key == METADATA_KEY), "")
+def _announced(opened: Opened) -> SliceWorkers:
+    logger.info("slices are computed by %s in %s", opened.workers.name, opened.precision)
+    return opened.workers
 
 
-def _onnxruntime(path: Path) -> Opened:
-    runtime = _imported("onnxruntime")
+def _opened(engine: Engine, path: Path, precision: Precision) -> Opened:
+    library = _imported(engine)
+    try:
+        if engine == "onnxruntime":
+            return _onnxruntime(library, path)
+        return _openvino(library, path, precision)
+    except Exception as error:  # of a type of the engine's own
+        problem = str(error).strip().split("\n", 1)[0]
+        raise ExportError(
+            f"{engine} cannot open {path} ({problem}); export again: mcmiad export MODEL {path}"
+        ) from error
+
+
+def _onnxruntime(runtime: Any, path: Path) -> Opened:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1  # a worker has one core
     session = runtime.InferenceSession(
@@ -177,21 +214,27 @@ def _onnxruntime(path: Path) -> Opened:
         found: np.ndarray = session.run(None, {"image": images})[0]
         return found
 
-    return Opened(run, f"onnxruntime {runtime.__version__}", "float32")
+    told = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+    # as fast with one slice as with two, in less memory
+    workers = SliceWorkers(run, f"onnxruntime {runtime.__version__}", slices_a_worker=1)
+    return Opened(workers, "float32", told)
 
 
-def _openvino(path: Path, precision: Precision) -> Opened:
-    library = _imported("openvino")
+def _openvino(library: Any, path: Path, precision: Precision) -> Opened:
     settings = {
         # told, since OpenVINO takes bfloat16 by itself where the processor has it
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": torch.get_num_threads(),  # a worker has one core
     }
-    compiled = library.Core().compile_model(str(path), "CPU", settings)
+    core = library.Core()
+    model = core.read_model(str(path))
+    place = ["framework", METADATA_KEY]
+    told = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else ""
+    compiled = core.compile_model(model, "CPU", settings)
     requests = _Requests(compiled)
-    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    used = {"f32": "float32", "bf16": "bfloat16"}.get(used, used)
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    used = {"f32": "float32", "bf16": "bfloat16"}.get(hint, hint)
     if used != precision:
         logger.warning(
             "this processor has no instructions for %s, so OpenVINO computes in %s", precision, used
@@ -200,7 +243,7 @@ def _openvino(path: Path, precision: Precision) -> Opened:
     def run(images: np.ndarray) -> np.ndarray:
         return np.array(requests.mine().infer([images], share_inputs=True)[0], dtype=np.float32)
 
-    return Opened(run, f"openvino {library.__version__}", used)
+    return Opened(SliceWorkers(run, f"openvino {library.__version__}"), used, told)
 
 
 class _Requests:
@@ -222,3 +265,13 @@ def _imported(name: str) -> Any:
         raise ExportError(
             f"{name} is not installed; engines need the extra: pip install mcmiad-monai[export]"
         ) from error
+
+
+def _give_back_memory() -> None:
+    """Hand the system what building and reading a model used and freed.
+
+    glibc keeps it for later, though activations seldom fit in: half of what a process holds then.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -19,8 +19,7 @@ from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.precision import Precision
 
-#: Slices that one worker takes at a time: the activations of more leave the caches of a core
-#: (``benchmarks/engines.py --batches``).
+#: Slices that one worker takes at a time: the activations of more leave the caches of a core.
 SLICES_A_WORKER = 2
 #: Portions for each worker in one call, so that none idles long at its end.
 PORTIONS_A_CALL = 4
@@ -55,6 +54,8 @@ class SliceWorkers(nn.Module):
         Of what computes, and its version, for people.
     workers : int, optional
         Calls of `run` at the same time; by default the threads that PyTorch would use.
+    slices_a_worker : int
+        Slices in one call of `run`.
 
     Attributes
     ----------
@@ -62,18 +63,26 @@ class SliceWorkers(nn.Module):
         Slices in a call that keep all workers busy.
     """
 
-    def __init__(self, run: Run, name: str, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        workers: int | None = None,
+        *,
+        slices_a_worker: int = SLICES_A_WORKER,
+    ) -> None:
         super().__init__()
         workers = workers or torch.get_num_threads()
-        self.run, self.name = run, name
-        self.slices_at_once = workers * SLICES_A_WORKER * PORTIONS_A_CALL
+        self.run, self.name, self.slices_a_worker = run, name, slices_a_worker
+        self.slices_at_once = workers * slices_a_worker * PORTIONS_A_CALL
         self._pool = _single_threaded_pool(workers)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, 1, S, S); the output (B, …) comes back on their device."""
         images = np.ascontiguousarray(image.detach().cpu().numpy(), dtype=np.float32)
-        starts = range(0, len(images), SLICES_A_WORKER)
-        parts = self._pool.map(self.run, [images[s : s + SLICES_A_WORKER] for s in starts])
+        count = self.slices_a_worker
+        starts = range(0, len(images), count)
+        parts = self._pool.map(self.run, [images[s : s + count] for s in starts])
         return torch.from_numpy(np.concatenate(list(parts))).to(image.device)
 
 

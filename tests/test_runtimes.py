@@ -96,6 +96,20 @@ def test_file_that_is_missing_says_how_to_make_it(detector: MCMIADDetector, tmp_
         open_network(detector, engine="onnx")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_file_that_is_damaged_or_foreign_is_refused(
+    detector: MCMIADDetector, tmp_path: Path, engine: str
+) -> None:
+    pytest.importorskip(engine, reason="the extra export is not installed")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no network")
+    with pytest.raises(ExportError, match=r"cannot open .*export again"):
+        open_network(detector, engine=engine, path=path)  # type: ignore[arg-type]
+    torch.onnx.export(nn.ReLU(), (torch.ones(1, 1, 8, 8),), path, dynamo=True, verbose=False)
+    with pytest.raises(ExportError, match="exported from another model"):
+        open_network(detector, engine=engine, path=path)  # type: ignore[arg-type]
+
+
 def test_torchscript_holds_thresholds(detector: MCMIADDetector, tmp_path: Path) -> None:
     path = export_model(detector, tmp_path / "model.ts", size=SIZE)
     extra = {METADATA_KEY: ""}
@@ -158,12 +172,14 @@ def test_auto_takes_the_fastest_that_has_a_file_of_this_model(
 ) -> None:
     pytest.importorskip("openvino", reason="the extra export is not installed")
     caplog.set_level("INFO")
-    assert "openvino" in open_network(detector, engine="auto", path=exported).name
+    assert "onnxruntime" in open_network(detector, engine="auto", path=exported).name
+    half = open_network(detector, engine="auto", path=exported, precision="bfloat16")
+    assert "openvino" in half.name
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "openvino" else found(name)
+        "importlib.util.find_spec", lambda name: None if name == "onnxruntime" else found(name)
     )
-    assert "onnxruntime" in open_network(detector, engine="auto", path=exported).name
+    assert "openvino" in open_network(detector, engine="auto", path=exported).name
     missing = tmp_path / "no.onnx"
     assert "PyTorch" in open_network(small_detector(), engine="auto", path=missing).name
     assert "there is no exported file" in caplog.text
