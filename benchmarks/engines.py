@@ -1,7 +1,7 @@
 """Slices a second of the whole slice network, by engine, beside the plain form in PyTorch.
 
     python benchmarks/engines.py [--model my_model/models/model.pt] [--batch 16] [--repeats 5]
-    python benchmarks/engines.py --batches     # slices/s of PyTorch by the size of its batch
+    python benchmarks/engines.py --batches     # slices/s of PyTorch without workers, by its batch
 
 Plain is timm's `features_only`, which runs and keeps the stages behind stride 16, then pooling,
 the head without savings, and the score, in eager float32. All forms have the same weights, read
@@ -32,7 +32,7 @@ from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, build_encoder
 from mcmiad_monai.networks.head import build_head, head_from_config
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.precision import Precision
+from mcmiad_monai.precision import Precision, slowdown
 from mcmiad_monai.runtimes import Engine, open_network
 from mcmiad_monai.scoring import AnomalyScore
 from mcmiad_monai.workers import slices_at_once
@@ -120,6 +120,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = export_model(detector, Path(folder) / "model.onnx")
         for engine, precision in FORMS:
+            if precision != "float32" and slowdown(precision) > 1:
+                print(f"{engine} {precision}: this processor has no instructions for it")
+                continue
             # a model of its own for each, since the layout in memory is changed in place
             own = copy.deepcopy(detector)
             network = open_network(own, engine=engine, path=path, precision=precision)
@@ -139,10 +142,11 @@ def divided(run: Callable[[Tensor], Tensor], count: int) -> Callable[[Tensor], T
 
 @torch.inference_mode()
 def by_batch(detector: MCMIADDetector, *, repeats: int) -> None:
-    """Slices a second of PyTorch in batches of several sizes."""
+    """Slices a second of PyTorch, all cores on each batch, in batches of several sizes."""
     images = torch.rand(32, 1, 224, 224, generator=torch.Generator().manual_seed(0))
     sizes = (1, 2, 4, 8, 16, 32)
-    forms = {f"torch in batches of {n}": divided(open_network(detector), n) for n in sizes}
+    network = copy.deepcopy(detector).to(memory_format=torch.channels_last)
+    forms = {f"torch in batches of {n}": divided(network, n) for n in sizes}
     measure({PLAIN: plain_form(detector), **forms}, batch=len(images), repeats=repeats)
 
 

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcmiad_monai.losses import ReconstructionLoss
+from mcmiad_monai.precision import PRECISIONS, slowdown
 
 SLICES = 16
 SIDE = 4096
@@ -37,9 +38,11 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"a slice of inference {inference / 1e9:.2f} GFLOP, of training {training / 1e9:.2f}")
     print(f"{'products':<12}{'GFLOP/s':>10}{'slices/s, at most':>20}{'s a step, at least':>20}")
-    for dtype in (torch.float32, torch.bfloat16):
-        rate = product_rate(dtype, options.repeats)
-        name = str(dtype).removeprefix("torch.")
+    for name in PRECISIONS:
+        if slowdown(name) > 1 and name != "float32":
+            print(f"{name:<12}{'this processor has no instructions for it':>50}")
+            continue
+        rate = product_rate(getattr(torch, name), options.repeats)
         step = SLICES * training / rate
         print(f"{name:<12}{rate / 1e9:>10.0f}{rate / inference:>20.1f}{step:>20.3f}")
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from mcmiad_monai.losses import ReconstructionLoss
 from mcmiad_monai.networks.dropout import DroppingReLU
 from mcmiad_monai.networks.head import MCMIADHead, head_from_config
+from mcmiad_monai.precision import slowdown
 
 CLIP_NORM = 0.1
 
@@ -95,8 +96,11 @@ def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]
         "plain": Form(plain_head(detector.head), cached),
         "end to end, encoder in each step": Form(plain_head(detector.head), encoded),
         "float32 (default)": Form(head(), cached, fused=True),
-        "bfloat16": Form(head(), cached, half=True, fused=True),
     }
+    if device == "cpu" and slowdown("bfloat16") > 1:
+        print("bfloat16: this processor has no instructions for it")
+        return known
+    known["bfloat16"] = Form(head(), cached, half=True, fused=True)
     if compiled:
         known["bfloat16, compiled"] = Form(head(), cached, half=True, fused=True)
         known["bfloat16, compiled"].head.compile()

@@ -26,21 +26,25 @@ def require_precision(name: str) -> None:
         raise ValueError(f"precision {name!r} is not known; choose one of {list(PRECISIONS)}.")
 
 
-def warn_where_slow(name: str, device: torch.device) -> None:
-    """Log a warning if a processor multiplies matrices faster in float32 than as asked.
+def slowdown(name: str) -> float:
+    """How many times as long a product of matrices takes on this processor as in float32.
 
-    Processors without instructions for bfloat16 do it in software. It is measured, since which have
-    them PyTorch tells of some kinds alone.
+    Processors without instructions for bfloat16 do it in software. It is measured, since of some
+    kinds PyTorch does not tell which have them.
     """
+    return _seconds(getattr(torch, name)) / _seconds(torch.float32)
+
+
+def warn_where_slow(name: str, device: torch.device) -> None:
+    """Log a warning if a processor multiplies matrices faster in float32 than as asked."""
     if name == "float32" or device.type != "cpu":
         return
-    exact, asked = _seconds(torch.float32), _seconds(getattr(torch, name))
-    if asked > exact:
+    if (times := slowdown(name)) > 1:
         logger.warning(
             "products in %s take %.0f times as long as in float32 on this processor, which lacks "
             "instructions for them; precision=float32 is exact and faster here",
             name,
-            asked / exact,
+            times,
         )
 
 

@@ -121,8 +121,13 @@ def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
         begun.wait()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="slices", initializer=begin)
-    for _ in range(workers):
-        pool.submit(int)
-    begun.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(workers):
+            pool.submit(int)
+        begun.wait()
+    except RuntimeError:
+        begun.abort()  # a thread could not begin; the others do not wait for it forever
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool

@@ -45,6 +45,24 @@ def test_workers_use_one_core_each_and_other_threads_what_they_had() -> None:
         torch.set_num_threads(before)
 
 
+def test_threads_end_where_one_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    begin, begun = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start"):
+        SliceWorkers(lambda images: images, "copying", workers=2)
+    begun[0].join(timeout=60)
+    assert not begun[0].is_alive()
+    assert torch.get_num_threads() == before
+
+
 def test_an_error_in_a_worker_reaches_the_caller() -> None:
     def run(images: np.ndarray) -> np.ndarray:
         raise MemoryError(f"no room for {len(images)}")
