@@ -9,6 +9,7 @@ of the threshold at most (``benchmarks/precision.py``).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -16,6 +17,7 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -192,10 +194,16 @@ def _announced(opened: Opened) -> SliceWorkers:
 
 def _opened(engine: Engine, path: Path, precision: Precision) -> Opened:
     library = _imported(engine)
+    if engine == "onnxruntime":
+        return _onnxruntime(library, path)
+    return _openvino(library, path, precision)
+
+
+@contextlib.contextmanager
+def _reading(engine: Engine, path: Path) -> Iterator[None]:
+    """Around what an engine does with a file: an error in it says how to get a good one."""
     try:
-        if engine == "onnxruntime":
-            return _onnxruntime(library, path)
-        return _openvino(library, path, precision)
+        yield
     except Exception as error:  # of a type of the engine's own
         problem = str(error).strip().split("\n", 1)[0]
         raise ExportError(
@@ -206,9 +214,10 @@ def _opened(engine: Engine, path: Path, precision: Precision) -> Opened:
 def _onnxruntime(runtime: Any, path: Path) -> Opened:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1  # a worker has one core
-    session = runtime.InferenceSession(
-        str(path), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    with _reading("onnxruntime", path):
+        session = runtime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
 
     def run(images: np.ndarray) -> np.ndarray:
         found: np.ndarray = session.run(None, {"image": images})[0]
@@ -228,10 +237,11 @@ def _openvino(library: Any, path: Path, precision: Precision) -> Opened:
         "NUM_STREAMS": torch.get_num_threads(),  # a worker has one core
     }
     core = library.Core()
-    model = core.read_model(str(path))
+    with _reading("openvino", path):
+        model = core.read_model(str(path))
+        compiled = core.compile_model(model, "CPU", settings)
     place = ["framework", METADATA_KEY]
     told = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else ""
-    compiled = core.compile_model(model, "CPU", settings)
     requests = _Requests(compiled)
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     used = {"f32": "float32", "bf16": "bfloat16"}.get(hint, hint)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.runtimes import open_network
+from mcmiad_monai.runtimes import HalfPrecision, open_network
 from mcmiad_monai.workers import ACCELERATOR_SLICES, SliceWorkers, slices_at_once
 
 SIZE = 64
@@ -82,6 +84,26 @@ def test_openvino_tells_when_the_processor_lacks_a_precision(
     able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert ("no instructions for bfloat16" in caplog.text) != able
     assert f"in {'bfloat16' if able else 'float32'}" in caplog.text.splitlines()[-1]
+
+
+def test_half_precision_of_a_whole_network_gives_float32(detector: MCMIADDetector) -> None:
+    images = torch.rand(2, 1, SIZE, SIZE)
+    with torch.inference_mode():
+        expected, found = detector(images), HalfPrecision(detector)(images)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.05, atol=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back to Linux alone")
+def test_opening_gives_freed_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        trimmed: ClassVar[list[int]] = []
+        malloc_trim = trimmed.append
+
+    monkeypatch.setattr("mcmiad_monai.runtimes.ctypes.CDLL", lambda _: Library)
+    open_network(small_detector())
+    assert Library.trimmed == [0]
 
 
 def test_file_of_another_model_is_refused(exported: Path) -> None:

@@ -28,7 +28,7 @@ def images() -> Tensor:
     return torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
-# activation inside the norm, a norm of PyTorch's own, and norms that follow a concatenation
+# activation inside the norm, a norm of PyTorch's own, and norms that follow no convolution
 @pytest.mark.parametrize("name", ["test_efficientnet.r160_in1k", "resnet18", "repvgg_a0"])
 def test_features_are_the_same_and_the_encoder_is_left_as_it_was(name: str) -> None:
     encoder = encoder_of(name)
