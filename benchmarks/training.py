@@ -4,10 +4,12 @@
 
 Plain is the head without savings, with PyTorch's dropout and its default AdamW, in float32, on
 cached features. End to end is the same with the images through timm's `features_only` in every
-step, as methods without a feature cache train. All forms start from the same weights and take
-turns. The error is the norm of the difference of all gradients from plain's, relative to plain's,
-without dropout and jitter, which draw other numbers in each form. `--compile` adds the
-bfloat16 form through `torch.compile`, which needs a C++ compiler, and tells how long that took.
+step, as methods without a feature cache train. The default is what bundles train with: each thread
+takes its share of the batch; "in layers" leaves the threads to PyTorch. All forms start from the
+same weights and take turns. The error is the norm of the difference of all gradients from plain's,
+relative to plain's, without dropout and jitter, which draw other numbers in each form. `--compile`
+adds the bfloat16 form through `torch.compile`, which needs a C++ compiler, and tells how long that
+took.
 
 Threads that share a step wait for each other by spinning. Where other processes want the cores too
 this can be much slower; measure with GOMP_SPINCOUNT=1000, as `mcmiad` runs.
@@ -21,7 +23,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from engines import Untruncated, default_detector
@@ -31,6 +33,7 @@ from mcmiad_monai.losses import ReconstructionLoss
 from mcmiad_monai.networks.dropout import DroppingReLU
 from mcmiad_monai.networks.head import MCMIADHead, head_from_config
 from mcmiad_monai.precision import slowdown
+from mcmiad_monai.threaded import ThreadedHead
 
 CLIP_NORM = 0.1
 
@@ -43,15 +46,20 @@ class Form:
     features: Callable[[], Tensor]
     half: bool = False
     fused: bool = False
+    threaded: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
+        self.network = ThreadedHead(self.head) if self.threaded else self.head
+        if self.compiled:
+            self.head.compile()
         self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=1e-3, fused=self.fused)
 
     def loss(self) -> Tensor:
         """Of one batch."""
         features = self.features()
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.half):
-            output = self.head(features)
+            output = self.network(features)
         return ReconstructionLoss(cosine_weight=5.0)(output)
 
     def step(self) -> None:
@@ -95,26 +103,30 @@ def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]
     known = {
         "plain": Form(plain_head(detector.head), cached),
         "end to end, encoder in each step": Form(plain_head(detector.head), encoded),
-        "float32 (default)": Form(head(), cached, fused=True),
     }
-    if device == "cpu" and slowdown("bfloat16") > 1:
-        print("bfloat16: this processor has no instructions for it")
-        return known
-    known["bfloat16"] = Form(head(), cached, half=True, fused=True)
+    cpu = device == "cpu"
+    for name, half in (("float32 (default)", False), ("bfloat16", True)):
+        if half and cpu and slowdown("bfloat16") > 1:
+            print("bfloat16: this processor has no instructions for it")
+            continue
+        if cpu:
+            layers = f"{name.split()[0]}, in layers"
+            known[layers] = Form(head(), cached, half=half, fused=True)
+        known[name] = Form(head(), cached, half=half, fused=True, threaded=cpu)
     if compiled:
-        known["bfloat16, compiled"] = Form(head(), cached, half=True, fused=True)
-        known["bfloat16, compiled"].head.compile()
+        known["bfloat16, compiled"] = Form(head(), cached, half=True, fused=True, compiled=True)
     return known
 
 
 def gradient(form: Form) -> Tensor:
-    """Of one batch without noise, all parameters in one row; the head is left as it was."""
-    form.head.eval()
-    form.loss().backward()
-    found = [p.grad.flatten().float() for p in form.head.parameters() if p.grad is not None]
-    form.head.zero_grad(set_to_none=True)
-    form.head.train()
-    return torch.cat(found)
+    """Of one batch without noise, all parameters in one row; the form is left as it was."""
+    head = copy.deepcopy(form.head)
+    head.jitter.scale = 0.0
+    for module in head.modules():
+        if isinstance(module, DroppingReLU | nn.Dropout):
+            module.p = 0.0
+    replace(form, head=head).loss().backward()
+    return torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Every process holds the whole head and takes its share of each batch; gradients are averaged by
 PyTorch's DistributedDataParallel. Without an initialised process group everything here is what one
-process does.
+process does. On a CPU the threads of a process share its batch in turn.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from mcmiad_monai.networks.head import MCMIADHead
+from mcmiad_monai.threaded import ThreadedHead
 
 #: The others wait while the first process computes the features of a whole cohort.
 TIMEOUT = timedelta(hours=12)
@@ -87,17 +90,20 @@ def main_first() -> Iterator[None]:
 
 
 def replicate(network: nn.Module, place: str | torch.device) -> nn.Module:
-    """Put a network on a device, and in a group have its gradients averaged.
+    """Put a network on a device in the form that trains fastest, and average over a group.
 
     Parameters
     ----------
     network : nn.Module
-        Moved in place; keep it for its state dict, which has no wrapper's prefix.
+        Moved in place; keep it for its state dict, which has no wrapper's prefix. On a CPU an
+        `MCMIADHead` trains in threads, another network as it is.
     place : str or torch.device
         Where to.
     """
     where = torch.device(place)
     network = network.to(where)
+    if where.type == "cpu" and isinstance(network, MCMIADHead):
+        network = ThreadedHead(network)
     if not is_initialised():
         return network
     return DistributedDataParallel(network, device_ids=[where] if where.type == "cuda" else None)

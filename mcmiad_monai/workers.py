@@ -6,9 +6,7 @@ caches; cores with a slice each do neither.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.precision import Precision
+from mcmiad_monai.threads import single_threaded_pool
 
 #: Slices that one worker takes at a time: the activations of more leave the caches of a core.
 SLICES_A_WORKER = 2
@@ -75,7 +74,7 @@ class SliceWorkers(nn.Module):
         workers = workers or torch.get_num_threads()
         self.run, self.name, self.slices_a_worker = run, name, slices_a_worker
         self.slices_at_once = workers * slices_a_worker * PORTIONS_A_CALL
-        self._pool = _single_threaded_pool(workers)
+        self._pool = single_threaded_pool(workers, "slices")
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, 1, S, S); the output (B, …) comes back on their device."""
@@ -104,30 +103,3 @@ def encoding(encoder: FrozenEncoder, device: torch.device) -> nn.Module:
     if device.type != "cpu":
         return encoder.to(device)
     return SliceWorkers(torch_run(fold_batch_norms(encoder.cpu())), "PyTorch")
-
-
-def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch uses one core; other threads keep what they had.
-
-    PyTorch's setting is that of the calling thread and of all that begin later, so that it is put
-    back once every worker has begun.
-    """
-    before = torch.get_num_threads()
-    begun = threading.Barrier(workers + 1)
-
-    def begin() -> None:
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # asked once, a thread no longer follows the setting of others
-        begun.wait()
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="slices", initializer=begin)
-    try:
-        for _ in range(workers):
-            pool.submit(int)
-        begun.wait()
-    except RuntimeError:
-        begun.abort()  # a thread could not begin; the others do not wait for it forever
-        raise
-    finally:
-        torch.set_num_threads(before)
-    return pool

@@ -34,6 +34,7 @@ from mcmiad_monai.losses import ReconstructionLoss
 from mcmiad_monai.metrics import SliceAUROC
 from mcmiad_monai.networks.head import MCMIADHead, build_head
 from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.threaded import IMAGES_A_THREAD
 
 CHANNELS, GRID = 6, 4
 PROCESSES = 2
@@ -121,6 +122,7 @@ def gradients(images: Tensor, **options: Any) -> list[float]:
     """Gradients after a second backward pass: DDP finds out by then what it was not given."""
     head = small_head(**options)
     network = distributed.replicate(head, "cpu")
+    assert len(images) // 2 >= IMAGES_A_THREAD
     for _ in range(2):
         head.zero_grad()
         LOSS(network(images)).backward()
@@ -128,7 +130,8 @@ def gradients(images: Tensor, **options: Any) -> list[float]:
 
 
 OPTIONS: list[dict[str, Any]] = [{}, {"use_text_fusion": False}, {"top_k": 1, "ffn_per_round": 2}]
-BATCH = torch.randn(6, CHANNELS, GRID, GRID, generator=torch.Generator().manual_seed(5))
+#: large enough that the threads of each process share their part of it
+BATCH = torch.randn(16, CHANNELS, GRID, GRID, generator=torch.Generator().manual_seed(5))
 VALIDATION = [Kept(9, anomalous=(0, 3, 4)), Kept(8, anomalous=(1, 7)), Kept(7)]
 TRAINING = Kept(16)
 BATCH_SIZES = (1, 2, 32)
@@ -214,7 +217,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(PROCESSES),
-                "OMP_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "2",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -7,13 +7,14 @@ of a token, so that no token can copy itself. LayerNorms are a round's only weig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.networks.attention import MultiHeadAttention, neighbourhood_blocked
-from mcmiad_monai.networks.moe import Dispatch, MixtureOfExperts, balance_loss
+from mcmiad_monai.networks.moe import Dispatch, Expert, MixtureOfExperts
 
 QUERY_STD = 0.02
 """Standard deviation from which the learned query starts."""
@@ -99,18 +100,21 @@ class RecursiveMoEDecoder(nn.Module):
         Returns
         -------
         output : Tensor of shape (B, N, D)
-        balance : Tensor of shape ()
-            CV² of the experts' importance over all rounds, summed over the mixtures of a round.
+        importance : Tensor of shape (M, E)
+            Of the experts over all rounds, a row for each mixture of a round; see
+            `MixtureOfExperts`.
         """
         position = self.position()  # (1, N, D)
         output, importance = tokens, [torch.zeros((), device=tokens.device)] * self.ffn_per_round
         attended = self._attend_input(tokens, position)  # (B, N, D)
+        experts = [cast(MixtureOfExperts, ffn).split() for ffn in self.ffns]
         for index, norms in enumerate(self.norms):
             if index and not self.savings:
                 attended = self._attend_input(tokens, position)
-            output, used = self._round(attended, output, position, cast(RoundNorms, norms))
+            around = attended, output, position
+            output, used = self._round(*around, cast(RoundNorms, norms), experts)
             importance = [total + new for total, new in zip(importance, used, strict=True)]
-        return output, torch.stack([balance_loss(total) for total in importance]).sum()
+        return output, torch.stack(importance)
 
     def _attend_input(self, tokens: Tensor, position: Tensor) -> Tensor:
         """First attention of a round: the learned query looks at the input."""
@@ -118,21 +122,28 @@ class RecursiveMoEDecoder(nn.Module):
         return self.input_attention(self.query + position, memory, self.allowed)  # (B, N, D)
 
     def _round(
-        self, attended: Tensor, previous: Tensor, position: Tensor, norms: RoundNorms
+        self,
+        attended: Tensor,
+        previous: Tensor,
+        position: Tensor,
+        norms: RoundNorms,
+        experts: Sequence[Sequence[Expert]],
     ) -> tuple[Tensor, list[Tensor]]:
         """Everything of a round after its first attention."""
         used: list[Tensor] = []
         x = norms.input(self.query + attended)  # (B, N, D)
         if norms.extra is not None:
-            x, importance = self._feed_forward(1, x, norms.extra)
+            x, importance = self._feed_forward(1, x, experts, norms.extra)
             used.append(importance)
         memory = self.round_attention.project(previous + position, previous)
         x = norms.round(x + self.round_attention(x + position, memory, self.allowed))
-        x, importance = self._feed_forward(0, x, norms.ffn)
+        x, importance = self._feed_forward(0, x, experts, norms.ffn)
         return x, [importance, *used]
 
-    def _feed_forward(self, index: int, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        mixed, importance = self.ffns[index](x)
+    def _feed_forward(
+        self, index: int, x: Tensor, experts: Sequence[Sequence[Expert]], norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        mixed, importance = self.ffns[index](x, experts[index])
         return norm(x + mixed), importance
 
 

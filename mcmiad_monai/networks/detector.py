@@ -78,8 +78,8 @@ class MCMIADDetector(nn.Module):
 
     def heatmap_from_features(self, features: Tensor, size: Sequence[int]) -> Tensor:
         """Heatmaps (B, 1, H, W), float32, from features; for features that were kept."""
-        output = self.head(features)
-        heatmap = self.score(output.target, output.reconstruction, size)  # (B, 1, H, W)
+        target, restored, _ = self.head.reconstruct(features)
+        heatmap = self.score(target, restored, size)  # (B, 1, H, W)
         return heatmap / self.heat_scale.float()
 
     def forward(self, image: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcmiad_monai.networks.randomness import generator
+
 LANES = 4
 """16-bit numbers in one 64-bit word of the generator."""
 
@@ -22,8 +24,8 @@ class DroppingReLU(nn.Module):
     point and multiplies by it. Here one 64-bit draw serves four elements with 16 bits each, so that
     the probability is right to 1 / 131072; integers blank out what is dropped; and the gradient
     goes where the output is not zero, so that neither mask nor input is kept for it. The numbers
-    come from the global generator, as PyTorch's do. Elsewhere, in evaluation and in a compiled
-    graph, this is PyTorch's own.
+    come from the global generator, as PyTorch's do, or from the thread's own (`randomness`).
+    Elsewhere, in evaluation and in a compiled graph, this is PyTorch's own.
 
     Parameters
     ----------
@@ -73,7 +75,8 @@ class _DroppingReLU(torch.autograd.Function):
 
 def kept(shape: torch.Size, probability: float) -> Tensor:
     """All bits of a 16-bit integer set, or with the given probability none; of the given shape."""
-    words = torch.empty(-(-shape.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty(-(-shape.numel() // LANES), dtype=torch.int64)
+    words.random_(-(2**63), None, generator=generator())
     bits = words.view(torch.int16)[: shape.numel()].view(shape)  # uniform in ±2¹⁵
     limit = 2**15 - round(probability * 2**16)
     # −1 below the limit and 0 from there on, by operations that are vectorised for integers

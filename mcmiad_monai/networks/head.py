@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mcmiad_monai.networks.decoder import RecursiveMoEDecoder, initialise_linear_layers
 from mcmiad_monai.networks.fusion import CrossModalFusion, FusionMode
 from mcmiad_monai.networks.jitter import FeatureJitter
+from mcmiad_monai.networks.moe import balance_loss
 from mcmiad_monai.networks.text_prior import TextPrior
 
 JitterPosition = Literal["fused", "features"]
@@ -26,7 +27,7 @@ class HeadOutput(NamedTuple):
     reconstruction : Tensor of shape (B, C, grid, grid)
         Their reconstruction.
     balance_loss : Tensor of shape ()
-        CV² of the experts' importance.
+        CV² of the experts' importance over all rounds, summed over the mixtures of a round.
     """
 
     target: Tensor
@@ -179,13 +180,22 @@ class MCMIADHead(nn.Module):
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Reconstruct features of shape (B, C, grid, grid)."""
+        target, restored, importance = self.reconstruct(features)
+        return HeadOutput(target, restored, balance_loss(importance))
+
+    def reconstruct(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Target and reconstruction as `forward` gives them, and the experts' importance (M, E).
+
+        All three of a batch follow from those of its parts: the first two lie behind each other,
+        and importance adds up.
+        """
         self._require(features)
         features = features.to(self.project.weight.dtype)  # kept features are in half precision
         target = self._standardized(features) if self.standardize_features else features
         tokens = target.flatten(2).transpose(1, 2)  # (B, N, C)
-        output, balance = self.decoder(self._prepare(tokens))  # (B, N, D)
+        output, importance = self.decoder(self._prepare(tokens))  # (B, N, D)
         restored = self.restore(output)  # (B, N, C)
-        return HeadOutput(target, restored.transpose(1, 2).unflatten(2, (self.grid, -1)), balance)
+        return target, restored.transpose(1, 2).unflatten(2, (self.grid, -1)), importance
 
     def _prepare(self, tokens: Tensor) -> Tensor:
         """Project, fuse and jitter: (B, N, C) → (B, N, D)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from mcmiad_monai.networks.dropout import DroppingReLU
 
 Dispatch = Literal["auto", "grouped", "routed", "dense"]
+
+
+class Expert(NamedTuple):
+    """Weights of one expert: (H, D), (H,), (D, H) and (D,)."""
+
+    up: Tensor
+    up_bias: Tensor
+    down: Tensor
+    down_bias: Tensor
 
 
 class MixtureOfExperts(nn.Module):
@@ -68,12 +77,31 @@ class MixtureOfExperts(nn.Module):
             nn.init.xavier_uniform_(self.up.data[expert])
             nn.init.xavier_uniform_(self.down.data[expert])
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self) -> list[Expert]:
+        """Weights by expert, for all calls of `forward` until they change.
+
+        They are in the type of autocast's products, so that they are converted once and not for
+        each call.
+        """
+        kind, dtype = self.up.device.type, self.up.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        stacked = (self.up, self.up_bias, self.down, self.down_bias)
+        if not torch.is_grad_enabled():  # views would say that they need one all the same
+            stacked = tuple(p.detach() for p in stacked)
+        # unbound at once: the gradient of one expert's weights would come padded with zeros
+        return [Expert(*own) for own in zip(*(p.to(dtype).unbind() for p in stacked), strict=True)]
+
+    def forward(
+        self, tokens: Tensor, experts: Sequence[Expert] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Send each token through its experts.
 
         Parameters
         ----------
         tokens : Tensor of shape (B, N, D)
+        experts : sequence of Expert, optional
+            What `split` returned, for several calls with the same weights.
 
         Returns
         -------
@@ -84,46 +112,51 @@ class MixtureOfExperts(nn.Module):
         logits = self.gate(tokens).float()  # (B, N, E)
         best, chosen = logits.topk(self.top_k, dim=-1)  # (B, N, k)
         weights = best.softmax(dim=-1)  # (B, N, k)
-        run = getattr(self, f"_{self._form()}")
-        flat = run(tokens.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1))  # (T, D)
+        routes = tokens.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)
+        form = self._form()
+        if form == "dense":
+            flat = self._dense(*routes)  # (T, D)
+        else:
+            run = self._routed if form == "routed" else self._grouped
+            flat = run(*routes, self.split() if experts is None else experts)
         importance = logits.softmax(dim=-1).sum(dim=(0, 1))  # (E,)
         return flat.view_as(tokens), importance
 
-    def _form(self) -> str:
+    def _form(self) -> Dispatch:
         if self.dispatch != "auto":
             return self.dispatch
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return "routed"
         return "dense" if torch.compiler.is_compiling() else "grouped"
 
-    def _grouped(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    def _grouped(
+        self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert]
+    ) -> Tensor:
         """Sort the (token, expert) pairs by expert and run each expert on its own rows."""
         order = chosen.flatten().argsort(stable=True)  # (T·k,)
         inverse = order.argsort()
         sizes = chosen.flatten().bincount(minlength=self.experts).tolist()
         groups = _Gather.apply(tokens, order, inverse, self.top_k).split(sizes)
-        rows = torch.cat(self._run_experts(groups))  # (T·k, D)
+        rows = torch.cat(self._run_experts(groups, experts))  # (T·k, D)
         back = _Gather.apply(rows, inverse, order, 1).view(*chosen.shape, -1)  # (T, k, D)
         return _sum_copies(back * weights.to(back.dtype)[..., None])
 
-    def _routed(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    def _routed(
+        self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert]
+    ) -> Tensor:
         """Gather the rows of each expert, whose number the graph leaves open, and scatter back."""
         flat = chosen.flatten()  # (T·k,)
         places = [(flat == e).nonzero().flatten() for e in range(self.experts)]
-        rows = self._run_experts([tokens[place // self.top_k] for place in places])
+        rows = self._run_experts([tokens[place // self.top_k] for place in places], experts)
         empty = tokens.new_zeros(flat.shape[0], tokens.shape[1])
         back = empty.index_put((torch.cat(places),), torch.cat(rows).to(empty.dtype))
         return _sum_copies(back.view(*chosen.shape, -1) * weights.to(back.dtype)[..., None])
 
-    def _run_experts(self, groups: Sequence[Tensor]) -> list[Tensor]:
+    def _run_experts(self, groups: Sequence[Tensor], experts: Sequence[Expert]) -> list[Tensor]:
         """Each expert on its own rows."""
-        # unbound at once: the gradient of one expert's weights would come padded with zeros
-        parameters = zip(
-            *(p.unbind() for p in (self.up, self.up_bias, self.down, self.down_bias)), strict=True
-        )
         return [
-            F.linear(self.activation(F.linear(rows, up, up_bias)), down, down_bias)
-            for rows, (up, up_bias, down, down_bias) in zip(groups, parameters, strict=True)
+            F.linear(self.activation(F.linear(rows, own.up, own.up_bias)), own.down, own.down_bias)
+            for rows, own in zip(groups, experts, strict=True)
         ]
 
     def _dense(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -167,13 +200,14 @@ def balance_loss(importance: Tensor) -> Tensor:
 
     Parameters
     ----------
-    importance : Tensor of shape (E,)
-        Softmaxed gate probabilities, summed over tokens and rounds.
+    importance : Tensor of shape (E,) or (M, E)
+        Softmaxed gate probabilities, summed over tokens and rounds; a row for each mixture.
 
     Returns
     -------
     Tensor of shape ()
+        Summed over the mixtures.
     """
-    if importance.numel() == 1:
+    if importance.shape[-1] == 1:
         return importance.new_zeros(())
-    return importance.var() / importance.mean().square()
+    return (importance.var(dim=-1) / importance.mean(dim=-1).square()).sum()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mcmiad_monai.data.mixture import MixedFeatures, training_loader
+from mcmiad_monai.distributed import replicate
 from mcmiad_monai.engines import HeadTrainer, learning_rate_schedule
 from mcmiad_monai.handlers import Checkpoints, TrainingProgress
 from mcmiad_monai.networks.encoder import FrozenEncoder
@@ -48,11 +49,13 @@ def fit_head(
     head = method.build_head(encoder, prior, seed)
     if method.standardize_features:
         head.set_feature_statistics(*data.statistics())
-    head = head.to(device)
+    network = replicate(head, device)
     loader = training_loader(
         data, batch_size=method.batch_size, min_steps=method.min_steps_per_epoch
     )
-    optimizer = torch.optim.AdamW(head.parameters(), lr=method.learning_rate, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=method.learning_rate, weight_decay=1e-4, fused=True
+    )
     steps = method.epochs * len(loader)
     schedule = learning_rate_schedule(optimizer, kind=method.schedule, total_steps=steps)
     handlers: list[Any] = [TrainingProgress(disable=not progress)]
@@ -70,7 +73,7 @@ def fit_head(
         device=device,
         max_epochs=method.epochs,
         train_data_loader=loader,
-        network=head,
+        network=network,
         optimizer=optimizer,
         loss_function=method.build_loss(encoder).to(device),
         lr_scheduler=schedule,

@@ -94,7 +94,7 @@ def test_tokens_and_map_are_row_major():
 def test_reconstruction_has_the_layout_of_the_features():
     head = tiny_head().eval()
     marked = torch.randn(1, 64, 16)
-    head.decoder.forward = lambda _: (marked, torch.zeros(()))  # type: ignore[method-assign]
+    head.decoder.forward = lambda _: (marked, torch.ones(1, 4))  # type: ignore[method-assign]
     restored = head(torch.randn(1, 12, 8, 8)).reconstruction
     assert torch.allclose(restored[0, :, 2, 5], head.restore(marked[0, 2 * 8 + 5]), atol=1e-6)
 
