@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,20 +321,22 @@ run.trainer.run()
 """
 
 
-def test_killed_process_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
-    script = TRAIN_FOREVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+def test_killed_process_leaves_a_loadable_checkpoint(tmp_path: Path, forked: Any) -> None:
+    script = tmp_path / "train_forever.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(TRAIN_FOREVER.format(tests=tests, folder=str(tmp_path)))
     last = tmp_path / "last.pt"
     for delay in (0.0, 0.037, 0.113):
-        process = subprocess.Popen([sys.executable, "-c", script])
+        process, *_ = forked.start([script], tmp_path)
         deadline = time.monotonic() + 60
         before = last.stat().st_mtime_ns if last.exists() else 0
         while not last.exists() or last.stat().st_mtime_ns == before:
-            assert process.poll() is None, "the training ended by itself"
+            assert process.is_alive(), "the training ended by itself"
             assert time.monotonic() < deadline, "no checkpoint within a minute"
             time.sleep(0.01)
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         content = torch.load(last, weights_only=True)
         run = make_run(tmp_path, epochs=content["epoch"] + 1)
         run.checkpoints.resume(run.trainer, last)

@@ -10,9 +10,8 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,12 +47,11 @@ def prepared(command: list[str], places: dict[str, str]) -> list[str]:
         for key, value in QUICK.items():
             line += ["--set", f"{key}={value}"] if line[0] == "mcmiad" else [f"--{key}", value]
     if line[0] == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", *line[1:]]
-    if line[0] == "python":
-        return [sys.executable, *line[1:]]
+        return ["-m", "torch.distributed.run", *line[1:]]
     if line[0] == "mcmiad":
-        return [sys.executable, "-m", "mcmiad_monai.cli", *line[1:]]
-    return line
+        return ["-m", "mcmiad_monai.cli", *line[1:]]
+    assert line[0] == "python", f"no program of this project: {shlex.join(line)}"
+    return line[1:]
 
 
 @pytest.fixture(scope="module")
@@ -76,35 +74,35 @@ def places(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.mark.parametrize("section", ["## Use it", "### With MONAI"])
-def test_commands_of_the_page_run_as_they_are_written(section: str, places: dict[str, str]) -> None:
+def test_commands_of_the_page_run_as_they_are_written(
+    section: str, places: dict[str, str], forked: Any
+) -> None:
     listed = [c for c in commands(section) if c[0] != "pip"]
     assert len(listed) >= 2
     if section != "## Use it" and not Path(places["my_model"]).exists():
         for command in commands("## Use it")[1:2]:
-            run(prepared(command, places), places["here"])
+            run(prepared(command, places), places["here"], forked)
     for command in listed:
-        run(prepared(command, places), places["here"])
+        run(prepared(command, places), places["here"], forked)
     assert list(Path(places["/data/heatmaps"]).rglob("*_heatmap.nii.gz"))
     assert (Path(places["my_model"]) / "models" / "model.pt").is_file()
 
 
-def run(line: list[str], folder: str) -> None:
+def run(line: list[str], folder: str, forked: Any) -> None:
     """Run a command in a folder that is neither the checkout nor a bundle."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(
-        line, cwd=folder, capture_output=True, text=True, check=False, env=environment
-    )
+    done = forked.run(line, Path(folder), environment)
     assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
 
 
-def test_export_named_in_the_text_is_a_command(places: dict[str, str]) -> None:
+def test_export_named_in_the_text_is_a_command(places: dict[str, str], forked: Any) -> None:
     pytest.importorskip("onnxruntime", reason="the extra export is not installed")
     told = re.findall(r"`(mcmiad export[^`]*)`", README.replace("\n", " "))
     assert told
     if not Path(places["my_model"]).exists():
-        run(prepared(commands("## Use it")[1], places), places["here"])
+        run(prepared(commands("## Use it")[1], places), places["here"], forked)
     for command in told:
-        run(prepared(shlex.split(command), places), places["here"])
+        run(prepared(shlex.split(command), places), places["here"], forked)
     assert (Path(places["here"]) / "model.onnx").is_file()
 
 

@@ -6,8 +6,6 @@ import ast
 import io
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,14 +120,14 @@ class Done:
 
 
 @pytest.fixture
-def monai_process(tmp_path: Path) -> Callable[..., Done]:
+def monai_process(forked: Any, tmp_path: Path) -> Callable[..., Done]:
     """``python -m monai.bundle COMMAND --option value …``, from a folder that is no bundle."""
 
     def run(command: str, *, launcher: tuple[str, ...] = (), **options: Any) -> Done:
-        line = [sys.executable, *launcher, "-m", "monai.bundle", command]
+        line = [*launcher, "-m", "monai.bundle", command]
         for key, value in options.items():
             line += [f"--{key}", str(value)]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = forked.run(line, tmp_path)
         return Done(done.returncode, done.stdout + done.stderr)
 
     return run

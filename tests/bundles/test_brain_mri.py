@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +52,12 @@ def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def bundle_run(root: Path, config_file: str, **overrides: Any) -> subprocess.CompletedProcess[str]:
+def bundle_run(forked: Any, root: Path, config_file: str, **overrides: Any) -> Any:
     """``python -m monai.bundle run``, from a folder that is not the repository."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file]
+    command = ["-m", "monai.bundle", "run", "--config_file", config_file]
     for key, value in {"bundle_root": str(root), "progress": "False", **overrides}.items():
         command += [f"--{key}", str(value)]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return forked.run(command, root)
 
 
 def test_training_leaves_a_package_that_stands_alone(trained: Path) -> None:
@@ -149,8 +147,8 @@ def test_inference_writes_heatmap_mask_and_scores_in_each_study_s_geometry(
     assert len(rows) == 4 * 5
 
 
-def test_unknown_override_is_refused_with_a_hint(trained: Path) -> None:
-    done = bundle_run(trained, "configs/inference.yaml", batchsize=4)
+def test_unknown_override_is_refused_with_a_hint(trained: Path, forked: Any) -> None:
+    done = bundle_run(forked, trained, "configs/inference.yaml", batchsize=4)
     assert done.returncode != 0
     assert "unknown override --batchsize (did you mean --batch_size?)" in done.stderr
     with pytest.raises(BundleError, match="max_epochs"):
