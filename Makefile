@@ -54,7 +54,7 @@ types:
 	cd $(TYPECHECK) && $(abspath $(BIN))/mypy --config-file $(abspath setup.cfg) -p mcmiad_monai
 
 unit:
-	$(BIN)/pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 # Loopback servers of MONAI Label and, where it is installed (.ci/install-orthanc), of Orthanc.
 label: install-label

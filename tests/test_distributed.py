@@ -9,7 +9,6 @@ import json
 import math
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -178,6 +177,7 @@ def who_goes_first(folder: Path) -> dict[str, bool]:
 
 def work(folder: Path) -> None:
     """What each process runs."""
+    torch.set_num_threads(2)  # that share a batch
     distributed.start("gloo")
     rank = distributed.rank()
     found = {
@@ -204,33 +204,27 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def group(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What two real processes found, and what one finds alone."""
     folder = tmp_path_factory.mktemp("group")
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={
-                **os.environ,
-                **address,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(PROCESSES),
-                "OMP_NUM_THREADS": "2",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+    address["WORLD_SIZE"] = str(PROCESSES)
+    begun = [
+        forked.start(
+            [__file__, folder],
+            folder,
+            {**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(PROCESSES)
     ]
     try:
-        output = [process.communicate(timeout=120)[0] for process in processes]
+        for process, *_ in begun:
+            process.join(timeout=120)
     finally:
-        for process in processes:
+        for process, *_ in begun:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * PROCESSES, "\n".join(output)
+    told = "\n".join(err.read_text() for *_, err in begun)
+    assert [process.exitcode for process, *_ in begun] == [0] * PROCESSES, told
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
     return SimpleNamespace(each=found, alone=figures(slice(0, None)))
 

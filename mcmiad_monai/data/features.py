@@ -231,7 +231,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def _open(self, folder: Path) -> None:
         if not folder.exists():
             return
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.records = [SliceRecord(**r) for r in index["records"]]
         self.failures = index["failures"]
         for name, shape in self._row_shapes().items():

@@ -83,6 +83,8 @@ def test_onnx_export_with_a_dynamic_batch_equals_pytorch(
     trained: Any, monai_bundle: Any, tmp_path: Path
 ) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    if trained.name not in ("brain_mri_anomaly", "unified_anomaly"):
+        pytest.skip("bundles differ in weights alone: once as a function, once as a process")
     model = trained.root / "models" / "model.pt"
     axes = "{'dynamic_axes':{'image':[0]},'input_names':['image'],'output_names':['pred']}"
     done = monai_bundle(
