@@ -73,7 +73,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
     """Softmax attention by the faster of two equal forms.
 
     The fused kernel wins except in half precision on a CPU, where its backward is slow for
-    sequences as short as 196 tokens; there the product, softmax and product are written out.
+    sequences as short as 196 tokens, and in an exported graph, into which it would bring a search
+    for queries without any key; there the product, softmax and product are written out.
 
     Parameters
     ----------
@@ -85,7 +86,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
     -------
     Tensor of shape (B, heads, N, d)
     """
-    if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
+    half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    if half_on_cpu or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         return attention_weights(query, key, allowed).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
 
@@ -98,7 +100,7 @@ def attention_weights(query: Tensor, key: Tensor, allowed: Tensor | None = None)
     # the product starts from the mask, which saves a pass over the scores in each direction
     blocked = query.new_zeros(allowed.shape).masked_fill(~allowed, float("-inf"))  # (N, M)
     flat = query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1)
-    scores = torch.baddbmm(blocked.expand(len(flat[0]), -1, -1), *flat)  # (B·heads, N, M)
+    scores = torch.baddbmm(blocked.expand(flat[0].shape[0], -1, -1), *flat)  # (B·heads, N, M)
     return scores.softmax(dim=-1).unflatten(0, query.shape[:2])
 
 
