@@ -107,6 +107,25 @@ def largest_components(mask: Mask, share: float = SPECK_SHARE) -> Mask:
 
 def fill_holes(mask: Mask, *, axis: int = 2) -> Mask:
     """Fill what is enclosed within its slice: one labelling of the background for all slices."""
+    part = _box(mask, margin=1)
+    filled = mask.copy()
+    filled[part] = _without_holes(mask[part], axis)
+    return filled
+
+
+def _box(mask: Mask, *, margin: int) -> tuple[slice, ...]:
+    """Smallest box around a mask, wider by a margin where the volume goes on."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        (used,) = mask.any(axis=others).nonzero()
+        first, last = (used[0], used[-1]) if used.size else (0, -1)
+        box.append(slice(max(first - margin, 0), last + 1 + margin))
+    return tuple(box)
+
+
+def _without_holes(mask: Mask, axis: int) -> Mask:
+    """Background that touches no side of its slice becomes part of the mask."""
     in_plane = ndimage.generate_binary_structure(3, 1)
     in_plane[tuple(slice(None) if a != axis else [0, 2] for a in range(3))] = False
     labels, _ = ndimage.label(~mask, structure=in_plane)

@@ -15,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
@@ -25,6 +26,12 @@ NIFTI_LABEL_INTENTS = (1002, 1003)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK and DICOM count millimetres to the left and to the back, NIfTI to the right and the front."""
+
+PACKED = (".gz", ".mgz")
+"""Ends of the names of files that gzip packed."""
+
+PACKING_ERRORS: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)
+"""Of damaged packed data."""
 
 GREY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes that hold one grey value a pixel."""
@@ -93,7 +100,7 @@ def _damage_reported(path: Path) -> Iterator[None]:
         yield
     except VolumeError:
         raise
-    except (OSError, EOFError, ValueError, RuntimeError, ImageFileError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, ImageFileError, *PACKING_ERRORS) as error:
         raise VolumeError(
             f"{path} could not be read; it is damaged, cut short, or not what its name says "
             f"({type(error).__name__}: {error}). Copy or export the file again."
@@ -108,13 +115,22 @@ def _read_nibabel(path: Path) -> Image:
     affine = np.asarray(stored.affine, dtype=np.float64)
     check_affine(affine, path)
     intent = int(stored.header["intent_code"]) if "intent_code" in stored.header else 0
-    values = np.asanyarray(stored.dataobj).reshape(shape)
+    values = _values(stored, path).reshape(shape)
     return Image(
         values,
         affine,
         is_label=intent in NIFTI_LABEL_INTENTS,
         dicom_modality=sidecar_modality(path),
     )
+
+
+def _values(stored: Any, path: Path) -> NDArray[Any]:
+    """Scaled values; what gzip packed is unpacked by ISA-L, several times as fast as by zlib."""
+    if path.suffix.lower() not in PACKED:
+        return np.asanyarray(stored.dataobj)
+    with igzip.open(path, "rb") as file:
+        packed = type(stored).from_file_map({"image": nib.FileHolder(str(path), file)})
+        return np.asanyarray(packed.dataobj)
 
 
 def sidecar_modality(path: Path) -> str | None:

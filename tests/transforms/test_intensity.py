@@ -171,8 +171,11 @@ def test_holes_are_filled_within_slices_only() -> None:
 
 def test_hole_filling_agrees_with_scipy() -> None:
     mask = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(30, 40, 5)), (2, 2, 0)) > 0
-    expected = np.stack([ndimage.binary_fill_holes(mask[:, :, k]) for k in range(5)], axis=2)
-    np.testing.assert_array_equal(fill_holes(mask), expected)
+    for air in (((0, 0),) * 3, ((3, 0), (0, 7), (0, 2)), ((1, 1), (5, 6), (0, 0))):
+        padded = np.pad(mask, air)
+        slices = [ndimage.binary_fill_holes(padded[..., k]) for k in range(padded.shape[2])]
+        np.testing.assert_array_equal(fill_holes(padded), np.stack(slices, axis=2))
+    assert not fill_holes(np.zeros((4, 5, 6), dtype=bool)).any()
 
 
 def test_ct_window_is_linear_between_its_ends() -> None:
