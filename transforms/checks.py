@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcmiad_monai.transforms.counting import counts
+
 LABEL_MIN_VOXELS = 1000
 """Smaller volumes are never taken for label maps: a 7x5x3 image of zeros and ones is an image."""
 
@@ -17,6 +19,9 @@ LABEL_MAX_VALUES = 1024
 
 LABEL_EQUAL_NEIGHBOURS = 0.6
 """Share of equal neighbours above which whole numbers are labels (images 0.03-0.25, labels 0.8)."""
+
+LABEL_SAMPLE = 2**17
+"""Voxels that are looked at first."""
 
 LABEL_MAX_PICTURE_VALUES = 3
 """A picture with more grey levels is an image: in a window as wide as metal an organ has a few,
@@ -158,24 +163,29 @@ def looks_like_label_map(values: NDArray[np.float32]) -> bool:
     Voxels at the minimum, at the maximum and at the most frequent value do not count: these are
     air, saturated and padded regions, which are uniform in images as well.
     """
-    if values.size < LABEL_MIN_VOXELS or not _whole_numbers(values):
+    if values.size < LABEL_MIN_VOXELS:
+        return False
+    # most images tell by a part of their voxels: all of them have no fewer values, nor whole ones
+    part = values.ravel(order="K")[:: max(1, values.size // LABEL_SAMPLE)]
+    if np.unique(part).size > LABEL_MAX_VALUES or not _whole_numbers(part):
+        return False
+    if not _whole_numbers(values):
         return False
     low = float(values.min())
     high = float(values.max())
     if high - low > np.iinfo(np.uint16).max:
         return False
     levels = (values - low).astype(np.uint16)
-    counts = np.bincount(levels.ravel(order="K"))
-    present = np.flatnonzero(counts)
+    found = counts(levels, int(high - low) + 1)
+    present = np.flatnonzero(found)
     if not 2 < len(present) <= LABEL_MAX_VALUES:
         return len(present) == 2
-    background = (present[0], present[-1], counts.argmax())
+    background = (present[0], present[-1], found.argmax())
     return _equal_neighbours(levels, background) > LABEL_EQUAL_NEIGHBOURS
 
 
 def _whole_numbers(values: NDArray[np.float32]) -> bool:
-    few = values.ravel(order="K")[:: max(1, values.size // 4096)]
-    return bool((few == np.rint(few)).all()) and bool((values == np.rint(values)).all())
+    return bool((values == np.rint(values)).all())
 
 
 def _equal_neighbours(levels: NDArray[np.uint16], background: Sequence[Any]) -> float:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mcmiad_monai.transforms.counting import counts, look_up
+
 Mask = NDArray[np.bool_]
 Volume = NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -98,11 +100,9 @@ def largest_components(mask: Mask, share: float = SPECK_SHARE) -> Mask:
     labels, count = ndimage.label(mask)
     if count < 2:
         return mask
-    sizes = np.bincount(labels.ravel(order="K"))
+    sizes = counts(labels, count + 1)
     sizes[0] = 0
-    kept = sizes >= share * sizes.max()
-    large: Mask = kept[labels]
-    return large
+    return look_up(sizes >= share * sizes.max(), labels)
 
 
 def fill_holes(mask: Mask, *, axis: int = 2) -> Mask:
@@ -128,14 +128,13 @@ def _without_holes(mask: Mask, axis: int) -> Mask:
     """Background that touches no side of its slice becomes part of the mask."""
     in_plane = ndimage.generate_binary_structure(3, 1)
     in_plane[tuple(slice(None) if a != axis else [0, 2] for a in range(3))] = False
-    labels, _ = ndimage.label(~mask, structure=in_plane)
-    open_labels = np.zeros(labels.max() + 1, dtype=bool)
+    labels, count = ndimage.label(~mask, structure=in_plane)
+    open_labels = np.zeros(count + 1, dtype=bool)
     for side in (a for a in range(3) if a != axis):
         for end in (0, -1):
             open_labels[np.unique(labels.take(end, axis=side))] = True
     open_labels[0] = False  # label 0 is the mask itself
-    filled: Mask = ~open_labels[labels]
-    return filled
+    return look_up(~open_labels, labels)
 
 
 def _open(mask: Mask, axis: int) -> Mask:
