@@ -103,7 +103,7 @@ class Exporter:
         device: str | torch.device = "cpu",
     ) -> None:
         # MONAI's command line hands over what is not written as Python, such as `false`, as text
-        when = {"true": True, "false": False}.get(str(when).lower(), when)  # type: ignore[assignment]
+        when = {"true": True, "false": False}.get(str(when).lower(), when)
         if when not in ("auto", True, False):
             raise ValueError(f"export is {when!r}; it must be auto, true or false.")
         self.model, self.when, self.device = Path(model), when, torch.device(device)

@@ -8,7 +8,7 @@ sorting and all else that PyTorch does in one thread is done in each.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -84,17 +84,15 @@ class ThreadedHead(nn.Module):
             self._copies = tuple(copy.deepcopy(self.head) for _ in range(count))
         for replica in self._copies[:count]:
             replica.train(self.head.training)
-            for mine, own in zip(replica.parameters(), self.head.parameters(), strict=True):
+            for mine, own in zip(_tensors(replica), _tensors(self.head), strict=True):
                 mine.data, mine.requires_grad = own.data, own.requires_grad
-            for mine, own in zip(replica.buffers(), self.head.buffers(), strict=True):
-                mine.data = own.data
         return self._copies[:count]
 
 
 class _Share(NamedTuple):
     """What one thread computed, with its graph."""
 
-    learned: list[Tensor]
+    learned: Sequence[Tensor]
     outputs: tuple[Tensor, Tensor]
     target: Tensor
 
@@ -139,6 +137,11 @@ class _Shared(torch.autograd.Function):
         found = ctx.threads.map(run, ctx.shares, restored.split(sizes))
         ctx.shares = None  # the graphs are spent
         return None, None, *(_sum(of_one) for of_one in zip(*found, strict=True))
+
+
+def _tensors(head: MCMIADHead) -> Iterator[Tensor]:
+    yield from head.parameters()
+    yield from head.buffers()
 
 
 def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
@@ -30,7 +30,8 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PACKED = (".gz", ".mgz")
 """Ends of the names of files that gzip packed."""
 
-PACKING_ERRORS: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)
+# the types of isal describe its error as an object
+PACKING_ERRORS = (zlib.error, cast("type[Exception]", igzip_lib.IsalError))
 """Of damaged packed data."""
 
 GREY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")

@@ -87,7 +87,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
     Tensor of shape (B, heads, N, d)
     """
     half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-    if half_on_cpu or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+    if half_on_cpu or torch.compiler.is_exporting():
         return attention_weights(query, key, allowed).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
 

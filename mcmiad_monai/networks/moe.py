@@ -86,7 +86,7 @@ class MixtureOfExperts(nn.Module):
         kind, dtype = self.up.device.type, self.up.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        stacked = (self.up, self.up_bias, self.down, self.down_bias)
+        stacked: tuple[Tensor, ...] = (self.up, self.up_bias, self.down, self.down_bias)
         if not torch.is_grad_enabled():  # views would say that they need one all the same
             stacked = tuple(p.detach() for p in stacked)
         # unbound at once: the gradient of one expert's weights would come padded with zeros
