@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from mcmiad_monai.networks.head import HeadOutput, MCMIADHead
 from mcmiad_monai.networks.moe import balance_loss
 from mcmiad_monai.networks.randomness import own_numbers
-from mcmiad_monai.threads import single_threaded_pool
+from mcmiad_monai.threads import pool_of_threads
 
 #: Fewer images leave a thread's matrix products too small to be fast.
 IMAGES_A_THREAD = 4
@@ -29,9 +29,9 @@ class ThreadedHead(nn.Module):
     """A head on the CPU whose training steps are computed by threads, forward and backward.
 
     To an optimiser, a loss and DistributedDataParallel it is the head itself: output and gradients
-    are those of the whole batch. Dropout and jitter draw other numbers than without threads, again
-    the same for the same seed and number of threads. In evaluation and for batches too small to
-    share the head runs as it is.
+    are those of the whole batch; features get no gradient. Dropout and jitter draw other numbers
+    than without threads, again the same for the same seed and number of threads. In evaluation and
+    for batches too small to share the head runs as it is.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ class ThreadedHead(nn.Module):
     workers : int, optional
         Threads; by default those that PyTorch uses.
     images_a_thread : int
-        A batch is shared by fewer threads where each would have fewer images than that.
+        A batch has no more shares than leave each that many images; where there are more threads,
+        several work on each share.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class ThreadedHead(nn.Module):
         self.head = head
         self.workers = workers or torch.get_num_threads()
         self.images_a_thread = images_a_thread
-        # begun at the first step; in a tuple, copies are no modules of this one
-        self._pool: ThreadPoolExecutor | None = None
+        # begun at the first step, by the number of shares, on which alone rounding may depend
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        # in a tuple, they are no modules of this one
         self._copies: tuple[MCMIADHead, ...] = ()
 
     def forward(self, features: Tensor) -> HeadOutput:
@@ -73,10 +75,11 @@ class ThreadedHead(nn.Module):
     def _learned(self) -> list[Tensor]:
         return [p for p in self.head.parameters() if p.requires_grad]
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = single_threaded_pool(self.workers, "steps")
-        return self._pool
+    def _threads(self, shares: int) -> ThreadPoolExecutor:
+        if shares not in self._pools:
+            cores = self.workers // shares
+            self._pools[shares] = pool_of_threads(shares, "steps", cores=cores)
+        return self._pools[shares]
 
     def _replicas(self, count: int) -> Sequence[MCMIADHead]:
         """Heads with gradients of their own, and the memory of this head's weights."""
@@ -116,8 +119,9 @@ class _Shared(torch.autograd.Function):
         heads = owner._replicas(len(parts))
         # from the global generator, whose state the checkpoints keep
         seeds = torch.randint(2**62, (len(parts),)).tolist()
-        shares = list(owner._threads().map(run, heads, parts, seeds))
-        ctx.shares, ctx.threads = shares, owner._threads()
+        threads = owner._threads(len(parts))
+        shares = list(threads.map(run, heads, parts, seeds))
+        ctx.shares, ctx.threads = shares, threads
         target = torch.cat([share.target for share in shares])
         ctx.mark_non_differentiable(target)
         restored, importance = zip(*(share.outputs for share in shares), strict=True)
@@ -133,6 +137,11 @@ class _Shared(torch.autograd.Function):
                 share.outputs, share.learned, (gradient, importance), allow_unused=True
             )
 
+        if ctx.shares is None:
+            raise RuntimeError(
+                "the gradients of this step were computed before, and its graph is gone; a step in "
+                "threads has one backward pass. Call the network again."
+            )
         sizes = [len(share.target) for share in ctx.shares]
         found = ctx.threads.map(run, ctx.shares, restored.split(sizes))
         ctx.shares = None  # the graphs are spent

@@ -1,4 +1,4 @@
-"""Threads in each of which PyTorch uses one core."""
+"""Threads in each of which PyTorch uses its share of the cores."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
-def single_threaded_pool(workers: int, name: str) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch uses one core; other threads keep what they had.
+def pool_of_threads(workers: int, name: str, *, cores: int = 1) -> ThreadPoolExecutor:
+    """Threads in each of which PyTorch uses so many cores; other threads keep what they had.
 
     PyTorch's setting is that of the calling thread and of all that begin later, so that it is put
     back once every worker has begun.
@@ -20,6 +20,8 @@ def single_threaded_pool(workers: int, name: str) -> ThreadPoolExecutor:
         Number of threads; all have begun when this returns.
     name : str
         What the threads' names begin with.
+    cores : int
+        Threads that PyTorch uses in each of them.
 
     Raises
     ------
@@ -30,7 +32,7 @@ def single_threaded_pool(workers: int, name: str) -> ThreadPoolExecutor:
     begun = threading.Barrier(workers + 1)
 
     def begin() -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(cores)
         torch.get_num_threads()  # asked once, a thread no longer follows the setting of others
         begun.wait()
 

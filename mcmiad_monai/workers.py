@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.precision import Precision
-from mcmiad_monai.threads import single_threaded_pool
+from mcmiad_monai.threads import pool_of_threads
 
 #: Slices that one worker takes at a time: the activations of more leave the caches of a core.
 SLICES_A_WORKER = 2
@@ -74,7 +74,7 @@ class SliceWorkers(nn.Module):
         workers = workers or torch.get_num_threads()
         self.run, self.name, self.slices_a_worker = run, name, slices_a_worker
         self.slices_at_once = workers * slices_a_worker * PORTIONS_A_CALL
-        self._pool = single_threaded_pool(workers, "slices")
+        self._pool = pool_of_threads(workers, "slices")
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, 1, S, S); the output (B, …) comes back on their device."""

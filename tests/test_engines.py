@@ -23,6 +23,7 @@ from mcmiad_monai.handlers import CheckpointError, Checkpoints
 from mcmiad_monai.losses import ReconstructionLoss
 from mcmiad_monai.networks.head import MCMIADHead, build_head
 from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.threaded import ThreadedHead
 
 CHANNELS, GRID, EPOCHS = 6, 4, 4
 
@@ -66,7 +67,13 @@ def small_head() -> MCMIADHead:
 
 
 def make_run(
-    directory: Path, *, epochs: int = EPOCHS, anomalies: bool = True, seed: int = 0, **options: Any
+    directory: Path,
+    *,
+    epochs: int = EPOCHS,
+    anomalies: bool = True,
+    seed: int = 0,
+    threads: int = 1,
+    **options: Any,
 ) -> SimpleNamespace:
     """A trainer with all its parts, as the bundle's configuration wires them."""
     head, dataset = small_head(), Features()
@@ -92,7 +99,7 @@ def make_run(
         device="cpu",
         max_epochs=epochs,
         train_data_loader=loader,
-        network=head,
+        network=ThreadedHead(head, threads, images_a_thread=1),
         optimizer=optimizer,
         loss_function=options.pop("loss_function", ReconstructionLoss()),
         lr_scheduler=schedule,
@@ -114,15 +121,15 @@ def weights_of(head: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in head.parameters()])
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_resumed_run_equals_the_straight_run(tmp_path: Path, stop: int) -> None:
-    straight = make_run(tmp_path / "straight")
+@pytest.mark.parametrize(("stop", "threads"), [(1, 1), (3, 1), (2, 3)])
+def test_resumed_run_equals_the_straight_run(tmp_path: Path, stop: int, threads: int) -> None:
+    straight = make_run(tmp_path / "straight", threads=threads)
     straight.trainer.run()
 
-    first = make_run(tmp_path / "parts", epochs=stop)
+    first = make_run(tmp_path / "parts", epochs=stop, threads=threads)
     first.trainer.run()
     torch.randn(17)  # whatever else happened to the generator in between
-    second = make_run(tmp_path / "parts")
+    second = make_run(tmp_path / "parts", threads=threads)
     second.checkpoints.resume(second.trainer, second.checkpoints.last)
     second.trainer.run()
 

@@ -141,9 +141,26 @@ def test_evaluation_and_small_batches_take_the_head_as_it_is() -> None:
     network.eval()(images(8))
     with torch.no_grad():
         network.train()(images(8))
-    assert network._pool is None
+    assert not network._pools
     network(images(8))
-    assert network._pool is not None
+    assert set(network._pools) == {2}
+
+
+def test_more_threads_than_shares_work_on_them_together() -> None:
+    head = small_head(**QUIET)
+    network = ThreadedHead(head, 7, images_a_thread=4)
+    expected = gradients(head, head, images(12))
+    for found, own in zip(gradients(network, head, images(12)), expected, strict=True):
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-6)
+    (pool,) = network._pools.values()
+    assert list(pool.map(lambda _: torch.get_num_threads(), range(3))) == [2, 2, 2]
+
+
+def test_second_backward_pass_is_refused() -> None:
+    loss = LOSS(threaded(small_head(**QUIET))(images()))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        loss.backward()
 
 
 def test_autocast_reaches_the_threads() -> None:
