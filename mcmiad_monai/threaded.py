@@ -8,6 +8,7 @@ sorting and all else that PyTorch does in one thread is done in each.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -156,9 +157,4 @@ def _tensors(head: MCMIADHead) -> Iterator[Tensor]:
 def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
     """Sum in the order of the shares, so that it is the same each time; None of a weight unused."""
     present = [gradient for gradient in gradients if gradient is not None]
-    if not present:
-        return None
-    total = present[0]
-    for gradient in present[1:]:
-        total = total.add_(gradient)
-    return total
+    return functools.reduce(torch.add, present) if present else None
