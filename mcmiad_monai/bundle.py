@@ -27,6 +27,10 @@ RUN_OPTIONS = frozenset(
 )
 
 
+#: Words of YAML, and what Python's are for them.
+WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
+
+
 class BundleError(ValueError):
     """A bundle, or an override of it, is not as it has to be."""
 
@@ -122,11 +126,19 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     Raises
     ------
     BundleError
-        If a top-level override is unknown.
+        If a top-level override is unknown, or a switch would arrive as text, which counts as true.
     """
     given, config_files = monai_command(argv)
-    if config_files:
-        check_overrides(given, config_files)
+    if not config_files:
+        return
+    check_overrides(given, config_files)
+    for name, value in given.items():
+        meant = WORDS.get(value.lower()) if isinstance(value, str) else None
+        if meant not in (None, value):
+            raise BundleError(
+                f"--{name} {value} would arrive as text, and any text counts as true; MONAI's "
+                f"command line takes Python's words: --{name} {meant}."
+            )
 
 
 def root_of_command(argv: Sequence[str] | None = None) -> str:

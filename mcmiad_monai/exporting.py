@@ -99,11 +99,9 @@ class Exporter:
     def __init__(
         self,
         model: str | Path,
-        when: Literal["auto", "true", "false"] | bool = "auto",
+        when: Literal["auto"] | bool = "auto",
         device: str | torch.device = "cpu",
     ) -> None:
-        # MONAI's command line hands over what is not written as Python, such as `false`, as text
-        when = {"true": True, "false": False}.get(str(when).lower(), when)
         if when not in ("auto", True, False):
             raise ValueError(f"export is {when!r}; it must be auto, true or false.")
         self.model, self.when, self.device = Path(model), when, torch.device(device)

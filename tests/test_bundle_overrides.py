@@ -125,6 +125,22 @@ def test_overrides_in_an_arguments_file_are_checked_too(config: Path, tmp_path: 
     refuse_unknown_overrides(argv("--args_file", str(file)))
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("false", "False"), ("TRUE", "True"), ("null", "None"), ("none", "None")]
+)
+def test_switch_that_would_arrive_as_text_is_refused(config: Path, word: str, meant: str) -> None:
+    options = ["--config_file", str(config), "--batch_size"]
+    refuse_unknown_overrides(argv(*options, meant))
+    with pytest.raises(BundleError, match=f"--batch_size {word} .*: --batch_size {meant}"):
+        refuse_unknown_overrides(argv(*options, word))
+
+
+def test_switch_of_an_arguments_file_is_no_text(config: Path, tmp_path: Path) -> None:
+    file = tmp_path / "args.yaml"
+    file.write_text(yaml.safe_dump({"config_file": [str(config)], "batch_size": False}))
+    refuse_unknown_overrides(argv("--args_file", str(file)))
+
+
 def test_other_programs_are_left_alone(config: Path) -> None:
     wrong = ["--config_file", str(config), "--batchsize", "2"]
     refuse_unknown_overrides(argv(*wrong, program="/env/bin/pytest"))

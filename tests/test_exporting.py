@@ -85,11 +85,6 @@ def test_a_failure_costs_nothing_but_the_export(
     assert "model.pt is ready, but was not exported: other heatmaps" in caplog.text
 
 
-@pytest.mark.parametrize(("told", "meant"), [("False", False), ("false", False), ("true", True)])
-def test_words_of_a_command_line_are_understood(told: Any, meant: bool) -> None:
-    assert Exporter("model.pt", told).when is meant
-
-
 def test_another_word_is_refused() -> None:
     with pytest.raises(ValueError, match="must be auto, true or false"):
         Exporter("model.pt", "onnx")  # type: ignore[arg-type]

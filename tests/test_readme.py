@@ -80,7 +80,7 @@ def test_commands_of_the_page_run_as_they_are_written(
     listed = [c for c in commands(section) if c[0] != "pip"]
     assert len(listed) >= 2
     if section != "## Use it":  # there the model is exported, which takes longer than the rest
-        listed = [[*c, "--export", "false"] if "train.yaml" in " ".join(c) else c for c in listed]
+        listed = [[*c, "--export", "False"] if "train.yaml" in " ".join(c) else c for c in listed]
     if section != "## Use it" and not Path(places["my_model"]).exists():
         for command in commands("## Use it")[1:2]:
             run(prepared(command, places), places["here"], forked)

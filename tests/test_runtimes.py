@@ -64,6 +64,14 @@ def test_engine_gives_the_heatmaps_of_pytorch_for_any_number_of_slices(
             torch.testing.assert_close(network(images), detector(images), rtol=0, atol=1e-4)
 
 
+def test_exported_attention_searches_for_no_queries_without_keys(exported: Path) -> None:
+    """PyTorch's own does, in every round."""
+    onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
+    operations = [node.op_type for node in onnx.load(str(exported)).graph.node]
+    assert operations.count("Softmax") >= 3  # two attentions, and the weights of experts
+    assert "IsNaN" not in operations
+
+
 def test_pytorch_in_workers_gives_the_numbers_of_the_plain_network() -> None:
     detector = small_detector()
     images = torch.rand(7, 1, SIZE, SIZE)

@@ -111,8 +111,7 @@ class RecursiveMoEDecoder(nn.Module):
         for index, norms in enumerate(self.norms):
             if index and not self.savings:
                 attended = self._attend_input(tokens, position)
-            around = attended, output, position
-            output, used = self._round(*around, cast(RoundNorms, norms), experts)
+            output, used = self._round(attended, output, position, cast(RoundNorms, norms), experts)
             importance = [total + new for total, new in zip(importance, used, strict=True)]
         return output, torch.stack(importance)
 

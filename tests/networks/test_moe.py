@@ -25,6 +25,24 @@ def test_forms_of_dispatch_agree_in_output_and_gradients(top_k):
             assert torch.allclose(grouped, found, rtol=1e-5, atol=1e-4)
 
 
+def test_weights_that_were_split_before_serve_every_call():
+    tokens = torch.randn(2, 9, 16)
+    results = []
+    for before in (True, False):
+        moe = mixture()
+        experts = moe.split() if before else None
+        first, _ = moe(tokens, experts)
+        second, _ = moe(first, experts)
+        second.square().sum().backward()
+        results.append([second, *(p.grad for p in moe.parameters())])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {own.dtype for expert in moe.split() for own in expert} == {torch.bfloat16}
+    with torch.no_grad():
+        assert not any(own.requires_grad for expert in moe.split() for own in expert)
+
+
 def test_unchosen_experts_do_not_matter():
     moe, tokens = mixture(top_k=1, dispatch="grouped"), torch.randn(1, 9, 16)
     with torch.no_grad():
