@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import os
-import runpy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from forked_commands import ForkedCommands
 
 from mcmiad_monai.data.phantom import write_phantom_cohort
 
@@ -42,60 +37,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shape=(40, 48, 10),
         progress=False,
     )
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class ForkedCommands:
-    """Commands as ``python …`` runs them, in processes of their own that have MONAI imported.
-
-    Importing MONAI takes longer than most commands do. A server imports it once, and every command
-    is forked from it, which no thread of this process disturbs.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, itertools.count()
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["monai.bundle", "mcmiad_monai.cli"])
-
-    def start(
-        self, line: Sequence[object], folder: Path, environment: Mapping[str, str] | None = None
-    ) -> tuple[BaseProcess, Path, Path]:
-        """Begin ``python line …`` in a folder: the process, and what it prints into."""
-        number = next(self.count)
-        out, err = (self.folder / f"{number}.{name}" for name in ("stdout", "stderr"))
-        request = {
-            "folder": str(folder),
-            "environment": dict(os.environ if environment is None else environment),
-            "stdout": str(out),
-            "stderr": str(err),
-            "line": [str(word) for word in line],
-        }
-        script = Path(__file__).with_name("forked_command.py")
-        with pytest.MonkeyPatch.context() as patch:
-            # the server takes it over when it begins, with the first command
-            patch.setenv("OMP_NUM_THREADS", "1")
-            process = self.context.Process(
-                target=runpy.run_path, args=(str(script), {"REQUEST": request}, "__main__")
-            )
-            process.start()
-        return process, out, err
-
-    def run(
-        self, line: Sequence[object], folder: Path, environment: Mapping[str, str] | None = None
-    ) -> Done:
-        """Run ``python line …`` in a folder to its end."""
-        process, out, err = self.start(line, folder, environment)
-        process.join()
-        assert process.exitcode is not None
-        return Done(process.exitcode, out.read_text(), err.read_text())
 
 
 @pytest.fixture(scope="session")

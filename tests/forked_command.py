@@ -1,6 +1,6 @@
-"""What a forked process does to be the command that it was asked for; see `forked` in conftest.py.
+"""What a forked process does to be the command that it was asked for; see forked_commands.py.
 
-Run by `runpy` with REQUEST: folder, environment, the files that stdout and stderr go to, and the
+Run by `runpy` with REQUEST: folder, environment, the file that stdout and stderr go to, and the
 line behind ``python``, which is ``-m MODULE …`` or ``SCRIPT …``.
 """
 
@@ -16,9 +16,9 @@ request: dict[str, Any] = globals()["REQUEST"]
 os.chdir(request["folder"])
 os.environ.clear()
 os.environ.update(request["environment"])
-for number, name in enumerate(("stdout", "stderr"), start=1):
-    with Path(request[name]).open("wb") as file:
-        os.dup2(file.fileno(), number)
+with Path(request["told"]).open("wb") as file:
+    for stream in (1, 2):
+        os.dup2(file.fileno(), stream)
 line: list[str] = request["line"]
 if line[0] == "-m":
     sys.argv = line[1:]

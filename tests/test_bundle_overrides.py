@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from mcmiad_monai.bundle import (
+    WORDS,
     BundleError,
     check_overrides,
     command_line_options,
@@ -133,6 +135,14 @@ def test_switch_that_would_arrive_as_text_is_refused(config: Path, word: str, me
     refuse_unknown_overrides(argv(*options, meant))
     with pytest.raises(BundleError, match=f"--batch_size {word} .*: --batch_size {meant}"):
         refuse_unknown_overrides(argv(*options, word))
+
+
+def test_pages_write_switches_as_the_command_line_takes_them() -> None:
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", *root.glob("bundles/*/docs/README.md")]
+    given = [o for p in pages for o in re.findall(r"--(\w+) (\w+)", p.read_text("utf-8"))]
+    assert ("pictures", "False") in given
+    assert [(name, word) for name, word in given if WORDS.get(word.lower(), word) != word] == []
 
 
 def test_switch_of_an_arguments_file_is_no_text(config: Path, tmp_path: Path) -> None:

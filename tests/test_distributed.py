@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from small_heads import CHANNELS, GRID, QUIET, small_head
 from torch import Tensor, nn
 
 from mcmiad_monai import distributed
@@ -31,11 +30,9 @@ from mcmiad_monai.engines import (
 )
 from mcmiad_monai.losses import ReconstructionLoss
 from mcmiad_monai.metrics import SliceAUROC
-from mcmiad_monai.networks.head import MCMIADHead, build_head
 from mcmiad_monai.scoring import AnomalyScore
 from mcmiad_monai.threaded import IMAGES_A_THREAD
 
-CHANNELS, GRID = 6, 4
 PROCESSES = 2
 
 
@@ -53,31 +50,13 @@ class Kept(FeatureDataset):
         ]
 
 
-def small_head(**options: Any) -> MCMIADHead:
-    """A head without noise, so that processes can be compared."""
-    quiet = {"dropout": 0.0, "jitter_scale": 0.0}
-    return build_head(
-        seed=3,
-        in_channels=CHANNELS,
-        stage_channels=(2, 4),
-        prior=torch.eye(3, 8),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=GRID,
-        rounds=2,
-        neighbourhood=3,
-        **{**quiet, **options},
-    )
-
-
 # the experts' balance is a ratio over a batch, of which processes have their own
 LOSS = ReconstructionLoss(balance_weight=0.0, cosine_weight=5.0)
 
 
 def train(dataset: FeatureDataset) -> tuple[list[float], list[float]]:
     """Weights after two epochs wired as the bundle has them, and random numbers of each step."""
-    head = small_head()
+    head = small_head(**QUIET)
     network = distributed.replicate(head, "cpu")
     loader = feature_loader(dataset, batch_size=4)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
@@ -103,7 +82,7 @@ def validate(dataset: FeatureDataset, batch_size: int) -> list[dict[str, float]]
     validator = HeadValidator(
         device="cpu",
         dataset=dataset,
-        network=small_head(),
+        network=small_head(**QUIET),
         loss_function=LOSS,
         score=AnomalyScore(),
         batch_size=batch_size,
@@ -119,7 +98,7 @@ def validate(dataset: FeatureDataset, batch_size: int) -> list[dict[str, float]]
 
 def gradients(images: Tensor, **options: Any) -> list[float]:
     """Gradients after a second backward pass: DDP finds out by then what it was not given."""
-    head = small_head(**options)
+    head = small_head(**{**QUIET, **options})
     network = distributed.replicate(head, "cpu")
     assert len(images) // 2 >= IMAGES_A_THREAD
     for _ in range(2):
@@ -197,34 +176,11 @@ def work(folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def group(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What two real processes found, and what one finds alone."""
     folder = tmp_path_factory.mktemp("group")
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    address["WORLD_SIZE"] = str(PROCESSES)
-    begun = [
-        forked.start(
-            [__file__, folder],
-            folder,
-            {**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        for process, *_ in begun:
-            process.join(timeout=120)
-    finally:
-        for process, *_ in begun:
-            process.kill()
-    told = "\n".join(err.read_text() for *_, err in begun)
-    assert [process.exitcode for process, *_ in begun] == [0] * PROCESSES, told
+    forked.run_group([__file__, folder], folder, PROCESSES)
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
     return SimpleNamespace(each=found, alone=figures(slice(0, None)))
 
@@ -264,7 +220,7 @@ def test_training_in_two_processes_gives_the_weights_of_one(group: SimpleNamespa
     first, second = (torch.tensor(own["weights"]) for own in group.each)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, torch.tensor(group.alone["weights"]), rtol=0, atol=1e-5)
-    start = torch.cat([p.detach().flatten() for p in small_head().parameters()])
+    start = torch.cat([p.detach().flatten() for p in small_head(**QUIET).parameters()])
     assert (first - start).abs().max() > 1e-3
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from small_heads import CHANNELS, GRID, small_head
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,11 +22,10 @@ from mcmiad_monai.engines import (
 )
 from mcmiad_monai.handlers import CheckpointError, Checkpoints
 from mcmiad_monai.losses import ReconstructionLoss
-from mcmiad_monai.networks.head import MCMIADHead, build_head
 from mcmiad_monai.scoring import AnomalyScore
 from mcmiad_monai.threaded import ThreadedHead
 
-CHANNELS, GRID, EPOCHS = 6, 4, 4
+EPOCHS = 4
 
 
 class Features(Dataset[dict[str, Tensor]]):
@@ -49,21 +49,6 @@ class Features(Dataset[dict[str, Tensor]]):
             "image": self.values[index],
             "label": torch.tensor(int(self.records[index].anomalous)),
         }
-
-
-def small_head() -> MCMIADHead:
-    return build_head(
-        seed=3,
-        in_channels=CHANNELS,
-        stage_channels=(2, 4),
-        prior=torch.eye(3, 8),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=GRID,
-        rounds=2,
-        neighbourhood=3,
-    )
 
 
 def make_run(

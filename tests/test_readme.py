@@ -94,7 +94,7 @@ def run(line: list[str], folder: str, forked: Any) -> None:
     """Run a command in a folder that is neither the checkout nor a bundle."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     done = forked.run(line, Path(folder), environment)
-    assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
+    assert done.returncode == 0, f"{shlex.join(line)}\n{done.told[-3000:]}"
 
 
 def test_export_named_in_the_text_is_a_command(places: dict[str, str], forked: Any) -> None:

@@ -6,32 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from small_heads import CHANNELS, GRID, QUIET, small_head
 from torch import Tensor
 
 from mcmiad_monai.distributed import replicate
 from mcmiad_monai.losses import ReconstructionLoss
-from mcmiad_monai.networks.head import MCMIADHead, build_head
+from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.threaded import ThreadedHead
 
-CHANNELS, GRID = 6, 4
 LOSS = ReconstructionLoss(cosine_weight=5.0, balance_weight=1.0)
-QUIET = {"dropout": 0.0, "jitter_scale": 0.0}
-
-
-def small_head(**options: Any) -> MCMIADHead:
-    return build_head(
-        seed=3,
-        in_channels=CHANNELS,
-        stage_channels=(2, 4),
-        prior=torch.eye(3, 8),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=GRID,
-        rounds=2,
-        neighbourhood=3,
-        **options,
-    )
 
 
 def threaded(head: MCMIADHead, workers: int = 2) -> ThreadedHead:
@@ -94,18 +77,12 @@ def test_threads_see_every_change_of_the_weights() -> None:
             optimizer.step()
     for found, expected in zip(head.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    other = build_head(**{**_options(head), "seed": 9})
+    other = small_head(**QUIET, seed=9)
     head.load_state_dict(other.state_dict())
     head.set_feature_statistics(torch.ones(CHANNELS), torch.full((CHANNELS,), 3.0))
     torch.testing.assert_close(network(batch).reconstruction, other(batch).reconstruction)
     head.double()  # swaps the memory of the weights instead of writing to it
     assert network(batch.double()).reconstruction.dtype == torch.float64
-
-
-def _options(head: MCMIADHead) -> dict[str, Any]:
-    config = dict(head.config)
-    config.pop("prior_shape")
-    return {**config, "prior": torch.eye(3, 8)}
 
 
 def test_a_seed_repeats_the_noise_and_each_share_has_its_own() -> None:

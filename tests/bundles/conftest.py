@@ -13,6 +13,7 @@ from typing import Any
 
 import monai.bundle
 import pytest
+from forked_commands import Done, option_words
 
 from mcmiad_monai import handlers
 from mcmiad_monai.bundle import copy_bundle, open_workflow
@@ -111,24 +112,13 @@ def trained(request: pytest.FixtureRequest, train: Callable[[str], Trained]) -> 
     return train(request.param)
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stderr: str
-
-
 @pytest.fixture
 def monai_process(forked: Any, tmp_path: Path) -> Callable[..., Done]:
     """``python -m monai.bundle COMMAND --option value …``, from a folder that is no bundle."""
 
     def run(command: str, *, launcher: tuple[str, ...] = (), **options: Any) -> Done:
-        line = [*launcher, "-m", "monai.bundle", command]
-        for key, value in options.items():
-            line += [f"--{key}", str(value)]
-        done = forked.run(line, tmp_path)
-        return Done(done.returncode, done.stdout + done.stderr)
+        line = [*launcher, "-m", "monai.bundle", command, *option_words(options)]
+        return forked.run(line, tmp_path)
 
     return run
 

@@ -52,14 +52,6 @@ def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def bundle_run(forked: Any, root: Path, config_file: str, **overrides: Any) -> Any:
-    """``python -m monai.bundle run``, from a folder that is not the repository."""
-    command = ["-m", "monai.bundle", "run", "--config_file", config_file]
-    for key, value in {"bundle_root": str(root), "progress": "False", **overrides}.items():
-        command += [f"--{key}", str(value)]
-    return forked.run(command, root)
-
-
 def test_training_leaves_a_package_that_stands_alone(trained: Path) -> None:
     detector = load_package(trained / "models" / "model.pt")
     assert detector.provenance["encoder"]["weights"] == "random, seed 0"
@@ -147,10 +139,11 @@ def test_inference_writes_heatmap_mask_and_scores_in_each_study_s_geometry(
     assert len(rows) == 4 * 5
 
 
-def test_unknown_override_is_refused_with_a_hint(trained: Path, forked: Any) -> None:
-    done = bundle_run(forked, trained, "configs/inference.yaml", batchsize=4)
+def test_unknown_override_is_refused_with_a_hint(trained: Path, monai_process: Any) -> None:
+    configuration = trained / "configs" / "inference.yaml"
+    done = monai_process("run", config_file=configuration, batchsize=4)
     assert done.returncode != 0
-    assert "unknown override --batchsize (did you mean --batch_size?)" in done.stderr
+    assert "unknown override --batchsize (did you mean --batch_size?)" in done.told
     with pytest.raises(BundleError, match="max_epochs"):
         open_workflow(trained, "train", {"epochs_max": 1})
 

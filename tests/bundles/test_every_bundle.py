@@ -174,9 +174,9 @@ def test_one_bad_study_never_stops_the_others(
         output_dir=tmp_path / "out",
         progress="False",
     )
-    assert done.returncode == 1, done.stderr
-    assert "2 studies done, 1 failed" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 1, done.told
+    assert "2 studies done, 1 failed" in done.told
+    assert "Traceback" not in done.told
     report = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert list(report["failed"]) == ["broken"]
     assert len(list((tmp_path / "out").glob("*/*_scores.json"))) == 2

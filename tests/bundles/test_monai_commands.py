@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked_commands import option_words
 from torch.nn.utils import parameters_to_vector
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow, shipped_bundles
@@ -34,13 +33,13 @@ def test_verify_metadata_against_the_schema_of_our_own(
     schema = shipped_bundles()[trained.name].parent / "metadata_schema.json"
     meta = trained.root / "configs" / "metadata.json"
     done = monai_bundle("verify_metadata", meta_file=meta, filepath=schema)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.told
     content = json.loads(meta.read_text())
     del content["required_packages_version"]
     (tmp_path / "metadata.json").write_text(json.dumps(content))
     done = monai_bundle("verify_metadata", meta_file=tmp_path / "metadata.json", filepath=schema)
     assert done.returncode != 0
-    assert "required_packages_version" in done.stderr
+    assert "required_packages_version" in done.told
 
 
 def test_verify_net_in_out(trained: Any, monai_bundle: Any) -> None:
@@ -50,7 +49,7 @@ def test_verify_net_in_out(trained: Any, monai_bundle: Any) -> None:
         meta_file=trained.root / "configs" / "metadata.json",
         config_file=config(trained),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.told
 
 
 def test_ckpt_export_equals_pytorch_and_carries_the_thresholds(
@@ -68,7 +67,7 @@ def test_ckpt_export_equals_pytorch_and_carries_the_thresholds(
         use_trace="True",
         input_shape="[2,1,224,224]",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.told
     told = {"metadata.json": ""}
     exported = torch.jit.load(str(tmp_path / "model.ts"), _extra_files=told)
     detector = load_package(model)
@@ -98,7 +97,7 @@ def test_onnx_export_with_a_dynamic_batch_equals_pytorch(
         input_shape="[2,1,224,224]",
         converter_kwargs=axes,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.told
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     detector = load_package(model)
     for slices in (1, 3):
@@ -121,7 +120,7 @@ def test_download_from_a_zip_load_and_create_workflow(
     archive = shutil.make_archive(str(tmp_path / "a"), "zip", packed.parent, trained.name)
     folder = tmp_path / "downloaded"
     done = monai_bundle("download", name=trained.name, url=f"file://{archive}", bundle_dir=folder)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.told
     root = folder / trained.name
     detector = load_package(root / "models" / "model.pt")
     # `load` gives the state of a package; into a network of the same form it fits
@@ -151,23 +150,10 @@ def run_in_two(
     def torchrun(command: str, **options: Any) -> None:
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
         done = monai_process(command, launcher=launcher, **options)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.told[-3000:]
 
     def directly(command: str, **options: Any) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        group = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        line = ["-m", "monai.bundle", command]
-        for key, value in options.items():
-            line += [f"--{key}", str(value)]
-        begun = [
-            forked.start(line, tmp_path, {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(2)
-        ]
-        for process, _, err in begun:
-            process.join()
-            assert process.exitcode == 0, err.read_text()[-3000:]
+        forked.run_group(["-m", "monai.bundle", command, *option_words(options)], tmp_path, 2)
 
     return torchrun if "brain_mri" in request.node.name else directly
 
@@ -224,4 +210,4 @@ def test_multi_gpu_configuration_started_alone_says_how_to_start_it(
         dataset_dir=trained.source,
     )
     assert done.returncode != 0
-    assert "torchrun --standalone" in done.stderr
+    assert "torchrun --standalone" in done.told
