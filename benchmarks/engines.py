@@ -2,6 +2,7 @@
 
     python benchmarks/engines.py [--model my_model/models/model.pt] [--batch 16] [--repeats 5]
     python benchmarks/engines.py --batches     # slices/s of PyTorch without workers, by its batch
+    python benchmarks/engines.py --device cuda [--compile] [--batch 256]
 
 Plain is timm's `features_only`, which runs and keeps the stages behind stride 16, then pooling,
 the head without savings, and the score, in eager float32. All forms have the same weights, read
@@ -9,6 +10,9 @@ the same images of 224 × 224, and take turns, so that what else the machine doe
 engine divides the images as it does in use. Plain is shown with all images in one batch and with
 two at a time. Without `--model` the weights are random, which costs the same. The error is the
 largest difference from plain over the range of plain's heatmaps.
+
+On a GPU there is PyTorch alone, each form in batches of its own size. There plain is shown in
+float32, from which the error is, and in what PyTorch computes by itself, TensorFloat-32.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mcmiad_monai.accelerated import ACCELERATOR_SLICES
 from mcmiad_monai.exporting import export_model
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -32,12 +37,13 @@ from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, build_encoder
 from mcmiad_monai.networks.head import build_head, head_from_config
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.precision import Precision, slowdown
+from mcmiad_monai.precision import PRECISIONS, Precision, ProductsIn, slowdown
 from mcmiad_monai.runtimes import Engine, open_network
 from mcmiad_monai.scoring import AnomalyScore
 from mcmiad_monai.workers import slices_at_once
 
 PLAIN = "plain: features_only, no savings"
+TENSORFLOAT = "plain, in TensorFloat-32"
 FORMS: tuple[tuple[Engine, Precision], ...] = (
     ("torch", "float32"),
     ("onnxruntime", "float32"),
@@ -84,12 +90,25 @@ def default_detector() -> MCMIADDetector:
     return MCMIADDetector(encoder, head, AnomalyScore(terms="cos")).eval()
 
 
+def place(device: str) -> str:
+    """What computes, and with which PyTorch."""
+    if device == "cpu":
+        return f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+
+
+def wait(device: str) -> None:
+    """Let a GPU finish what it was told to do."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
 def plain_form(detector: MCMIADDetector) -> Callable[[Tensor], Tensor]:
     """The plain form of a detector: nothing cut, nothing saved."""
-    features = Untruncated(detector)
+    features = Untruncated(detector).to(detector.heat_scale.device)
     head = head_from_config({**detector.head.config, "savings": False})
     head.load_state_dict(detector.head.state_dict())
-    head.eval()
+    head.to(detector.heat_scale.device).eval()
 
     def run(image: Tensor) -> Tensor:
         output = head(features(image))
@@ -106,11 +125,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batches", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="on a GPU, compiled forms as well")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     detector = default_detector() if options.model is None else load_package(options.model)
     if options.batches:
         by_batch(detector, repeats=options.repeats)
+        return
+    if options.device != "cpu":
+        on_gpu(detector.to(options.device), options)
         return
     plain = plain_form(detector)
     forms: dict[str, Callable[[Tensor], Tensor]] = {
@@ -129,6 +153,39 @@ def main() -> None:
             count = slices_at_once(network, torch.device("cpu"))
             forms[f"{engine} {precision}"] = divided(network, count)
         measure(forms, batch=options.batch, repeats=options.repeats)
+
+
+def on_gpu(detector: MCMIADDetector, options: argparse.Namespace) -> None:
+    """The table of a GPU."""
+    plain = divided(plain_form(detector), ACCELERATOR_SLICES)
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        PLAIN: ProductsIn(Called(plain)),
+        TENSORFLOAT: plain,
+    }
+    for compiled in (False, True) if options.compile else (False,):
+        for precision in PRECISIONS:
+            network = open_network(
+                copy.deepcopy(detector),
+                device=options.device,
+                precision=precision,
+                compiled=compiled,
+            )
+            count = slices_at_once(network, torch.device(options.device))
+            name = f"torch {precision}{', compiled' if compiled else ''}"
+            forms[name] = divided(network, count)
+    measure(forms, batch=options.batch, repeats=options.repeats, device=options.device)
+
+
+class Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Call it."""
+        return self.run(image)
 
 
 def divided(run: Callable[[Tensor], Tensor], count: int) -> Callable[[Tensor], Tensor]:
@@ -151,21 +208,27 @@ def by_batch(detector: MCMIADDetector, *, repeats: int) -> None:
 
 
 @torch.inference_mode()
-def measure(forms: dict[str, Callable[[Tensor], Tensor]], *, batch: int, repeats: int) -> None:
+def measure(
+    forms: dict[str, Callable[[Tensor], Tensor]], *, batch: int, repeats: int, device: str = "cpu"
+) -> None:
     """Time all forms in turn, and print the table."""
-    images = torch.rand(batch, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(batch, 1, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
     expected = forms[PLAIN](images)
     size = float(expected.max() - expected.min())
-    errors = {
-        name: float((run(images) - expected).abs().max()) / size for name, run in forms.items()
-    }
+    errors = {}
+    for name, run in forms.items():
+        start = time.perf_counter()
+        errors[name] = float((run(images) - expected).abs().max()) / size
+        if name.endswith("compiled"):
+            print(f"the first call of {name}: {time.perf_counter() - start:.0f} s")
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(repeats):
         for name, run in forms.items():
             start = time.perf_counter()
             run(images)
+            wait(device)
             seconds[name].append(time.perf_counter() - start)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {batch}")
+    print(f"{place(device)}, batch {batch}")
     print(f"{'form':<34}{'slices/s':>10}{'least':>8}{'most':>8}{'ratio':>8}{'error':>10}")
     plain = statistics.median(seconds[PLAIN])
     for name, taken in seconds.items():

@@ -1,15 +1,17 @@
-"""Seconds of a training step of the head, by form, beside the plain form and an end-to-end loop.
+"""Time of a training step of the head, by form, beside the plain form and an end-to-end loop.
 
-    python benchmarks/training.py [--batch 16] [--repeats 7] [--compile]
+    python benchmarks/training.py [--batch 16] [--repeats 7] [--compile] [--device cuda]
 
 Plain is the head without savings, with PyTorch's dropout and its default AdamW, in float32, on
 cached features. End to end is the same with the images through timm's `features_only` in every
 step, as methods without a feature cache train. The default is what bundles train with: each thread
 takes its share of the batch; "in layers" leaves the threads to PyTorch. All forms start from the
 same weights and take turns. The error is the norm of the difference of all gradients from plain's,
-relative to plain's, without dropout and jitter, which draw other numbers in each form. `--compile`
-adds the bfloat16 form through `torch.compile`, which needs a C++ compiler, and tells how long that
-took.
+relative to plain's, without dropout and jitter, which draw other numbers in each form. TFLOP/s
+counts the products that the method needs, as `limits.py` does. `--compile` adds forms through
+`torch.compile`, which needs a compiler, and tells how long that took.
+
+On a GPU the default takes its steps as CUDA graphs, and "in layers" launches each kernel.
 
 Threads that share a step wait for each other by spinning. Where other processes want the cores too
 this can be much slower; measure with GOMP_SPINCOUNT=1000, as `mcmiad` runs.
@@ -26,16 +28,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from engines import Untruncated, default_detector
+from engines import Untruncated, default_detector, place, wait
+from limits import operations
 from torch import Tensor, nn
 
+from mcmiad_monai.distributed import replicate
 from mcmiad_monai.losses import ReconstructionLoss
 from mcmiad_monai.networks.dropout import DroppingReLU
 from mcmiad_monai.networks.head import MCMIADHead, head_from_config
 from mcmiad_monai.precision import slowdown
-from mcmiad_monai.threaded import ThreadedHead
 
 CLIP_NORM = 0.1
+IMAGES_AT_ONCE = 128
+"""Through the encoder."""
+WARM_UP = 3
+"""Steps of each form that are not counted: a graph is captured in the second of its kind."""
 
 
 @dataclass
@@ -46,12 +53,17 @@ class Form:
     features: Callable[[], Tensor]
     half: bool = False
     fused: bool = False
-    threaded: bool = False
+    shipped: bool = False
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        self.network = ThreadedHead(self.head) if self.threaded else self.head
-        if self.compiled:
+        device = self.head.channel_mean.device
+        self.network: nn.Module = self.head
+        if self.shipped:
+            self.network = replicate(
+                self.head, device, compiled=self.compiled and device.type == "cuda"
+            )
+        elif self.compiled:
             self.head.compile()
         self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=1e-3, fused=self.fused)
 
@@ -78,7 +90,7 @@ def plain_head(head: MCMIADHead) -> MCMIADHead:
         for name, child in module.named_children():
             if isinstance(child, DroppingReLU):
                 setattr(module, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.p)))
-    return plain.train()
+    return plain.to(head.channel_mean.device).train()
 
 
 def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]:
@@ -87,12 +99,12 @@ def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]
     untruncated = Untruncated(detector).to(device)
     images = torch.rand(batch, 1, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
-        kept = detector.encoder(images)
+        kept = torch.cat([detector.encoder(part) for part in images.split(IMAGES_AT_ONCE)])
         detector.head.set_feature_statistics(kept.mean((0, 2, 3)), kept.std((0, 2, 3)))
 
     @torch.no_grad()
     def encoded() -> Tensor:
-        return untruncated(images)
+        return torch.cat([untruncated(part) for part in images.split(IMAGES_AT_ONCE)])
 
     def cached() -> Tensor:
         return kept
@@ -109,12 +121,13 @@ def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]
         if half and cpu and slowdown("bfloat16") > 1:
             print("bfloat16: this processor has no instructions for it")
             continue
-        if cpu:
-            layers = f"{name.split()[0]}, in layers"
-            known[layers] = Form(head(), cached, half=half, fused=True)
-        known[name] = Form(head(), cached, half=half, fused=True, threaded=cpu)
-    if compiled:
-        known["bfloat16, compiled"] = Form(head(), cached, half=True, fused=True, compiled=True)
+        layers = f"{name.split()[0]}, in layers"
+        known[layers] = Form(head(), cached, half=half, fused=True)
+        known[name] = Form(head(), cached, half=half, fused=True, shipped=True)
+        if compiled and half:
+            known[f"{name.split()[0]}, compiled"] = Form(
+                head(), cached, half=half, fused=True, shipped=not cpu, compiled=True
+            )
     return known
 
 
@@ -125,7 +138,9 @@ def gradient(form: Form) -> Tensor:
     for module in head.modules():
         if isinstance(module, DroppingReLU | nn.Dropout):
             module.p = 0.0
-    replace(form, head=head).loss().backward()
+    quiet = replace(form, head=head)
+    quiet.loss()  # graphs are captured in the second call
+    quiet.loss().backward()
     return torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
 
 
@@ -141,31 +156,32 @@ def main() -> None:
     torch.manual_seed(0)
     known = forms(options.batch, options.device, compiled=options.compile)
     expected = gradient(known["plain"])
-    errors = {
-        name: float((gradient(form) - expected).norm() / expected.norm())
-        for name, form in known.items()
-    }
+    errors = {}
+    for name, form in known.items():
+        start = time.perf_counter()
+        errors[name] = float((gradient(form) - expected).norm() / expected.norm())
+        if form.compiled:
+            print(f"the first steps of {name}: {time.perf_counter() - start:.0f} s")
     seconds: dict[str, list[float]] = {name: [] for name in known}
-    for repeat in range(options.repeats + 1):
+    for repeat in range(-WARM_UP, options.repeats):
         for name, form in known.items():
             start = time.perf_counter()
             form.step()
-            if options.device != "cpu":
-                torch.cuda.synchronize()
+            wait(options.device)
             elapsed = time.perf_counter() - start
-            if repeat:  # the first is for warming up
+            if repeat >= 0:
                 seconds[name].append(elapsed)
-            elif name.endswith("compiled"):
-                print(f"the first step of {name}: {elapsed:.0f} s")
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
     plain, whole = middle["plain"], middle["end to end, encoder in each step"]
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, step of {options.batch}")
-    heads = ("s a step", "least", "most", "x plain", "x end to end", "error")
+    print(f"{place(options.device)}, step of {options.batch}")
+    products = operations()[1] * options.batch / 1e12
+    heads = ("ms a step", "least", "most", "x plain", "x end to end", "TFLOP/s", "error")
     print(f"{'form':<34}" + "".join(f"{head:>14}" for head in heads))
     for name, taken in seconds.items():
-        figures = (middle[name], min(taken), max(taken), plain / middle[name], whole / middle[name])
-        line = "".join(f"{figure:>14.3f}" for figure in figures)
-        print(f"{name:<34}{line}{errors[name]:>14.1e}")
+        times = "".join(f"{1000 * s:>14.2f}" for s in (middle[name], min(taken), max(taken)))
+        ratios = f"{plain / middle[name]:>14.2f}{whole / middle[name]:>14.2f}"
+        rate = products / middle[name]
+        print(f"{name:<34}{times}{ratios}{rate:>14.2f}{errors[name]:>14.1e}")
 
 
 if __name__ == "__main__":

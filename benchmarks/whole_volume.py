@@ -2,6 +2,7 @@
 
     python benchmarks/whole_volume.py [--engines torch onnxruntime openvino] [--repeats 3]
     python benchmarks/whole_volume.py --cohort 6 [--engines openvino]
+    python benchmarks/whole_volume.py --engines torch --device cuda [--precision bfloat16]
 
 The study is a generated head; the network is the default one with random weights, which costs what
 trained weights cost. The stages are those of the bundle's inference.yaml, run one by one: reading
@@ -28,16 +29,25 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import torch
-from engines import default_detector
+from engines import default_detector, place
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.phantom import make_phantom
 from mcmiad_monai.exporting import export_model
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.outputs import SaveStudyd
+from mcmiad_monai.precision import PRECISIONS
 
 SHAPE = (240, 240, 155)
+ONE_BY_ONE: dict[str, Any] = {
+    "dataloader": {
+        "_target_": "DataLoader",
+        "dataset": "@dataset",
+        "batch_size": 1,
+        "num_workers": 0,
+    },
+    "writes": None,
+}
 STAGES = ("read", "orient, normalise", "slices", "restore", "write")
 
 
@@ -47,22 +57,30 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["torch", "onnxruntime", "openvino"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cohort", type=int, default=0, metavar="STUDIES")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    setting = {"device": options.device, "precision": options.precision}
     with tempfile.TemporaryDirectory() as folder:
-        root, study = prepare(Path(folder))
-        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, volume {SHAPE}")
+        root, study = prepare(Path(folder), exported=options.engines != ["torch"])
+        print(f"{place(options.device)}, {options.precision}, volume {SHAPE}")
         if options.cohort:
-            cohort(study, root, options.cohort, options.engines)
+            cohort(study, root, options.cohort, options.engines, setting)
             return
         print(f"{'engine':<14}" + "".join(f"{s:>19}" for s in (*STAGES, "all s", "peak MB")))
         # a new process for each row: the peak of a process never falls
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for engine in options.engines:
-                print(pool.apply(row, (root, study, engine, options.repeats)), flush=True)
+                print(
+                    pool.apply(row, (root, study, engine, options.repeats, setting)),
+                    flush=True,
+                )
 
 
-def cohort(study: Path, root: Path, count: int, engines: list[str]) -> None:
+def cohort(
+    study: Path, root: Path, count: int, engines: list[str], setting: dict[str, str]
+) -> None:
     """Print the table of a folder of studies."""
     folder = root / "cohort"
     folder.mkdir()
@@ -74,26 +92,17 @@ def cohort(study: Path, root: Path, count: int, engines: list[str]) -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for engine in engines:
             (alone, _), (both, peak) = (
-                pool.apply(whole_cohort, (root, folder, engine, count, overlap))
-                for overlap in (False, True)
+                pool.apply(whole_cohort, (root, folder, engine, count, others))
+                for others in ({**setting, **ONE_BY_ONE}, setting)
             )
             print(f"{engine:<14}{alone:>19.2f}{both:>19.2f}{peak:>19.0f}", flush=True)
 
 
 def whole_cohort(
-    root: Path, folder: Path, engine: str, count: int, overlap: bool
+    root: Path, folder: Path, engine: str, count: int, others: dict[str, Any]
 ) -> tuple[float, float]:
     """Seconds of a study, and peak memory."""
-    one_by_one = {
-        "dataloader": {
-            "_target_": "DataLoader",
-            "dataset": "@dataset",
-            "batch_size": 1,
-            "num_workers": 0,
-        },
-        "writes": None,
-    }
-    workflow = ready(root, folder, engine, {} if overlap else one_by_one)
+    workflow = ready(root, folder, engine, others)
     evaluator = workflow.parser.get_parsed_content("evaluator")
     before = forget_peak()
     start = time.perf_counter()
@@ -108,9 +117,9 @@ def ready(root: Path, source: Path, engine: str, others: dict[str, Any]) -> Any:
     """The workflow of the shipped inference.yaml, without words."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    options = {"dataset_dir": str(source), "output_dir": str(root / "out"), "device": "cpu"}
+    options = {"dataset_dir": str(source), "output_dir": str(root / "out"), "engine": engine}
     quiet = {"progress": False, "logging_file": False}
-    return open_workflow(root, "inference", {**options, "engine": engine, **quiet, **others})
+    return open_workflow(root, "inference", {**options, **quiet, **others})
 
 
 def forget_peak() -> float:
@@ -119,21 +128,22 @@ def forget_peak() -> float:
     return megabytes("VmRSS")
 
 
-def prepare(folder: Path) -> tuple[Path, Path]:
+def prepare(folder: Path, *, exported: bool) -> tuple[Path, Path]:
     """A bundle with a model and its exported file, and a study."""
     root = copy_bundle("brain_mri_anomaly", folder / "bundle")
     detector = default_detector()
     told = {"training": {"modality": "brain_mri", "slice_range": [0.0, 1.0]}}
     save_package(root / "models" / "model.pt", detector, provenance=told)
-    export_model(detector, root / "models" / "model.onnx")
+    if exported:
+        export_model(detector, root / "models" / "model.onnx")
     phantom = make_phantom(0, shape=SHAPE, orientation="LPS")
     nib.save(nib.Nifti1Image(phantom.image, phantom.affine), folder / "study.nii.gz")
     return root, folder / "study.nii.gz"
 
 
-def row(root: Path, study: Path, engine: str, repeats: int) -> str:
+def row(root: Path, study: Path, engine: str, repeats: int, setting: dict[str, str]) -> str:
     """Measure an engine, and give its line."""
-    workflow = ready(root, study, engine, {})
+    workflow = ready(root, study, engine, setting)
     parts = {
         name: workflow.parser.get_parsed_content(name)
         for name in ("preprocessing", "inferer", "network", "postprocessing")

@@ -2,7 +2,8 @@
 
 Every process holds the whole head and takes its share of each batch; gradients are averaged by
 PyTorch's DistributedDataParallel. Without an initialised process group everything here is what one
-process does. On a CPU the threads of a process share its batch in turn.
+process does. On a CPU the threads of a process share its batch in turn; on a GPU a process that is
+alone launches its steps as graphs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mcmiad_monai.graphed import GraphedHead
 from mcmiad_monai.networks.head import MCMIADHead
+from mcmiad_monai.precision import require_gpu_to_compile
 from mcmiad_monai.threaded import ThreadedHead
 
 #: The others wait while the first process computes the features of a whole cohort.
@@ -89,21 +92,35 @@ def main_first() -> Iterator[None]:
             dist.barrier()
 
 
-def replicate(network: nn.Module, place: str | torch.device) -> nn.Module:
+def replicate(
+    network: nn.Module, place: str | torch.device, *, compiled: bool = False
+) -> nn.Module:
     """Put a network on a device in the form that trains fastest, and average over a group.
 
     Parameters
     ----------
     network : nn.Module
-        Moved in place; keep it for its state dict, which has no wrapper's prefix. On a CPU an
-        `MCMIADHead` trains in threads, another network as it is.
+        Moved in place; keep it for its state dict, which has no wrapper's prefix. An `MCMIADHead`
+        trains in threads on a CPU, and as CUDA graphs on a GPU of one process; another network as
+        it is.
     place : str or torch.device
         Where to.
+    compiled : bool
+        Of a head that is trained as graphs: see `GraphedHead`.
+
+    Raises
+    ------
+    ValueError
+        If the head is to be compiled and is not trained as graphs.
     """
     where = torch.device(place)
+    require_gpu_to_compile(where, compiled)
+    if compiled and is_initialised():
+        raise ValueError("compile is for training in one process; leave compile false.")
     network = network.to(where)
     if where.type == "cpu" and isinstance(network, MCMIADHead):
         network = ThreadedHead(network)
     if not is_initialised():
-        return network
+        graphed = where.type == "cuda" and isinstance(network, MCMIADHead)
+        return GraphedHead(network, compiled=compiled) if graphed else network
     return DistributedDataParallel(network, device_ids=[where] if where.type == "cuda" else None)

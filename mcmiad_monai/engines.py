@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from mcmiad_monai.data.features import FeatureDataset
+from mcmiad_monai.data.on_device import loader
 from mcmiad_monai.data.studies import root_message
 from mcmiad_monai.distributed import rank, world_size
 from mcmiad_monai.handlers import GradientClip, SeedEachEpoch
@@ -189,8 +190,9 @@ class HeadValidator(SupervisedEvaluator):
             key, others = {"val_slice_auroc": SliceAUROC(scores_and_labels)}, metrics
         super().__init__(
             device=torch.device(device),
-            val_data_loader=DataLoader(
+            val_data_loader=loader(
                 dataset,
+                device,
                 batch_size=batch_size,
                 sampler=range(rank(), len(dataset), world_size()),
             ),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,61 @@ def require_precision(name: str) -> None:
     """
     if name not in PRECISIONS:
         raise ValueError(f"precision {name!r} is not known; choose one of {list(PRECISIONS)}.")
+
+
+def require_gpu_to_compile(device: str | torch.device, compiled: bool) -> None:
+    """Refuse to compile for a CPU, where other forms are faster.
+
+    Raises
+    ------
+    ValueError
+        If a network is to be compiled for something else than a GPU.
+    """
+    if compiled and torch.device(device).type != "cuda":
+        raise ValueError(
+            f"compile is for PyTorch on a GPU, and this network runs on {device}: leave compile "
+            "false. On a CPU the extra export is fastest for inference, and training takes threads."
+        )
+
+
+class ProductsIn(nn.Module):
+    """A network with its products in a precision, on whatever device; the output is float32.
+
+    On a GPU PyTorch would by itself compute convolutions in TensorFloat-32, whose products have ten
+    bits: float32 means float32 here.
+
+    Parameters
+    ----------
+    network : nn.Module
+    precision : {"float32", "bfloat16"}
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision = "float32") -> None:
+        super().__init__()
+        require_precision(precision)
+        self.network, self.precision = network, precision
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Run the network."""
+        half = self.precision == "bfloat16"
+        with (
+            without_tensorfloat(),
+            # nothing is kept: weights that are not trained are converted in each call all the same
+            torch.autocast(image.device.type, torch.bfloat16, enabled=half, cache_enabled=False),
+        ):
+            output: Tensor = self.network(image)
+        return output.float()
+
+
+@contextmanager
+def without_tensorfloat() -> Iterator[None]:
+    """Convolutions on a GPU in float32; products of matrices are, unless a program asks else."""
+    kept = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = kept
 
 
 def slowdown(name: str) -> float:

@@ -23,11 +23,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mcmiad_monai.accelerated import accelerated
 from mcmiad_monai.exporting import METADATA_KEY, ExportError, description
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.precision import Precision, require_precision, warn_where_slow
+from mcmiad_monai.precision import (
+    Precision,
+    require_gpu_to_compile,
+    require_precision,
+    warn_where_slow,
+)
 from mcmiad_monai.workers import SliceWorkers, torch_run
 
 logger = logging.getLogger(__name__)
@@ -43,20 +49,6 @@ FASTEST: dict[Precision, tuple[Engine, ...]] = {
 }
 
 
-class HalfPrecision(nn.Module):
-    """A slice network whose products PyTorch computes in bfloat16; the score stays in float32."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Heatmaps (B, 1, S, S), float32, of images (B, 1, S, S)."""
-        with torch.autocast(image.device.type, torch.bfloat16):
-            heatmap: Tensor = self.network(image)
-        return heatmap
-
-
 def open_network(
     detector: MCMIADDetector,
     *,
@@ -64,6 +56,7 @@ def open_network(
     path: str | Path | None = None,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
+    compiled: bool = False,
 ) -> nn.Module:
     """Ready the network of a package for inference.
 
@@ -82,6 +75,8 @@ def open_network(
         ``"bfloat16"`` is faster and not exact, while thresholds were set in float32: on real FLAIR
         heat changed by 0.006 of the threshold on average and by 0.34 at most, AUROC by 0.002 or
         less by slices and pixels, thresholds by 1 % (``benchmarks/precision.py``).
+    compiled : bool
+        Of PyTorch on a GPU: see :func:`~mcmiad_monai.accelerated.accelerated`.
 
     Raises
     ------
@@ -89,16 +84,19 @@ def open_network(
         If the engine is not known or not installed, does not compute in this precision, or there
         is no file exported from this model.
     ValueError
-        If the precision is not known.
+        If the precision is not known, or something else than PyTorch on a GPU is to be compiled.
     """
     if engine not in ENGINES:
         raise ExportError(f"engine {engine!r} is not known; choose one of {list(ENGINES)}.")
     require_precision(precision)
     source, place = Path(str(path)), torch.device(device)
-    if engine == "auto":
-        network = _fastest(detector, source, place, precision)
+    require_gpu_to_compile(place if engine in ("auto", "torch") else "cpu", compiled)
+    if place.type != "cpu" and engine in ("auto", "torch"):
+        network = _on_gpu(detector, place, precision, compiled=compiled)
+    elif engine == "auto":
+        network = _fastest(detector, source, precision)
     elif engine == "torch":
-        network = _torch(detector, place, precision)
+        network = _on_cpu(detector, precision)
     else:
         network = _exported(detector, engine, source, precision)
     _give_back_memory()
@@ -122,15 +120,25 @@ class Opened(NamedTuple):
     told: str
 
 
-def _torch(detector: MCMIADDetector, device: torch.device, precision: Precision) -> nn.Module:
-    warn_where_slow(precision, device)
+def _on_cpu(detector: MCMIADDetector, precision: Precision) -> nn.Module:
+    warn_where_slow(precision, torch.device("cpu"))
+    workers = SliceWorkers(
+        torch_run(detector.cpu().folded(), precision), f"PyTorch {torch.__version__}"
+    )
+    logger.info("slices are computed by %s on cpu in %s", workers.name, precision)
+    return workers
+
+
+def _on_gpu(
+    detector: MCMIADDetector, device: torch.device, precision: Precision, *, compiled: bool
+) -> nn.Module:
+    form = ", compiled" if compiled else ""
     name = f"PyTorch {torch.__version__}"
-    logger.info("slices are computed by %s on %s in %s", name, device, precision)
-    if device.type == "cpu":
-        return SliceWorkers(torch_run(detector.cpu().folded(), precision), name)
-    # the same numbers, in the layout that convolutions are fastest in
-    network = detector.to(device).to(memory_format=torch.channels_last).eval()
-    return network if precision == "float32" else HalfPrecision(network)
+    logger.info("slices are computed by %s on %s in %s%s", name, device, precision, form)
+    # folded on the CPU, where convolutions are in float32 and the check of the folding is exact
+    network = accelerated(detector.cpu().folded(), device, precision, compiled=compiled)
+    detector.to(device)
+    return network
 
 
 def _exported(
@@ -155,12 +163,8 @@ def _exported(
     return _announced(opened)
 
 
-def _fastest(
-    detector: MCMIADDetector, source: Path, device: torch.device, precision: Precision
-) -> nn.Module:
-    """What ``"auto"`` means, never an engine whose numbers could be another model's."""
-    if device.type != "cpu":
-        return _torch(detector, device, precision)
+def _fastest(detector: MCMIADDetector, source: Path, precision: Precision) -> nn.Module:
+    """What ``"auto"`` means on a CPU, never an engine whose numbers could be another model's."""
     installed = [engine for engine in FASTEST[precision] if importlib.util.find_spec(engine)]
     if not source.is_file() or not installed:
         logger.info(
@@ -168,7 +172,7 @@ def _fastest(
             "mcmiad-monai[export], then train again or mcmiad export MODEL %s",
             source.name,
         )
-        return _torch(detector, device, precision)
+        return _on_cpu(detector, precision)
     opened = _opened(installed[0], source, precision)
     if _belongs(opened, detector):
         return _announced(opened)
@@ -178,7 +182,7 @@ def _fastest(
         source.name,
         source.name,
     )
-    return _torch(detector, device, precision)
+    return _on_cpu(detector, precision)
 
 
 def _belongs(opened: Opened, detector: MCMIADDetector) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcmiad_monai.accelerated import ACCELERATOR_SLICES, accelerated
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.precision import Precision
@@ -24,8 +25,6 @@ SLICES_A_WORKER = 2
 PORTIONS_A_CALL = 4
 #: Slices in one call of PyTorch on a CPU, where there are no more threads than that.
 CPU_SLICES = 4
-#: Slices in one call on an accelerator: some 3 GB of activations at most for EfficientNet-B4.
-ACCELERATOR_SLICES = 64
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -100,6 +99,9 @@ def torch_run(network: nn.Module, precision: Precision = "float32") -> Run:
 
 def encoding(encoder: FrozenEncoder, device: torch.device) -> nn.Module:
     """The fastest form of an encoder on a device: the same features, (B, C, grid, grid)."""
+    # folded on the CPU, where the check of the folding is exact
+    folded = fold_batch_norms(encoder.cpu())
+    encoder.to(device)
     if device.type != "cpu":
-        return encoder.to(device)
-    return SliceWorkers(torch_run(fold_batch_norms(encoder.cpu())), "PyTorch")
+        return accelerated(folded, device)
+    return SliceWorkers(torch_run(folded), "PyTorch")

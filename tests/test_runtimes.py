@@ -17,7 +17,8 @@ from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.runtimes import HalfPrecision, open_network
+from mcmiad_monai.precision import ProductsIn
+from mcmiad_monai.runtimes import open_network
 from mcmiad_monai.workers import ACCELERATOR_SLICES, SliceWorkers, slices_at_once
 
 SIZE = 64
@@ -97,7 +98,7 @@ def test_openvino_tells_when_the_processor_lacks_a_precision(
 def test_half_precision_of_a_whole_network_gives_float32(detector: MCMIADDetector) -> None:
     images = torch.rand(2, 1, SIZE, SIZE)
     with torch.inference_mode():
-        expected, found = detector(images), HalfPrecision(detector)(images)
+        expected, found = detector(images), ProductsIn(detector, "bfloat16")(images)
     assert found.dtype == torch.float32
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.05, atol=0)

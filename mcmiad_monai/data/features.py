@@ -254,9 +254,13 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             "label": torch.tensor(int(self.records[position].anomalous)),
         }
 
+    def kept(self, positions: Sequence[int]) -> Tensor:
+        """Features of several slices as they are kept, (n, C, g, g) float16."""
+        return torch.from_numpy(self._features[list(positions)])
+
     def batch(self, positions: Sequence[int]) -> Tensor:
         """Features of several slices at once, (n, C, g, g) float32."""
-        return torch.from_numpy(self._features[list(positions)].astype(np.float32))
+        return self.kept(positions).float()
 
     def foreground(self, positions: Sequence[int]) -> Tensor:
         """Foreground of slices on the network grid, (n, 1, size, size) bool."""

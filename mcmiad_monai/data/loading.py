@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from mcmiad_monai.data.features import FeatureDataset
+from mcmiad_monai.data.on_device import loader
 from mcmiad_monai.distributed import rank, world_size
 
 
@@ -66,7 +67,9 @@ class GlobalBatches(Sampler[list[int]]):
         return torch.multinomial(weights, n, replacement=True, generator=generator).tolist()
 
 
-def feature_loader(dataset: FeatureDataset, *, batch_size: int) -> DataLoader[Any]:
+def feature_loader(
+    dataset: FeatureDataset, *, batch_size: int, device: str | torch.device = "cpu"
+) -> DataLoader[Any]:
     """Batches of features for the trainer; see `GlobalBatches`.
 
     Parameters
@@ -75,5 +78,7 @@ def feature_loader(dataset: FeatureDataset, *, batch_size: int) -> DataLoader[An
         Training slices.
     batch_size : int
         Slices a step, in all processes together.
+    device : str or torch.device
+        Where the training runs; a GPU holds all features if they fit.
     """
-    return DataLoader(dataset, batch_sampler=GlobalBatches(dataset, batch_size))
+    return loader(dataset, device, batch_sampler=GlobalBatches(dataset, batch_size))

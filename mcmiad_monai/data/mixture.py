@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, WeightedRandomSampler
 
 from mcmiad_monai.data.features import FeatureDataset, SliceRecord
+from mcmiad_monai.data.on_device import loader
 from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.data.volumes_files import Case
 
@@ -36,6 +37,10 @@ class MixedFeatures(Dataset[dict[str, Any]]):
     def __getitem__(self, position: int) -> dict[str, Any]:
         part, row = self._place(position)
         return part[row]
+
+    def kept(self, positions: Sequence[int]) -> Tensor:
+        """Features of several slices as they are kept, (n, C, g, g) float16."""
+        return self._collect("kept", positions)
 
     def batch(self, positions: Sequence[int]) -> Tensor:
         """Features of several slices at once, (n, C, g, g) float32."""
@@ -70,7 +75,9 @@ class MixedFeatures(Dataset[dict[str, Any]]):
         return torch.cat([getattr(part, what)([row]) for part, row in rows])
 
 
-def training_loader(data: MixedFeatures, *, batch_size: int, min_steps: int) -> DataLoader[Any]:
+def training_loader(
+    data: MixedFeatures, *, batch_size: int, min_steps: int, device: str | torch.device = "cpu"
+) -> DataLoader[Any]:
     """Batches of an epoch: every slice once, unless the data asks for more.
 
     Several datasets are drawn from with replacement and with equal shares, so that a large one does
@@ -83,7 +90,7 @@ def training_loader(data: MixedFeatures, *, batch_size: int, min_steps: int) -> 
         sampler: Any = WeightedRandomSampler(data.weights().tolist(), total, replacement=True)
     else:
         sampler = RandomSampler(data, replacement=few, num_samples=total if few else None)
-    return DataLoader(data, batch_size=batch_size, sampler=sampler)
+    return loader(data, device, batch_size=batch_size, sampler=sampler)
 
 
 def choose_shots(cases: Sequence[Case], count: int, seed: int) -> list[Case]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.networks.attention import MultiHeadAttention, neighbourhood_blocked
-from mcmiad_monai.networks.moe import Dispatch, Expert, MixtureOfExperts
+from mcmiad_monai.networks.moe import Dispatch, MixtureOfExperts, Weights
 
 QUERY_STD = 0.02
 """Standard deviation from which the learned query starts."""
@@ -115,6 +115,11 @@ class RecursiveMoEDecoder(nn.Module):
             importance = [total + new for total, new in zip(importance, used, strict=True)]
         return output, torch.stack(importance)
 
+    def has_fixed_shapes(self, images: int, dtype: torch.dtype) -> bool:
+        """Whether no shape depends on the data, for so many images and products of this type."""
+        tokens = images * self.allowed.shape[0]
+        return all(cast(MixtureOfExperts, f).has_fixed_shapes(tokens, dtype) for f in self.ffns)
+
     def _attend_input(self, tokens: Tensor, position: Tensor) -> Tensor:
         """First attention of a round: the learned query looks at the input."""
         memory = self.input_attention.project(tokens + position, tokens)
@@ -126,7 +131,7 @@ class RecursiveMoEDecoder(nn.Module):
         previous: Tensor,
         position: Tensor,
         norms: RoundNorms,
-        experts: Sequence[Sequence[Expert]],
+        experts: Sequence[Weights],
     ) -> tuple[Tensor, list[Tensor]]:
         """Everything of a round after its first attention."""
         used: list[Tensor] = []
@@ -140,7 +145,7 @@ class RecursiveMoEDecoder(nn.Module):
         return x, [importance, *used]
 
     def _feed_forward(
-        self, index: int, x: Tensor, experts: Sequence[Sequence[Expert]], norm: nn.LayerNorm
+        self, index: int, x: Tensor, experts: Sequence[Weights], norm: nn.LayerNorm
     ) -> tuple[Tensor, Tensor]:
         mixed, importance = self.ffns[index](x, experts[index])
         return norm(x + mixed), importance

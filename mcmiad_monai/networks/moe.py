@@ -12,16 +12,28 @@ from torch import Tensor, nn
 
 from mcmiad_monai.networks.dropout import DroppingReLU
 
-Dispatch = Literal["auto", "grouped", "routed", "dense"]
+Dispatch = Literal["auto", "grouped", "ragged", "routed", "dense"]
+
+#: PyTorch's product of groups of rows, each with a matrix of its own; not in its older versions.
+grouped_mm = getattr(F, "grouped_mm", None)
+#: Tokens up to which a GPU has all experts computed rather than be told how many tokens each has.
+DENSE_TOKENS = 2**13
 
 
 class Expert(NamedTuple):
-    """Weights of one expert: (H, D), (H,), (D, H) and (D,)."""
+    """Weights of one expert, (H, D), (H,), (D, H) and (D,), or of all, (E, H, D) and so on."""
 
     up: Tensor
     up_bias: Tensor
     down: Tensor
     down_bias: Tensor
+
+
+class Weights(NamedTuple):
+    """Weights of all experts in one, and of each."""
+
+    together: Expert
+    each: list[Expert]
 
 
 class MixtureOfExperts(nn.Module):
@@ -41,11 +53,13 @@ class MixtureOfExperts(nn.Module):
         Experts a token uses.
     dropout : float
         Dropout after the hidden layer.
-    dispatch : {"auto", "grouped", "routed", "dense"}
+    dispatch : {"auto", "grouped", "ragged", "routed", "dense"}
         ``"grouped"`` computes chosen experts alone, but its shapes depend on the data.
-        ``"routed"`` does the same in operations that a graph can hold. ``"dense"`` computes all
-        experts with fixed shapes. ``"auto"`` is grouped in eager mode, routed where a graph is
-        exported or traced, and dense where one is compiled. The numbers are the same.
+        ``"ragged"`` does the same with shapes that do not, so that a GPU need not be waited for.
+        ``"routed"`` does it in operations that an exported graph can hold. ``"dense"`` computes
+        all experts with fixed shapes. ``"auto"`` is routed where a graph is exported or traced; on
+        a GPU dense for few tokens, and ragged for many in bfloat16; otherwise grouped, and dense
+        where a graph is compiled. The numbers are the same.
 
     Raises
     ------
@@ -77,8 +91,8 @@ class MixtureOfExperts(nn.Module):
             nn.init.xavier_uniform_(self.up.data[expert])
             nn.init.xavier_uniform_(self.down.data[expert])
 
-    def split(self) -> list[Expert]:
-        """Weights by expert, for all calls of `forward` until they change.
+    def split(self) -> Weights:
+        """Weights for all calls of `forward` until they change.
 
         They are in the type of autocast's products, so that they are converted once and not for
         each call.
@@ -89,18 +103,18 @@ class MixtureOfExperts(nn.Module):
         stacked: tuple[Tensor, ...] = (self.up, self.up_bias, self.down, self.down_bias)
         if not torch.is_grad_enabled():  # views would say that they need one all the same
             stacked = tuple(p.detach() for p in stacked)
+        together = Expert(*(p.to(dtype) for p in stacked))
         # unbound at once: the gradient of one expert's weights would come padded with zeros
-        return [Expert(*own) for own in zip(*(p.to(dtype).unbind() for p in stacked), strict=True)]
+        parts = zip(*(p.unbind() for p in together), strict=True)
+        return Weights(together, [Expert(*own) for own in parts])
 
-    def forward(
-        self, tokens: Tensor, experts: Sequence[Expert] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, experts: Weights | None = None) -> tuple[Tensor, Tensor]:
         """Send each token through its experts.
 
         Parameters
         ----------
         tokens : Tensor of shape (B, N, D)
-        experts : sequence of Expert, optional
+        experts : Weights, optional
             What `split` returned, for several calls with the same weights.
 
         Returns
@@ -109,45 +123,78 @@ class MixtureOfExperts(nn.Module):
         importance : Tensor of shape (E,)
             Sum over the tokens of the gate's probabilities over all experts, in float32.
         """
+        own = self.split() if experts is None else experts
         logits = self.gate(tokens).float()  # (B, N, E)
         best, chosen = logits.topk(self.top_k, dim=-1)  # (B, N, k)
         weights = best.softmax(dim=-1)  # (B, N, k)
         routes = tokens.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)
-        form = self._form()
-        if form == "dense":
-            flat = self._dense(*routes)  # (T, D)
-        else:
-            run = self._routed if form == "routed" else self._grouped
-            flat = run(*routes, self.split() if experts is None else experts)
+        forms = {
+            "dense": self._dense,
+            "grouped": self._grouped,
+            "ragged": self._ragged,
+            "routed": self._routed,
+        }
+        form = self._form(routes[0].shape[0], tokens.device, own.together.up.dtype)
+        flat = forms[form](*routes, own)  # (T, D)
         importance = logits.softmax(dim=-1).sum(dim=(0, 1))  # (E,)
         return flat.view_as(tokens), importance
 
-    def _form(self) -> Dispatch:
+    def has_fixed_shapes(self, tokens: int, dtype: torch.dtype) -> bool:
+        """Whether no shape depends on the data, for so many tokens and products of this type."""
+        return self._form(tokens, self.up.device, dtype) != "grouped"
+
+    def _form(self, tokens: int, device: torch.device, dtype: torch.dtype) -> Dispatch:
         if self.dispatch != "auto":
             return self.dispatch
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        exporting = torch.compiler.is_exporting()
+        compiling = torch.compiler.is_compiling() and not exporting
+        if exporting or (not compiling and torch.jit.is_tracing()):  # type: ignore[attr-defined]
             return "routed"
-        return "dense" if torch.compiler.is_compiling() else "grouped"
+        if device.type == "cuda":
+            if tokens <= DENSE_TOKENS:
+                return "dense"
+            if grouped_mm is not None and dtype == torch.bfloat16:
+                return "ragged"
+        return "dense" if compiling else "grouped"
 
-    def _grouped(
-        self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert]
-    ) -> Tensor:
+    def _grouped(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Weights) -> Tensor:
         """Sort the (token, expert) pairs by expert and run each expert on its own rows."""
         order = chosen.flatten().argsort(stable=True)  # (T·k,)
         inverse = order.argsort()
         sizes = chosen.flatten().bincount(minlength=self.experts).tolist()
         groups = _Gather.apply(tokens, order, inverse, self.top_k).split(sizes)
-        rows = torch.cat(self._run_experts(groups, experts))  # (T·k, D)
+        rows = torch.cat(self._run_experts(groups, experts.each))  # (T·k, D)
         back = _Gather.apply(rows, inverse, order, 1).view(*chosen.shape, -1)  # (T, k, D)
         return _sum_copies(back * weights.to(back.dtype)[..., None])
 
-    def _routed(
-        self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert]
-    ) -> Tensor:
+    def _ragged(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Weights) -> Tensor:
+        """Sort as `_grouped` does, and leave it to the products where each expert's rows end."""
+        if grouped_mm is None:
+            raise RuntimeError("this PyTorch has no grouped products; choose another dispatch.")
+        own, flat = experts.together, chosen.flatten()  # (T·k,)
+        place = torch.arange(flat.shape[0], device=flat.device)  # (T·k,)
+        picked = flat == place[: self.experts, None]  # (E, T·k)
+        rank = picked.cumsum(dim=1)  # (E, T·k); of a row among its expert's, from 1
+        ends = rank[:, -1].cumsum(dim=0)  # (E,)
+        starts = ends - rank[:, -1]
+        # a sort would take several passes over the rows
+        inverse = (picked * (rank + starts[:, None])).sum(dim=0) - 1  # (T·k,)
+        order = torch.empty_like(inverse).scatter(0, inverse, place)
+        member = (place[:, None] >= starts) & (place[:, None] < ends)  # (T·k, E), of sorted rows
+        rows = _Gather.apply(tokens.to(own.up.dtype), order, inverse, self.top_k)  # (T·k, D)
+        hidden = grouped_mm(rows, own.up.transpose(1, 2), offs=ends.int())  # (T·k, H)
+        # a bias comes as a product too, whose gradient is one, and no sum row by row
+        hidden = torch.addmm(hidden, member.to(hidden.dtype), own.up_bias)
+        found = grouped_mm(self.activation(hidden), own.down.transpose(1, 2), offs=ends.int())
+        back = _Gather.apply(found, inverse, order, 1).view(*chosen.shape, -1)  # (T, k, D)
+        mixed = _sum_copies(back * weights.to(back.dtype)[..., None])
+        return torch.addmm(mixed, self._gates(weights, chosen).to(mixed.dtype), own.down_bias)
+
+    def _routed(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Weights) -> Tensor:
         """Gather the rows of each expert, whose number the graph leaves open, and scatter back."""
         flat = chosen.flatten()  # (T·k,)
         places = [(flat == e).nonzero().flatten() for e in range(self.experts)]
-        rows = self._run_experts([tokens[place // self.top_k] for place in places], experts)
+        rows = self._run_experts([tokens[place // self.top_k] for place in places], experts.each)
         empty = tokens.new_zeros(flat.shape[0], tokens.shape[1])
         back = empty.index_put((torch.cat(places),), torch.cat(rows).to(empty.dtype))
         return _sum_copies(back.view(*chosen.shape, -1) * weights.to(back.dtype)[..., None])
@@ -159,15 +206,22 @@ class MixtureOfExperts(nn.Module):
             for rows, own in zip(groups, experts, strict=True)
         ]
 
-    def _dense(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Run every expert on every token; experts that a token did not choose weigh zero."""
-        batch = tokens.expand(self.experts, -1, -1)  # (E, T, D)
-        hidden = torch.baddbmm(self.up_bias[:, None], batch, self.up.transpose(1, 2))
-        rows = torch.baddbmm(
-            self.down_bias[:, None], self.activation(hidden), self.down.transpose(1, 2)
-        )  # (E, T, D)
-        full = weights.new_zeros(tokens.shape[0], self.experts).scatter(1, chosen, weights)
-        return (rows * full.T.to(rows.dtype)[..., None]).sum(dim=0)
+    def _dense(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Weights) -> Tensor:
+        """Run every expert on every token; experts that a token did not choose weigh zero.
+
+        All experts are one wide layer, whose hidden units the gate weighs.
+        """
+        own = experts.together
+        gates = self._gates(weights, chosen).to(own.up.dtype)  # (T, E)
+        wide = F.linear(tokens, own.up.flatten(0, 1), own.up_bias.flatten())  # (T, E·H)
+        hidden = self.activation(wide).unflatten(1, (self.experts, -1))
+        weighed = hidden * gates[..., None]  # (T, E, H)
+        down = own.down.transpose(0, 1).flatten(1)  # (D, E·H)
+        return F.linear(weighed.flatten(1), down) + F.linear(gates, own.down_bias.T)
+
+    def _gates(self, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Weight of every expert (T, E), zero of those that a token did not choose."""
+        return weights.new_zeros(weights.shape[0], self.experts).scatter(1, chosen, weights)
 
 
 class _Gather(torch.autograd.Function):

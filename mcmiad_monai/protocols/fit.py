@@ -51,7 +51,10 @@ def fit_head(
         head.set_feature_statistics(*data.statistics())
     network = replicate(head, device)
     loader = training_loader(
-        data, batch_size=method.batch_size, min_steps=method.min_steps_per_epoch
+        data,
+        batch_size=method.batch_size,
+        min_steps=method.min_steps_per_epoch,
+        device=device,
     )
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=method.learning_rate, weight_decay=1e-4, fused=True

@@ -15,7 +15,7 @@ def mixture(**options: object) -> MixtureOfExperts:
 def test_forms_of_dispatch_agree_in_output_and_gradients(top_k):
     tokens = torch.randn(3, 25, 16)
     results = []
-    for dispatch in ("grouped", "routed", "dense"):
+    for dispatch in ("grouped", "ragged", "routed", "dense"):
         moe, x = mixture(top_k=top_k, dispatch=dispatch), tokens.clone().requires_grad_()
         output, importance = moe(x)
         (output.square().sum() + importance.square().sum()).backward()
@@ -38,9 +38,9 @@ def test_weights_that_were_split_before_serve_every_call():
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
     with torch.autocast("cpu", torch.bfloat16):
-        assert {own.dtype for expert in moe.split() for own in expert} == {torch.bfloat16}
+        assert {own.dtype for expert in moe.split().each for own in expert} == {torch.bfloat16}
     with torch.no_grad():
-        assert not any(own.requires_grad for expert in moe.split() for own in expert)
+        assert not any(own.requires_grad for expert in moe.split().each for own in expert)
 
 
 def test_unchosen_experts_do_not_matter():
