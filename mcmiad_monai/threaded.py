@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mcmiad_monai.networks.aliases import share_memory
 from mcmiad_monai.networks.head import HeadOutput, MCMIADHead
 from mcmiad_monai.networks.moe import balance_loss
 from mcmiad_monai.networks.randomness import own_numbers
@@ -87,9 +88,7 @@ class ThreadedHead(nn.Module):
         if len(self._copies) < count:
             self._copies = tuple(copy.deepcopy(self.head) for _ in range(count))
         for replica in self._copies[:count]:
-            replica.train(self.head.training)
-            for mine, own in zip(_tensors(replica), _tensors(self.head), strict=True):
-                mine.data, mine.requires_grad = own.data, own.requires_grad
+            share_memory(replica, self.head)
         return self._copies[:count]
 
 
@@ -147,11 +146,6 @@ class _Shared(torch.autograd.Function):
         found = ctx.threads.map(run, ctx.shares, restored.split(sizes))
         ctx.shares = None  # the graphs are spent
         return None, None, *(_sum(of_one) for of_one in zip(*found, strict=True))
-
-
-def _tensors(head: MCMIADHead) -> Iterator[Tensor]:
-    yield from head.parameters()
-    yield from head.buffers()
 
 
 def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcmiad_monai.networks.tracing import is_written
+
 
 class KeysValues(NamedTuple):
     """Projected keys and values, each of shape (B, heads, M, D / heads)."""
@@ -87,7 +89,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
     Tensor of shape (B, heads, N, d)
     """
     half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-    if half_on_cpu or torch.compiler.is_exporting():
+    if half_on_cpu or is_written():
         return attention_weights(query, key, allowed).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcmiad_monai.networks.dropout import DroppingReLU
+from mcmiad_monai.networks.tracing import is_compiled, is_written
 
 Dispatch = Literal["auto", "grouped", "ragged", "routed", "dense"]
 
@@ -146,16 +147,14 @@ class MixtureOfExperts(nn.Module):
     def _form(self, tokens: int, device: torch.device, dtype: torch.dtype) -> Dispatch:
         if self.dispatch != "auto":
             return self.dispatch
-        exporting = torch.compiler.is_exporting()
-        compiling = torch.compiler.is_compiling() and not exporting
-        if exporting or (not compiling and torch.jit.is_tracing()):  # type: ignore[attr-defined]
+        if is_written():
             return "routed"
         if device.type == "cuda":
             if tokens <= DENSE_TOKENS:
                 return "dense"
             if grouped_mm is not None and dtype == torch.bfloat16:
                 return "ragged"
-        return "dense" if compiling else "grouped"
+        return "dense" if is_compiled() else "grouped"
 
     def _grouped(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Weights) -> Tensor:
         """Sort the (token, expert) pairs by expert and run each expert on its own rows."""
