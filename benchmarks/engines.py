@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py [--model my_model/models/model.pt] [--batch 16] [--repeats 5]
     python benchmarks/engines.py --batches     # slices/s of PyTorch without workers, by its batch
-    python benchmarks/engines.py --device cuda [--compile] [--batch 256]
+    python benchmarks/engines.py --device cuda [--compile bfloat16] [--batch 256]
 
 Plain is timm's `features_only`, which runs and keeps the stages behind stride 16, then pooling,
 the head without savings, and the score, in eager float32. All forms have the same weights, read
@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batches", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="on a GPU, compiled forms as well")
+    parser.add_argument(
+        "--compile", nargs="+", choices=PRECISIONS, default=[], help="compiled forms of a GPU"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     detector = default_detector() if options.model is None else load_package(options.model)
@@ -162,17 +164,14 @@ def on_gpu(detector: MCMIADDetector, options: argparse.Namespace) -> None:
         PLAIN: ProductsIn(Called(plain)),
         TENSORFLOAT: plain,
     }
-    for compiled in (False, True) if options.compile else (False,):
-        for precision in PRECISIONS:
-            network = open_network(
-                copy.deepcopy(detector),
-                device=options.device,
-                precision=precision,
-                compiled=compiled,
-            )
-            count = slices_at_once(network, torch.device(options.device))
-            name = f"torch {precision}{', compiled' if compiled else ''}"
-            forms[name] = divided(network, count)
+    kinds = [(name, False) for name in PRECISIONS] + [(name, True) for name in options.compile]
+    for precision, compiled in kinds:
+        network = open_network(
+            copy.deepcopy(detector), device=options.device, precision=precision, compiled=compiled
+        )
+        count = slices_at_once(network, torch.device(options.device))
+        name = f"torch {precision}{', compiled' if compiled else ''}"
+        forms[name] = divided(network, count)
     measure(forms, batch=options.batch, repeats=options.repeats, device=options.device)
 
 

@@ -23,9 +23,11 @@ CHUNK = 1024
 Maps = Callable[[list[int]], Tensor]
 
 
-def nearest_neighbour(training: FeatureDataset, testing: FeatureDataset) -> Maps:
+def nearest_neighbour(
+    training: FeatureDataset, testing: FeatureDataset, device: str = "cpu"
+) -> Maps:
     """Distance of each token to the nearest token of any training slice, anywhere."""
-    mean, std = training.statistics()
+    mean, std = (statistic.to(device) for statistic in training.statistics())
     bank = tokens_of(training, list(range(len(training))), mean, std).flatten(0, 1)  # (M, C)
 
     def maps(rows: list[int]) -> Tensor:
@@ -58,7 +60,7 @@ def position_gaussian(training: FeatureDataset, testing: FeatureDataset) -> Maps
 
 def tokens_of(dataset: FeatureDataset, rows: list[int], mean: Tensor, std: Tensor) -> Tensor:
     """Standardised tokens of slices, (n, N, C)."""
-    return (dataset.batch(rows).flatten(2).transpose(1, 2) - mean) / std
+    return (dataset.batch(rows).to(mean.device).flatten(2).transpose(1, 2) - mean) / std
 
 
 def as_maps(distances: Tensor, dataset: FeatureDataset, count: int) -> Tensor:

@@ -55,6 +55,7 @@ if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not 
     from mcmiad_monai.protocols.fit import fit_head
     from mcmiad_monai.protocols.method import SHIPPED, SHIPPED_HEAD, Method
     from mcmiad_monai.runtimes import open_network
+    from mcmiad_monai.workers import encoding
 if importlib.util.find_spec("anomalib"):
     from anomalib.models.image.padim.torch_model import PadimModel  # type: ignore[import-not-found]
     from anomalib.models.image.patchcore.torch_model import (  # type: ignore[import-not-found]
@@ -106,7 +107,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
     np.save(folder / "open.npy", images[options.train_images :].numpy())
     encoder = build_encoder(options.encoder, weights=options.weights, pool="area")
     torch.save(encoder.trunk.model.state_dict(), folder / "encoder.pt")
-    spec = {**vars(options), "images": None, "channels": encoder.out_channels}
+    spec = {"device": "cpu", **vars(options), "images": None, "channels": encoder.out_channels}
     spec |= encoder.trunk.config.to_dict()
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     print(
@@ -231,10 +232,12 @@ def work(phase: str, folder: Path, one: Contender) -> None:
 def encode(spec: Any, images: Tensor) -> tuple[FrozenEncoder, np.ndarray, float]:
     """Encoder, its features (n, C, grid, grid) in float16 as the project keeps them, seconds."""
     encoder = build_encoder(spec.name, weights=spec.folder / "encoder.pt", pool="area")
-    encoder(images[: spec.batch])
+    place = torch.device(spec.device)
+    run = encoding(encoder, place)
+    run(images[: spec.batch].to(place))
     start = time.perf_counter()
-    features = [encoder(block).half().numpy() for block in images.split(spec.batch)]
-    return encoder, np.concatenate(features), time.perf_counter() - start
+    features = [run(b.to(place)).half().cpu().numpy() for b in images.split(spec.batch)]
+    return encoder.cpu(), np.concatenate(features), time.perf_counter() - start
 
 
 def kept(encoder: FrozenEncoder, features: np.ndarray) -> FeatureDataset:
@@ -254,9 +257,10 @@ def train_head(spec: Any, one: Contender, images: Tensor) -> tuple[float, str]:
     encoder, features, encoding = encode(spec, images)
     start, prior = time.perf_counter(), encode_hashing(normal_prompts())
     data = MixedFeatures([kept(encoder, features)])
-    head, steps = fit_head(method, encoder, prior, data, progress=False)
+    head, steps = fit_head(method, encoder, prior, data, progress=False, device=spec.device)
     fitting = time.perf_counter() - start
-    save_package(spec.folder / one.file, MCMIADDetector(encoder, head, method.build_score(encoder)))
+    detector = MCMIADDetector(encoder, head.cpu(), method.build_score(encoder))
+    save_package(spec.folder / one.file, detector)
     note = f"{encoding:.1f} s of encoding, {steps} steps of {fitting / steps:.2f} s"
     return encoding + fitting, note
 
@@ -272,7 +276,8 @@ def export_head(spec: Any, one: Contender, _images: Tensor) -> tuple[float, str]
 def open_head(spec: Any, one: Contender) -> Callable[[Tensor], Any]:
     """Our network in an engine."""
     file, engine = spec.folder / one.file, one.needs
-    return open_network(load_package(file.with_suffix(".pt")), engine=engine, path=file)  # type: ignore[arg-type]
+    detector = load_package(file.with_suffix(".pt"))
+    return open_network(detector, engine=engine, path=file, device=spec.device)  # type: ignore[arg-type]
 
 
 def train_neighbour(spec: Any, one: Contender, images: Tensor) -> tuple[float, str]:
@@ -287,8 +292,8 @@ def open_neighbour(spec: Any, one: Contender) -> Callable[[Tensor], Any]:
     """The bank of benchmarks/peers.py, asked with images where it has rows."""
     encoder = build_encoder(spec.name, weights=spec.folder / "encoder.pt", pool="area")
     features = torch.load(spec.folder / one.file, weights_only=True)["features"].numpy()
-    asked: Any = SimpleNamespace(encoder=encoder, size=224, batch=encoder)
-    return nearest_neighbour(kept(encoder, features), asked)  # type: ignore[return-value]
+    asked: Any = SimpleNamespace(encoder=encoder, size=224, batch=encoder.to(spec.device))
+    return nearest_neighbour(kept(encoder, features), asked, spec.device)  # type: ignore[return-value]
 
 
 def anomalib_model(spec: Any, one: Contender) -> Any:
@@ -301,15 +306,18 @@ def anomalib_model(spec: Any, one: Contender) -> Any:
     if foreign := network.feature_extractor.load_state_dict(state, strict=False).unexpected_keys:
         raise RuntimeError(f"anomalib's extractor cannot take {foreign[:4]}")
     model.layers = common["layers"][::-1]  # the grid is that of the first
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    mean, std = (
+        torch.tensor(values, device=spec.device).view(1, 3, 1, 1)
+        for values in (spec.mean, spec.std)
+    )
     model.register_forward_pre_hook(lambda _, given: (given[0].expand(-1, 3, -1, -1) - mean) / std)
-    return model
+    return model.to(spec.device)
 
 
 @torch.no_grad()
 def train_anomalib(spec: Any, one: Contender, images: Tensor) -> tuple[float, str]:
     """Features through one of anomalib's models, and its fit; its state dict is stored."""
-    model = anomalib_model(spec, one).train()
+    model, images = anomalib_model(spec, one).train(), images.to(spec.device)
     model.feature_extractor(images[: spec.batch].expand(-1, 3, -1, -1))
     start = time.perf_counter()
     for batch in images.split(spec.batch):

@@ -1,6 +1,6 @@
 """Time of a training step of the head, by form, beside the plain form and an end-to-end loop.
 
-    python benchmarks/training.py [--batch 16] [--repeats 7] [--compile] [--device cuda]
+    python benchmarks/training.py [--batch 16 256] [--repeats 7] [--compile] [--device cuda]
 
 Plain is the head without savings, with PyTorch's dropout and its default AdamW, in float32, on
 cached features. End to end is the same with the images through timm's `features_only` in every
@@ -9,7 +9,8 @@ takes its share of the batch; "in layers" leaves the threads to PyTorch. All for
 same weights and take turns. The error is the norm of the difference of all gradients from plain's,
 relative to plain's, without dropout and jitter, which draw other numbers in each form. TFLOP/s
 counts the products that the method needs, as `limits.py` does. `--compile` adds forms through
-`torch.compile`, which needs a compiler, and tells how long that took.
+`torch.compile`, which needs a compiler, tells how long that took, and leaves out their error: that
+of the compiled head is a test.
 
 On a GPU the default takes its steps as CUDA graphs, and "in layers" launches each kernel.
 
@@ -41,6 +42,8 @@ from mcmiad_monai.precision import slowdown
 CLIP_NORM = 0.1
 IMAGES_AT_ONCE = 128
 """Through the encoder."""
+SLOW = 5.0
+"""Seconds of a step of which the compiler took most."""
 WARM_UP = 3
 """Steps of each form that are not counted: a graph is captured in the second of its kind."""
 
@@ -145,43 +148,57 @@ def gradient(form: Form) -> Tensor:
 
 
 def main() -> None:
-    """Print one table."""
+    """Print one table for each size of batch."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="a form by torch.compile as well")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    known = forms(options.batch, options.device, compiled=options.compile)
-    expected = gradient(known["plain"])
-    errors = {}
-    for name, form in known.items():
-        start = time.perf_counter()
-        errors[name] = float((gradient(form) - expected).norm() / expected.norm())
-        if form.compiled:
-            print(f"the first steps of {name}: {time.perf_counter() - start:.0f} s")
+    products = operations()[1]
+    for batch in options.batch:
+        known = forms(batch, options.device, compiled=options.compile)
+        expected = gradient(known["plain"])
+        errors = {
+            name: float((gradient(form) - expected).norm() / expected.norm())
+            for name, form in known.items()
+            if not form.compiled  # which would be compiled twice
+        }
+        seconds = times(known, options.repeats, options.device)
+        print(f"{place(options.device)}, step of {batch}")
+        show(seconds, errors, products * batch / 1e12)
+        del known
+
+
+def times(known: dict[str, Form], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of the steps of each form, which take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in known}
-    for repeat in range(-WARM_UP, options.repeats):
+    for repeat in range(-WARM_UP, repeats):
         for name, form in known.items():
             start = time.perf_counter()
             form.step()
-            wait(options.device)
+            wait(device)
             elapsed = time.perf_counter() - start
             if repeat >= 0:
                 seconds[name].append(elapsed)
+            elif elapsed > SLOW:
+                print(f"a first step of {name}: {elapsed:.0f} s")
+    return seconds
+
+
+def show(seconds: dict[str, list[float]], errors: dict[str, float], products: float) -> None:
+    """Print the table; products are the 10¹² operations of a step."""
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
     plain, whole = middle["plain"], middle["end to end, encoder in each step"]
-    print(f"{place(options.device)}, step of {options.batch}")
-    products = operations()[1] * options.batch / 1e12
     heads = ("ms a step", "least", "most", "x plain", "x end to end", "TFLOP/s", "error")
     print(f"{'form':<34}" + "".join(f"{head:>14}" for head in heads))
     for name, taken in seconds.items():
-        times = "".join(f"{1000 * s:>14.2f}" for s in (middle[name], min(taken), max(taken)))
+        spread = "".join(f"{1000 * s:>14.2f}" for s in (middle[name], min(taken), max(taken)))
         ratios = f"{plain / middle[name]:>14.2f}{whole / middle[name]:>14.2f}"
-        rate = products / middle[name]
-        print(f"{name:<34}{times}{ratios}{rate:>14.2f}{errors[name]:>14.1e}")
+        error = f"{errors[name]:.1e}" if name in errors else "-"
+        print(f"{name:<34}{spread}{ratios}{products / middle[name]:>14.2f}{error:>14}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@ from mcmiad_monai.precision import Precision, ProductsIn
 
 #: Slices in one call on an accelerator: some 3 GB of activations at most for EfficientNet-B4.
 ACCELERATOR_SLICES = 64
+#: How images lie in memory; convolutions of each type have their fastest kernels in one of them.
+LAYOUTS: dict[Precision, torch.memory_format] = {
+    "float32": torch.contiguous_format,
+    "bfloat16": torch.channels_last,
+}
 
 
 def accelerated(
@@ -31,14 +36,15 @@ def accelerated(
         Let `torch.compile` fuse what passes over memory, which takes most of a minute at the first
         call, and needs a C compiler.
     """
-    own = copy.deepcopy(network).to(device).to(memory_format=torch.channels_last).eval()
+    own = copy.deepcopy(network).to(device).to(memory_format=LAYOUTS[precision]).eval()
     if precision == "bfloat16":
         for module in own.modules():
             if isinstance(module, nn.Conv2d):  # once, where autocast would convert in each call
                 module.to(torch.bfloat16)
     if not compiled:
         return ProductsIn(own, precision)
-    return FixedBatches(torch.compile(ProductsIn(own, precision), dynamic=False))
+    own.compile(dynamic=False)
+    return FixedBatches(ProductsIn(own, precision))
 
 
 class FixedBatches(nn.Module):

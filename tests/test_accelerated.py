@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from mcmiad_monai.accelerated import FixedBatches, accelerated
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.precision import ProductsIn, require_gpu_to_compile, without_tensorfloat
-from mcmiad_monai.runtimes import open_network
 from mcmiad_monai.workers import encoding
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
