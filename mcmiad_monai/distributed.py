@@ -118,9 +118,11 @@ def replicate(
     if compiled and is_initialised():
         raise ValueError("compile is for training in one process; leave compile false.")
     network = network.to(where)
-    if where.type == "cpu" and isinstance(network, MCMIADHead):
-        network = ThreadedHead(network)
+    if isinstance(network, MCMIADHead):
+        if where.type == "cpu":
+            network = ThreadedHead(network)
+        elif where.type == "cuda" and not is_initialised():
+            network = GraphedHead(network, compiled=compiled)
     if not is_initialised():
-        graphed = where.type == "cuda" and isinstance(network, MCMIADHead)
-        return GraphedHead(network, compiled=compiled) if graphed else network
+        return network
     return DistributedDataParallel(network, device_ids=[where] if where.type == "cuda" else None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ from small_heads import CHANNELS, GRID, small_head
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mcmiad_monai.data import on_device
 from mcmiad_monai.data.features import SliceRecord
+from mcmiad_monai.data.on_device import FeaturesOnDevice, loader
 from mcmiad_monai.engines import (
     HeadTrainer,
     HeadValidator,
@@ -33,7 +36,8 @@ class Features(Dataset[dict[str, Tensor]]):
 
     def __init__(self, count: int = 12, *, anomalies: bool = False) -> None:
         generator = torch.Generator().manual_seed(count)
-        self.values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator)
+        # as features are kept, in half precision
+        self.values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator).half().float()
         marks = [anomalies and i % 3 == 0 for i in range(count)]
         self.values[marks] *= 20
         self.records = [
@@ -50,6 +54,9 @@ class Features(Dataset[dict[str, Tensor]]):
             "label": torch.tensor(int(self.records[index].anomalous)),
         }
 
+    def kept(self, positions: Sequence[int]) -> Tensor:
+        return self.values[list(positions)].half()
+
 
 def make_run(
     directory: Path,
@@ -62,9 +69,9 @@ def make_run(
 ) -> SimpleNamespace:
     """A trainer with all its parts, as the bundle's configuration wires them."""
     head, dataset = small_head(), Features()
-    loader = DataLoader(dataset, batch_size=4, shuffle=True)
+    batches = loader(dataset, "cpu", batch_size=4, shuffle=True)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
-    schedule = learning_rate_schedule(optimizer, kind="cosine", total_steps=EPOCHS * len(loader))
+    schedule = learning_rate_schedule(optimizer, kind="cosine", total_steps=EPOCHS * len(batches))
     validator = HeadValidator(
         device="cpu",
         dataset=Features(9, anomalies=anomalies),  # type: ignore[arg-type]
@@ -83,7 +90,7 @@ def make_run(
     trainer = HeadTrainer(
         device="cpu",
         max_epochs=epochs,
-        train_data_loader=loader,
+        train_data_loader=batches,
         network=ThreadedHead(head, threads, images_a_thread=1),
         optimizer=optimizer,
         loss_function=options.pop("loss_function", ReconstructionLoss()),
@@ -104,6 +111,22 @@ def make_run(
 
 def weights_of(head: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in head.parameters()])
+
+
+@pytest.mark.parametrize("free", [10**9, 0])
+def test_batches_of_a_device_train_and_validate_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    expected = make_run(tmp_path / "host")
+    expected.trainer.run()
+    monkeypatch.setattr(on_device, "on_host", lambda _: False)
+    monkeypatch.setattr(on_device, "free_memory", lambda _: free)
+    found = make_run(tmp_path / "device")
+    found.trainer.run()
+    assert isinstance(found.trainer.data_loader.dataset, FeaturesOnDevice)
+    assert isinstance(found.validator.data_loader.dataset, FeaturesOnDevice)
+    assert torch.equal(weights_of(found.head), weights_of(expected.head))
+    assert found.validator.state.metrics == pytest.approx(expected.validator.state.metrics)
 
 
 @pytest.mark.parametrize(("stop", "threads"), [(1, 1), (3, 1), (2, 3)])

@@ -79,9 +79,14 @@ def loader(data: Features, device: str | torch.device, **options: Any) -> DataLo
         Of PyTorch's loader: how batches are drawn.
     """
     where = torch.device(device)
-    if where.type == "cpu":
+    if on_host(where):
         return DataLoader(data, **options)  # type: ignore[arg-type]
-    return DataLoader(FeaturesOnDevice(data, where), collate_fn=_as_it_is, **options)
+    return DataLoader(FeaturesOnDevice(data, where), collate_fn=_whole, **options)
+
+
+def on_host(device: torch.device) -> bool:
+    """Whether batches stay where the features are read."""
+    return device.type == "cpu"
 
 
 def free_memory(device: torch.device) -> int:
@@ -89,5 +94,6 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _whole(batch: Any) -> Any:
+    """What `__getitems__` gave, which is a batch already."""
     return batch
