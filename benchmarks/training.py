@@ -45,7 +45,7 @@ IMAGES_AT_ONCE = 128
 SLOW = 5.0
 """Seconds of a step of which the compiler took most."""
 WARM_UP = 3
-"""Steps of each form that are not counted: a graph is captured in the second of its kind."""
+"""Steps of each form that are not counted, in which graphs are captured."""
 
 
 @dataclass
@@ -141,9 +141,7 @@ def gradient(form: Form) -> Tensor:
     for module in head.modules():
         if isinstance(module, DroppingReLU | nn.Dropout):
             module.p = 0.0
-    quiet = replace(form, head=head)
-    quiet.loss()  # graphs are captured in the second call
-    quiet.loss().backward()
+    replace(form, head=head).loss().backward()
     return torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
 
 

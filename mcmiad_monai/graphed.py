@@ -22,9 +22,9 @@ GRAPHS = 2
 class GraphedHead(nn.Module):
     """A head on a GPU whose training steps, forward and backward, are CUDA graphs.
 
-    To an optimiser and a loss it is the head itself. The first step of a shape is computed without
-    a graph, the second is captured. Further shapes than `GRAPHS`, evaluation, and batches for which
-    the head asks the GPU how many tokens an expert has, run without one.
+    To an optimiser and a loss it is the head itself. The first step of a shape captures it, so that
+    a resumed training is that of graphs from its start. Further shapes than `GRAPHS`, evaluation,
+    and batches for which the head asks the GPU how many tokens an expert has, run without one.
 
     Parameters
     ----------
@@ -39,7 +39,6 @@ class GraphedHead(nn.Module):
     def __init__(self, head: MCMIADHead, *, compiled: bool = False) -> None:
         super().__init__()
         self.head, self.compiled = head, compiled
-        self._seen: set[_Kind] = set()
         self._graphs: dict[_Kind, Callable[..., Any]] = {}
         self._pool: Any = None
 
@@ -47,17 +46,15 @@ class GraphedHead(nn.Module):
         """Reconstruct features of shape (B, C, grid, grid), as the head does."""
         learns = self.training and torch.is_grad_enabled()
         if not learns or not on_gpu(features) or torch.compiler.is_compiling():
-            output: HeadOutput = self.head(features)
-            return output
+            return self.head(features)
         kind = self._kind(features)
         graph = self._graphs.get(kind)
-        if graph is None and kind in self._seen and len(self._graphs) < GRAPHS:
-            graph = self._graphs[kind] = self._captured(kind, features)
         if graph is None:
-            weight = self.head.project.weight
-            if self.head.decoder.has_fixed_shapes(len(features), kind.autocast or weight.dtype):
-                self._seen.add(kind)
-            return self.head(features)
+            products = kind.autocast or self.head.project.weight.dtype
+            fixed = self.head.decoder.has_fixed_shapes(len(features), products)
+            if not fixed or len(self._graphs) == GRAPHS:
+                return self.head(features)
+            graph = self._graphs[kind] = self._captured(kind, features)
         self._keep_gradients()
         target, restored, balance = graph(features, *self.head.parameters())
         return HeadOutput(target.detach(), restored, balance)

@@ -140,7 +140,7 @@ def test_gradients_add_up_over_steps(device: str) -> None:
     plain, head = wide_head(device, **QUIET), wide_head(device, **QUIET)
     for own, runs in ((plain, plain), (head, GraphedHead(head))):
         for step in range(5):
-            if step < 3:  # the third is the first of a graph that gives new gradients
+            if step < 3:  # then gradients that the graph gave are added to
                 own.zero_grad(set_to_none=True)
             LOSS(runs(images(device))).backward()
     assert_close((p.grad for p in head.parameters()), (p.grad for p in plain.parameters()))

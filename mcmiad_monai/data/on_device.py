@@ -39,7 +39,7 @@ class FeaturesOnDevice(Dataset[dict[str, Tensor]]):
     Parameters
     ----------
     data : FeatureDataset or MixedFeatures
-        Left as it is.
+        Of one slice at least; left as it is.
     device : torch.device
     """
 
@@ -47,11 +47,12 @@ class FeaturesOnDevice(Dataset[dict[str, Tensor]]):
         self.data, self.device = data, device
         self.labels = torch.tensor([int(r.anomalous) for r in data.records], device=device)
         self.features: Tensor | None = None
-        size = len(data) * data.kept([0]).nbytes if len(data) else 0
-        if size <= SHARE * free_memory(device):
-            chunks = range(0, len(data), CHUNK)
-            parts = (data.kept(range(c, min(c + CHUNK, len(data)))) for c in chunks)
-            self.features = torch.cat([part.to(device) for part in parts])
+        one = data.kept([0])  # (1, C, g, g)
+        if len(data) * one.nbytes <= SHARE * free_memory(device):
+            self.features = one.new_empty(len(data), *one.shape[1:], device=device)
+            for start in range(0, len(data), CHUNK):
+                rows = range(start, min(start + CHUNK, len(data)))
+                self.features[start : start + CHUNK] = data.kept(rows)
 
     def __len__(self) -> int:
         return len(self.data)
