@@ -77,7 +77,8 @@ class AnomalyBatchInfer(BatchInferTask):
             except Exception as error:
                 failed.append(str(getattr(error, "detail", error)))
                 result[image] = {"error": failed[-1]}
-                logger.warning("study %d failed: %s", done, failed[-1])
+                # why is in the answer: a message can name a file, and so a patient
+                logger.warning("study %d failed: %s", done, type(error).__name__)
             else:
                 result[image] = {"labels": list(wanted), "params": answer}
                 keep_score(datastore, image, task, answer)

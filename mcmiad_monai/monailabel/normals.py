@@ -61,7 +61,9 @@ def collect_normals(datastore: Any) -> Normals:
                 continue
             path = datastore.get_image_uri(image)
         except Exception as error:
-            logger.warning("a finished study is kept out: %s", error)
+            # the message can name a file, and so a patient
+            logger.warning("a finished study is kept out: %s", type(error).__name__)
+            logger.debug("why", exc_info=True)
             found.unreadable += 1
             continue
         found.cases.append(_entry(image, path, info))

@@ -84,7 +84,8 @@ class AnomalyScoring(ScoringMethod):
                 answer = self.infer({**asked, "image": image}, datastore)["params"]
             except Exception as error:
                 result[image] = {"error": str(getattr(error, "detail", error))}
-                logger.warning("no score: %s", result[image]["error"])
+                # why is in the answer: a message can name a file, and so a patient
+                logger.warning("no score: %s", type(error).__name__)
                 if getattr(error, "status_code", None) == UNSUITABLE:
                     keep_score(datastore, image, self.task, None)
             else:

@@ -139,12 +139,18 @@ def test_broken_model_is_the_servers_fault_and_mended_without_a_restart(label_ap
 
 
 def test_batch_keeps_scores_and_says_which_study_failed(
-    label_app: Any, studies: Path, bad_files: Mapping[str, Path]
+    label_app: Any,
+    studies: Path,
+    bad_files: Mapping[str, Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     shutil.copy(bad_files["text"], studies / "a_text.nii.gz")  # the first
     label_app.datastore().refresh()
     result = label_app.batch_infer({"model": MODEL, "images": "all", "output_kind": "bands"})
     assert "could not be read" in result.pop("a_text")["error"]
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("mcmiad_monai.monailabel")]
+    assert any(line.startswith("study 1 failed") for line in ours)
+    assert not any("a_text" in line for line in ours)
     store = label_app.datastore()
     for image, entry in result.items():
         assert entry["labels"] == ["original", "heatmap"]
