@@ -17,6 +17,8 @@ Dispatch = Literal["auto", "grouped", "ragged", "routed", "dense"]
 
 #: PyTorch's product of groups of rows, each with a matrix of its own; not in its older versions.
 grouped_mm = getattr(F, "grouped_mm", None)
+#: Compute capability of the oldest GPUs that take it.
+OLDEST = (8, 0)
 #: Tokens up to which a GPU has all experts computed rather than be told how many tokens each has.
 DENSE_TOKENS = 2**13
 
@@ -152,9 +154,15 @@ class MixtureOfExperts(nn.Module):
         if device.type == "cuda":
             if tokens <= DENSE_TOKENS:
                 return "dense"
-            if grouped_mm is not None and dtype == torch.bfloat16:
+            if dtype == torch.bfloat16 and self._groups_fit(device):
                 return "ragged"
         return "dense" if is_compiled() else "grouped"
+
+    def _groups_fit(self, device: torch.device) -> bool:
+        """Whether a GPU takes grouped products of these weights, whose rows are whole 16 bytes."""
+        rows_fit = not any(width % 8 for width in self.up.shape[1:])
+        able = grouped_mm is not None and torch.cuda.get_device_capability(device) >= OLDEST
+        return able and rows_fit
 
     def _grouped(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Weights) -> Tensor:
         """Sort the (token, expert) pairs by expert and run each expert on its own rows."""

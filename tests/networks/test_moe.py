@@ -17,6 +17,8 @@ def test_forms_of_dispatch_agree_in_output_and_gradients(top_k):
     results = []
     for dispatch in ("grouped", "ragged", "routed", "dense"):
         moe, x = mixture(top_k=top_k, dispatch=dispatch), tokens.clone().requires_grad_()
+        for bias in (moe.up_bias, moe.down_bias):
+            torch.nn.init.normal_(bias, std=0.1)
         output, importance = moe(x)
         (output.square().sum() + importance.square().sum()).backward()
         results.append([output, importance, x.grad, *(p.grad for p in moe.parameters())])
@@ -43,8 +45,9 @@ def test_weights_that_were_split_before_serve_every_call():
         assert not any(own.requires_grad for expert in moe.split().each for own in expert)
 
 
-def test_unchosen_experts_do_not_matter():
-    moe, tokens = mixture(top_k=1, dispatch="grouped"), torch.randn(1, 9, 16)
+@pytest.mark.parametrize("dispatch", ["grouped", "ragged"])
+def test_unchosen_experts_do_not_matter(dispatch):
+    moe, tokens = mixture(top_k=1, dispatch=dispatch), torch.randn(1, 9, 16)
     with torch.no_grad():
         moe.gate.bias.copy_(torch.tensor([0.0, 100.0, 0.0, 0.0]))
     before, _ = moe(tokens)
@@ -112,3 +115,22 @@ def test_runs_in_half_precision(dtype, dispatch):
         torch.nn.functional.cosine_similarity(output.float().flatten(), expected.flatten(), 0)
         > 0.99
     )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "hidden", "capability", "form"),
+    [
+        (2**13, torch.float32, 32, (9, 0), "dense"),
+        (2**13, torch.bfloat16, 32, (9, 0), "dense"),
+        (2**14, torch.float32, 32, (9, 0), "grouped"),
+        (2**14, torch.bfloat16, 32, (9, 0), "ragged"),
+        (2**14, torch.bfloat16, 28, (9, 0), "grouped"),
+        (2**14, torch.bfloat16, 32, (7, 5), "grouped"),
+    ],
+)
+def test_form_on_a_gpu(monkeypatch, tokens, dtype, hidden, capability, form):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr("mcmiad_monai.networks.moe.grouped_mm", lambda *_: None)
+    moe = mixture(hidden=hidden)
+    assert moe._form(tokens, torch.device("cuda"), dtype) == form
+    assert moe._form(tokens, torch.device("cpu"), dtype) == "grouped"
