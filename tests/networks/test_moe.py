@@ -118,7 +118,7 @@ def test_runs_in_half_precision(dtype, dispatch):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "dtype", "hidden", "capability", "form"),
+    ("tokens", "dtype", "hidden", "gpu", "form"),
     [
         (2**13, torch.float32, 32, (9, 0), "dense"),
         (2**13, torch.bfloat16, 32, (9, 0), "dense"),
@@ -128,8 +128,8 @@ def test_runs_in_half_precision(dtype, dispatch):
         (2**14, torch.bfloat16, 32, (7, 5), "grouped"),
     ],
 )
-def test_form_on_a_gpu(monkeypatch, tokens, dtype, hidden, capability, form):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+def test_form_on_a_gpu(monkeypatch, tokens, dtype, hidden, *, gpu, form):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: gpu)
     monkeypatch.setattr("mcmiad_monai.networks.moe.grouped_mm", lambda *_: None)
     moe = mixture(hidden=hidden)
     assert moe._form(tokens, torch.device("cuda"), dtype) == form
