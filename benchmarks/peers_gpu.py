@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from engines import place, wait
 from monai.utils import set_determinism
-from peers_speed import CONTENDERS, Contender, prepare
+from peers_speed import CONTENDERS, Contender, parser_of, prepare
 from torch import Tensor
 
 from mcmiad_monai.networks.package import load_package
@@ -38,15 +38,9 @@ COLUMNS = ("train s", "slices/s", "least", "most", "infer MB")
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--encoder", default="tf_efficientnet_b4.aa_in1k")
-    parser.add_argument("--weights", default="random", help="a file, pretrained, or random")
-    parser.add_argument("--images", type=Path, help="studies whose slices to use; noise if unset")
-    parser.add_argument("--modality", default="brain_mri", help="of the studies")
-    parser.add_argument("--device", default="cuda")
     counts = {"train-images": 200, "steps": 40, "infer-images": 256, "batch": 64, "repeats": 5}
-    for name, default in {**counts, "threads": torch.get_num_threads()}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser = parser_of(__doc__, {**counts, "threads": torch.get_num_threads()})
+    parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)

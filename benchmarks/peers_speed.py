@@ -83,14 +83,8 @@ class Contender(NamedTuple):
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--encoder", default="tf_efficientnet_b4.aa_in1k")
-    parser.add_argument("--weights", default="random", help="a file, pretrained, or random")
-    parser.add_argument("--images", type=Path, help="studies whose slices to use; noise if unset")
-    parser.add_argument("--modality", default="brain_mri", help="of the studies")
     counts = {"train-images": 200, "steps": 40, "infer-images": 32, "batch": 16, "repeats": 5}
-    for name, default in {**counts, "threads": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser = parser_of(__doc__, {**counts, "threads": 2})
     parser.add_argument("--peer-python", help="Python of an environment with anomalib")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -98,6 +92,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare(options, Path(folder))
         compare(options, Path(folder))
+
+
+def parser_of(doc: str | None, counts: dict[str, int]) -> argparse.ArgumentParser:
+    """What every comparison is asked with; counts are options with their defaults."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
+    parser.add_argument("--encoder", default="tf_efficientnet_b4.aa_in1k")
+    parser.add_argument("--weights", default="random", help="a file, pretrained, or random")
+    parser.add_argument("--images", type=Path, help="studies whose slices to use; noise if unset")
+    parser.add_argument("--modality", default="brain_mri", help="of the studies")
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
