@@ -33,7 +33,7 @@ def accelerated(
     network : nn.Module
         Maps images (B, 1, S, S) to a tensor (B, …); BatchNorms folded. Left as it is.
     compiled : bool
-        Let `torch.compile` fuse what passes over memory, which takes most of a minute at the first
+        Let `torch.compile` fuse what passes over memory, which takes half a minute at the first
         call, and needs a C compiler.
     """
     own = copy.deepcopy(network).to(device).to(memory_format=LAYOUTS[precision]).eval()

@@ -32,7 +32,7 @@ class GraphedHead(nn.Module):
         Trained in place; keep it for its state dict, which has no wrapper's prefix. What it is made
         of, as its dropout, must not change once a step was taken.
     compiled : bool
-        Let `torch.compile` fuse the kernels first, which takes most of a minute and needs a C
+        Let `torch.compile` fuse the kernels first, which takes half a minute and needs a C
         compiler; dropout and jitter then draw other numbers.
     """
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.accelerated import FixedBatches, accelerated
+from mcmiad_monai.distributed import replicate
+from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
+from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.precision import ProductsIn, require_gpu_to_compile, without_tensorfloat
+from mcmiad_monai.runtimes import _on_gpu, open_network
 from mcmiad_monai.workers import encoding
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+def small_detector() -> MCMIADDetector:
+    encoder = build_encoder("test_efficientnet.r160_in1k", weights="random", pool="area")
+    head = build_head(
+        in_channels=encoder.out_channels,
+        stage_channels=encoder.stage_channels,
+        prior=torch.eye(3, 8),
+        dim=32,
+        hidden=64,
+    )
+    return MCMIADDetector(encoder, head).eval()
 
 
 class Sums(nn.Module):
@@ -66,6 +84,30 @@ def test_compiling_for_a_cpu_is_refused() -> None:
     require_gpu_to_compile("cpu", compiled=False)
     with pytest.raises(ValueError, match="runs on cpu: leave compile false"):
         require_gpu_to_compile("cpu", compiled=True)
+
+
+def test_compiling_is_refused_where_it_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="leave compile false"):
+        open_network(small_detector(), compiled=True)
+    with pytest.raises(ValueError, match="leave compile false"):
+        open_network(small_detector(), engine="onnxruntime", device="cuda", compiled=True)
+    with pytest.raises(ValueError, match="leave compile false"):
+        replicate(small_detector().head, "cpu", compiled=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_form_for_a_gpu_gives_the_heatmaps_of_the_detector(
+    monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+) -> None:
+    # what compiles for the CPU needs a compiler
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    detector, images = small_detector(), torch.rand(3, 1, 96, 96)
+    network = _on_gpu(detector, torch.device("cpu"), "float32", compiled=compiled)
+    assert isinstance(network, FixedBatches) == compiled
+    if compiled:
+        network.slices_at_once = 2
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), detector(images), rtol=1e-4, atol=1e-5)
 
 
 @on_gpu
