@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.modality import MODALITIES
+
 NewCommand = Callable[[str, Any, str], argparse.ArgumentParser]
 
 
@@ -57,6 +59,9 @@ def _add_stress(command: NewCommand) -> None:
     stress.add_argument("--severities", type=numbers, default=[1, 2, 3, 4, 5])
     stress.add_argument("--attributes", type=Path, help="also subgroup tables, from this CSV")
     stress.add_argument("--seed", type=int, default=0)
+    stress.add_argument(
+        "--modality", choices=sorted(MODALITIES), help="what the studies are, for a unified bundle"
+    )
     stress.add_argument("--device", default="cpu", help="cpu or cuda")
 
 
@@ -295,6 +300,7 @@ def _stress(options: argparse.Namespace) -> None:
         corruptions=options.corruptions.split(",") if options.corruptions else None,
         severities=options.severities,
         seed=options.seed,
+        modality=options.modality,
         device=options.device,
     )
     if options.attributes:

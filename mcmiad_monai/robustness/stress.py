@@ -10,25 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
 from tqdm import tqdm
 
 from mcmiad_monai import __version__
-from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.cohort import CohortIncomplete
 from mcmiad_monai.data.studies import StudyDataset, root_message
-from mcmiad_monai.evaluation import Slices
-from mcmiad_monai.inferers import SliceHeatmapInferer
-from mcmiad_monai.modality import Modality, get_modality
-from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.modality import Modality
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.robustness.corruptions import (
     SEVERITIES,
@@ -37,9 +30,8 @@ from mcmiad_monai.robustness.corruptions import (
     get_corruption,
 )
 from mcmiad_monai.robustness.stress_report import write_report
+from mcmiad_monai.robustness.subject import Subject, cases_of, open_subject, split_preprocessing
 from mcmiad_monai.robustness.tally import Condition, Result, Store, Tally, study_result
-from mcmiad_monai.runtimes import open_network
-from mcmiad_monai.transforms import NormalizeCTd, NormalizeMRId, NormalizeOCTd, preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +44,7 @@ def run_stress(
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
+    modality: str | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     progress: bool = True,
@@ -67,7 +60,7 @@ def run_stress(
     ----------
     model : path
         Usually ``models/model.pt`` of a trained bundle. Modality and share of the slices to look at
-        are those of its training.
+        are those of its training; an export beside it is used as inference uses it.
     cases : sequence of dict
         As :func:`mcmiad_monai.data.volumes.find_cases` gives them.
     out : path
@@ -78,6 +71,9 @@ def run_stress(
         From 1 to 5; the studies as they are, severity 0, are always measured.
     seed : int
         Of the corruptions.
+    modality : str, optional
+        Of the studies, for a unified model, which is measured in one modality at a time. Cases
+        that name another under the key ``modality`` are left out. Without it, the only one named.
     device : str or torch.device
     batch_size : int, optional
         Slices in one call of the network; chosen by the device if not given.
@@ -92,38 +88,32 @@ def run_stress(
     Raises
     ------
     ValueError
-        If there are no cases, two have one name, a corruption or severity is not known, or the
-        package does not say for which modality it was trained.
+        If there are no cases, two have one name, a corruption or severity is not known, the
+        package does not say for which modality it was trained, or does not fit `modality`.
     WeightsError
         If the model is no package.
     """
-    network = load_package(model, device)
-    kind, which = trained_for(network, model)
-    conditions = choose_conditions(kind, corruptions, severities)
-    _check_names(cases)
+    subject = open_subject(model, cases, modality=modality, device=device)
+    conditions = choose_conditions(subject.kind, corruptions, severities)
+    chosen = cases_of(cases, subject.kind)
     options: dict[str, Any] = {
         "model_sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
-        "modality": kind.name,
-        "slice_range": list(which.slice_range),
+        "modality": subject.kind.name,
+        "slice_range": list(subject.which.slice_range),
+        "engine": subject.engine,
         "seed": seed,
     }
     store = Store(Path(out) / "partial", {**options, "version": __version__})
     bench = StressBench(
-        network,
-        kind,
-        which,
-        conditions=conditions,
-        store=store,
-        batch_size=batch_size,
-        seed=seed,
+        subject, conditions=conditions, store=store, batch_size=batch_size, seed=seed
     )
-    bench.run(cases, progress=progress)
+    bench.run(chosen, progress=progress)
     report = {
         **options,
         "rows": [bench.row(condition) for condition in conditions],
         "failed": bench.unread,
-        "calibration": network.calibration,
-        "provenance": network.provenance,
+        "calibration": subject.calibration.to_dict() if subject.calibration else {},
+        "provenance": subject.network.provenance,
         "measured_with": produced_with(),
     }
     write_report(report, bench.tallies[conditions[0]].studies, Path(out))
@@ -177,10 +167,7 @@ class StressBench:
 
     Parameters
     ----------
-    network : MCMIADDetector
-    kind : Modality
-    which : Slices
-        Slices that are looked at.
+    subject : Subject
     conditions : sequence of Condition
     store : Store
         Where counts are kept between runs.
@@ -197,24 +184,16 @@ class StressBench:
 
     def __init__(
         self,
-        network: MCMIADDetector,
-        kind: Modality,
-        which: Slices,
+        subject: Subject,
         *,
         conditions: Sequence[Condition],
         store: Store,
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.network, self.kind, self.which, self.seed = network, kind, which, seed
-        self.runner = open_network(network, device=network.heat_scale.device)
-        self.read, self.normalise = split_preprocessing(kind)
-        self.inferer = SliceHeatmapInferer(
-            axis=which.axis,
-            slice_range=which.slice_range,
-            batch_size=batch_size,
-            score=network.score.slice_score,
-        )
+        self.subject, self.seed = subject, seed
+        self.read, self.normalise = split_preprocessing(subject.kind)
+        self.inferer = subject.inferer(batch_size)
         self.store = store
         self.tallies = {condition: Tally() for condition in conditions}
         self.unread: dict[str, str] = {}
@@ -236,13 +215,12 @@ class StressBench:
 
     def row(self, condition: Condition) -> dict[str, Any]:
         """Figures of a condition."""
-        stored = self.network.calibration
         return {
             "corruption": condition.name,
             "severity": condition.severity,
             "level": condition.level,
             "unit": condition.corruption.unit if condition.corruption else None,
-            **self.tallies[condition].figures(Calibration.from_dict(stored) if stored else None),
+            **self.tallies[condition].figures(self.subject.calibration),
             "failed": self.failures[condition],
         }
 
@@ -280,7 +258,7 @@ class StressBench:
                 return None
             return StudyCorruptor(
                 sample["image"],
-                modality=self.kind,
+                modality=self.subject.kind,
                 case=name,
                 mask=sample["label"],
                 seed=self.seed,
@@ -297,8 +275,10 @@ class StressBench:
                 return None
             image, label = corrupt(condition.corruption, condition.severity)
         normalised: MetaTensor = self.normalise({"image": image})["image"]
-        heatmap = self.inferer(normalised[None], self.runner)[0]
-        return study_result({"image": normalised, "label": label, "pred": heatmap}, self.which)
+        heatmap = self.inferer(normalised[None], self.subject.runner)[0]
+        return study_result(
+            {"image": normalised, "label": label, "pred": heatmap}, self.subject.which
+        )
 
 
 def _report(place: str, error: Exception) -> str:
@@ -307,45 +287,3 @@ def _report(place: str, error: Exception) -> str:
     logger.error("study %s failed: %s", place, message)
     logger.debug("study %s", place, exc_info=error)
     return message
-
-
-def split_preprocessing(kind: Modality) -> tuple[Compose, Compose]:
-    """The recipe of a modality in two: reading with orientation, and normalisation."""
-    stages = list(preprocessing(kind, mask_key="label").transforms)
-    normalisations = (NormalizeMRId, NormalizeCTd, NormalizeOCTd)
-    cut = next(i for i, stage in enumerate(stages) if isinstance(stage, normalisations))
-    return Compose(stages[:cut]), Compose(stages[cut:])
-
-
-def trained_for(network: MCMIADDetector, path: str | Path) -> tuple[Modality, Slices]:
-    """Modality and slices of the training of a package.
-
-    Raises
-    ------
-    ValueError
-        If its provenance does not tell.
-    """
-    training = network.provenance.get("training", {})
-    if "modality" not in training:
-        raise ValueError(
-            f"{path} does not say for which modality it was trained; a model.pt that the training "
-            "of a bundle has written is needed."
-        )
-    kind = get_modality(training["modality"])
-    if kind.is_unified:
-        raise ValueError(
-            f"{path} is a unified model, and stress measures one modality; give the model of a "
-            "bundle for one."
-        )
-    low, high = training.get("slice_range", (0.0, 1.0))
-    return kind, Slices(kind.slice_axis, (float(low), float(high)))
-
-
-def _check_names(cases: Sequence[dict[str, Any]]) -> None:
-    counts = Counter(str(case["case"]) for case in cases)
-    twice = sorted(name for name, count in counts.items() if count > 1)
-    if not cases or twice:
-        raise ValueError(
-            f"got {len(cases)} cases, with the names {twice[:5]} more than once; at least one case "
-            "and a name of its own for each are needed, as find_cases gives them."
-        )

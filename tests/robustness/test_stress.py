@@ -15,86 +15,18 @@ from ignite.metrics import Metric
 from monai.data import DataLoader
 from monai.transforms import Compose
 from PIL import Image
+from stressed import FEW, RANGE, make_model, rows_of
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.cohort import CohortIncomplete
 from mcmiad_monai.data.studies import StudyDataset
-from mcmiad_monai.data.volumes import find_cases
 from mcmiad_monai.engines import StudyEvaluator
 from mcmiad_monai.evaluation import study_metrics
 from mcmiad_monai.inferers import SliceHeatmapInferer
 from mcmiad_monai.modality import get_modality
-from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.encoder import empty_encoder
-from mcmiad_monai.networks.head import build_head
-from mcmiad_monai.networks.package import load_package, save_package
-from mcmiad_monai.networks.text_prior import encode_hashing
+from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.robustness import CORRUPTIONS, Corruptd, require_complete, run_stress
-from mcmiad_monai.robustness.stress import split_preprocessing
-
-RANGE = (0.3, 0.8)
-FEW: dict[str, Any] = {
-    "corruptions": ["rotation", "rician_noise"],
-    "severities": [2, 5],
-    "device": "cpu",
-    "progress": False,
-}
-
-
-def make_model(
-    path: Path,
-    *,
-    modality: str | None = "brain_mri",
-    slice_range: tuple[float, float] = RANGE,
-    thresholds: tuple[float, float] | None = (1.03, 1.0343),
-    seed: int = 11,
-) -> Path:
-    """A small model of random weights, whose thresholds some normals exceed."""
-    encoder = empty_encoder("test_efficientnet", grid=7, seed=seed)
-    head = build_head(
-        in_channels=encoder.out_channels,
-        stage_channels=encoder.stage_channels,
-        prior=encode_hashing(["healthy"], dim=32),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=7,
-        neighbourhood=3,
-        standardize_features=True,
-        seed=12,
-    )
-    detector = MCMIADDetector(encoder, head).eval()
-    detector.heat_scale.fill_(35.0)
-    calibration = {}
-    if thresholds is not None:
-        calibration = Calibration(1.0, 0.005, *thresholds, 0.05, 10, 5, 3, 3).to_dict()
-    training = {"slice_range": list(slice_range), **({"modality": modality} if modality else {})}
-    save_package(path, detector, calibration=calibration, provenance={"training": training})
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "model.pt")
-
-
-@pytest.fixture(scope="module")
-def cases(cohort: Path) -> list[dict[str, Any]]:
-    return find_cases(cohort / "datalist.json", "test")
-
-
-@pytest.fixture(scope="module")
-def straight(
-    model: Path, cases: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    """Folder and report of a test in one go."""
-    out = tmp_path_factory.mktemp("stress")
-    return out, run_stress(model, cases, out=out, **FEW)
-
-
-def rows_of(report: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    return {(row["corruption"], row["severity"]): row for row in report["rows"]}
+from mcmiad_monai.robustness.subject import split_preprocessing
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -373,3 +305,5 @@ def test_wrong_requests_are_refused_before_anything_runs(
     unknown = make_model(tmp_path / "unknown.pt", modality=None)
     with pytest.raises(ValueError, match="for which modality"):
         run_stress(unknown, cases, out=tmp_path, **FEW)
+    with pytest.raises(ValueError, match="trained for brain_mri, and the studies are said to be l"):
+        run_stress(model, cases, out=tmp_path, modality="liver_ct", **FEW)

@@ -1,0 +1,57 @@
+"""A small packaged model, and what a stress test of it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mcmiad_monai.calibration import Calibration
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.encoder import empty_encoder
+from mcmiad_monai.networks.head import build_head
+from mcmiad_monai.networks.package import save_package
+from mcmiad_monai.networks.text_prior import encode_hashing
+
+RANGE = (0.3, 0.8)
+FEW: dict[str, Any] = {
+    "corruptions": ["rotation", "rician_noise"],
+    "severities": [2, 5],
+    "device": "cpu",
+    "progress": False,
+}
+
+
+def make_model(
+    path: Path,
+    *,
+    modality: str | None = "brain_mri",
+    slice_range: tuple[float, float] = RANGE,
+    thresholds: tuple[float, float] | None = (1.03, 1.0343),
+    seed: int = 11,
+) -> Path:
+    """A small model of random weights, whose thresholds some normals exceed."""
+    encoder = empty_encoder("test_efficientnet", grid=7, seed=seed)
+    head = build_head(
+        in_channels=encoder.out_channels,
+        stage_channels=encoder.stage_channels,
+        prior=encode_hashing(["healthy"], dim=32),
+        dim=16,
+        heads=4,
+        hidden=24,
+        grid=7,
+        neighbourhood=3,
+        standardize_features=True,
+        seed=12,
+    )
+    detector = MCMIADDetector(encoder, head).eval()
+    detector.heat_scale.fill_(35.0)
+    calibration = {}
+    if thresholds is not None:
+        calibration = Calibration(1.0, 0.005, *thresholds, 0.05, 10, 5, 3, 3).to_dict()
+    training = {"slice_range": list(slice_range), **({"modality": modality} if modality else {})}
+    save_package(path, detector, calibration=calibration, provenance={"training": training})
+    return path
+
+
+def rows_of(report: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(row["corruption"], row["severity"]): row for row in report["rows"]}
