@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.data.phantom import write_phantom_cohort
+from mcmiad_monai.data.phantom_cohorts import write_brain_cohort
 from mcmiad_monai.data.volumes import find_cases
 from mcmiad_monai.figures import montage
 from mcmiad_monai.overlay import overlay_rows
@@ -63,7 +63,7 @@ def run_demo(out: str | Path, *, seed: int = 0, progress: bool = True) -> dict[s
     started = time.monotonic()
     root = Path(out).resolve()
     print("1/5  phantom studies", flush=True)
-    data = write_phantom_cohort(root / "data", **COHORT, seed=seed, progress=progress)
+    data = write_brain_cohort(root / "data", **COHORT, seed=seed, progress=progress)
     bundle = copy_bundle("brain_mri_anomaly", root / "brain_mri_anomaly")
     common = {"dataset_dir": str(data / "datalist.json"), "progress": progress}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from forked_commands import ForkedCommands
 
-from mcmiad_monai.data.phantom import write_phantom_cohort
+from mcmiad_monai.data.phantom_cohorts import write_brain_cohort
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few small phantom studies with a datalist; read it, do not write into it."""
-    return write_phantom_cohort(
+    return write_brain_cohort(
         tmp_path_factory.mktemp("phantoms") / "cohort",
         train=4,
         val=4,

@@ -7,17 +7,12 @@ tests and sanity checks. Figures measured on them say nothing about patients.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
 from mcmiad_monai.data.phantom_anatomy import Subject, build_head, inside_head
 from mcmiad_monai.data.phantom_fields import Array, SmoothField
@@ -106,99 +101,9 @@ def make_phantom(
     return store(image, mask, affine, codes, lesion)
 
 
-def write_phantom_cohort(
-    root: str | Path,
-    *,
-    train: int = 12,
-    val: int = 4,
-    test_normal: int = 6,
-    test_lesion: int = 6,
-    seed: int = 0,
-    shape: tuple[int, int, int] = DEFAULT_SHAPE,
-    progress: bool = True,
-) -> Path:
-    """Write a cohort of phantom studies as NIfTI files with a MONAI datalist.
-
-    ``root/train/<case>.nii.gz`` are healthy. ``root/val/<case>/`` and ``root/test/<case>/`` hold
-    ``image.nii.gz`` and ``mask.nii.gz``; masks of healthy cases are empty. Every second validation
-    case has a lesion. Lesions take turns through ``LESION_KINDS``. ``root/datalist.json`` lists
-    all of them with paths relative to it.
-
-    Returns
-    -------
-    Path
-        The folder ``root``.
-
-    Raises
-    ------
-    FileExistsError
-        If ``root`` exists and is not empty: old and new cases would mix.
-    """
-    root = Path(root)
-    if root.exists() and any(root.iterdir()):
-        raise FileExistsError(f"{root} is not empty; choose a new folder for the phantom cohort.")
-    plan = list(_plan(train, val, test_normal, test_lesion))
-    datalist: dict[str, Any] = {
-        "name": "mcmiad_phantom",
-        "description": f"phantom FLAIR-like brain studies, seed {seed}",
-        "training": [],
-        "validation": [],
-        "test": [],
-    }
-    studies = tqdm(plan, desc="phantom studies", disable=not progress)
-    for number, (section, name, lesion) in enumerate(studies):
-        phantom = make_phantom(study_seed(seed, number), lesion=lesion, shape=shape)
-        datalist[section].append(_write(root, section, name, phantom))
-    (root / "datalist.json").write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
-    return root
-
-
-def _plan(
-    train: int, val: int, test_normal: int, test_lesion: int
-) -> Iterator[tuple[str, str, str | None]]:
-    """Section, case name and lesion of every study, in the order of their seeds."""
-    for index in range(train):
-        yield "training", f"train_{index:03d}", None
-    val_lesion = val // 2
-    for section, prefix, normal, abnormal in (
-        ("validation", "val", val - val_lesion, val_lesion),
-        ("test", "test", test_normal, test_lesion),
-    ):
-        for index in range(abnormal):
-            kind = LESION_KINDS[index % len(LESION_KINDS)]
-            yield section, f"{prefix}_{kind}_{index:03d}", kind
-        for index in range(normal):
-            yield section, f"{prefix}_normal_{index:03d}", None
-
-
-def _write(root: Path, section: str, name: str, phantom: Phantom) -> dict[str, str]:
-    """Write one study and return its datalist entry."""
-    if section == "training":
-        entry = {"image": f"train/{name}.nii.gz"}
-    else:
-        folder = {"validation": "val", "test": "test"}[section]
-        entry = {
-            "image": f"{folder}/{name}/image.nii.gz",
-            "label": f"{folder}/{name}/mask.nii.gz",
-        }
-    for key, array in (("image", phantom.image), ("label", phantom.mask)):
-        if key in entry:
-            path = root / entry[key]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            study = nib.Nifti1Image(array, phantom.affine)
-            study.header.set_xyzt_units("mm")
-            nib.save(study, path)
-    return entry
-
-
 def stream(seed: int, purpose: int) -> np.random.Generator:
     """One of the independent random streams of a seed."""
     return np.random.default_rng([seed, purpose])
-
-
-def study_seed(seed: int, number: int) -> int:
-    """Seed of the study ``number`` of a cohort; cohorts of different seeds share no study."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def draw_geometry(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,9 +11,7 @@ from mcmiad_monai.data.phantom import (
     ORIENTATIONS,
     Phantom,
     make_phantom,
-    write_phantom_cohort,
 )
-from mcmiad_monai.data.volumes import find_cases
 
 SMALL = (48, 56, 16)
 
@@ -145,68 +140,3 @@ def test_unknown_lesion_is_refused_with_the_choices() -> None:
 def test_grid_too_coarse_for_a_brain_is_refused() -> None:
     with pytest.raises(ValueError, match="larger shape"):
         make_phantom(0, lesion="multiple", shape=(2, 2, 2))
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cohort") / "data"
-    return write_phantom_cohort(
-        root, train=2, val=3, test_normal=1, test_lesion=2, shape=SMALL, progress=False
-    )
-
-
-def test_cohort_files_agree_with_the_datalist(cohort: Path) -> None:
-    datalist = json.loads((cohort / "datalist.json").read_text())
-    listed = {
-        entry[key]
-        for section in ("training", "validation", "test")
-        for entry in datalist[section]
-        for key in entry
-    }
-    on_disk = {path.relative_to(cohort).as_posix() for path in cohort.rglob("*.nii.gz")}
-    assert listed == on_disk
-    assert [len(datalist[s]) for s in ("training", "validation", "test")] == [2, 3, 3]
-
-
-def test_cohort_is_found_by_its_folders_as_by_its_datalist(cohort: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for name in ("train", "val", "test"):
-        (bare / name).symlink_to(cohort / name)
-    for split in ("train", "val", "test"):
-        by_list = find_cases(cohort, split)
-        by_folder = find_cases(bare, split)
-        names = [{case["case"] for case in cases} for cases in (by_list, by_folder)]
-        assert names[0] == names[1]
-        assert all((case["label"] is None) == (split == "train") for case in by_folder)
-
-
-def test_cohort_masks_match_their_images_and_case_names(cohort: Path) -> None:
-    for case in find_cases(cohort, "test"):
-        image, mask = (
-            nib.Nifti1Image.from_filename(case["image"]),
-            nib.Nifti1Image.from_filename(case["label"]),
-        )
-        np.testing.assert_array_equal(image.affine, mask.affine)
-        assert image.shape == mask.shape
-        assert bool(np.asarray(mask.dataobj).any()) == ("normal" not in case["case"])
-
-
-def test_cohort_is_reproducible_and_written_once(cohort: Path, tmp_path: Path) -> None:
-    again = write_phantom_cohort(
-        tmp_path / "x", train=1, val=0, test_normal=0, test_lesion=0, shape=SMALL, progress=False
-    )
-    first, second = (
-        nib.Nifti1Image.from_filename(root / "train/train_000.nii.gz") for root in (cohort, again)
-    )
-    np.testing.assert_array_equal(first.dataobj, second.dataobj)
-    with pytest.raises(FileExistsError, match="not empty"):
-        write_phantom_cohort(again, progress=False)
-
-
-def test_monai_reads_the_datalist(cohort: Path) -> None:
-    from monai.data.decathlon_datalist import load_decathlon_datalist
-
-    entries = load_decathlon_datalist(cohort / "datalist.json", True, "test")
-    assert Path(entries[0]["image"]).is_file()
-    assert Path(entries[0]["label"]).is_file()

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mcmiad_monai.data.phantom_cohorts import (
+    write_brain_cohort,
     write_liver_cohort,
     write_mixed_cohort,
     write_retina_cohort,
@@ -31,6 +32,7 @@ COUNTS: dict[str, Any] = {
     "progress": False,
 }
 SECTIONS = ("training", "validation", "test")
+WRITERS = (write_brain_cohort, write_liver_cohort, write_retina_cohort, write_mixed_cohort)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def listed(root: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", ["liver_ct", "retina_oct"])
+@pytest.mark.parametrize("name", sorted(MODALITIES))
 def test_datalist_has_the_parts_that_were_asked_for(mixed: Path, name: str) -> None:
     datalist = listed(mixed / name)
     assert [len(datalist[section]) for section in SECTIONS] == [2, 3, 3]
@@ -75,7 +77,7 @@ def test_datalist_has_the_parts_that_were_asked_for(mixed: Path, name: str) -> N
     assert len(files) == sum(len(entry) - 1 for entry in entries)  # nothing else was left behind
 
 
-@pytest.mark.parametrize("name", ["liver_ct", "retina_oct"])
+@pytest.mark.parametrize("name", sorted(MODALITIES))
 def test_cohort_is_found_by_its_folders_as_by_its_datalist(
     mixed: Path, name: str, tmp_path: Path
 ) -> None:
@@ -88,13 +90,14 @@ def test_cohort_is_found_by_its_folders_as_by_its_datalist(
         assert all((case["label"] is None) == (split == "train") for case in by_folder)
 
 
-@pytest.mark.parametrize("name", ["liver_ct", "retina_oct"])
+@pytest.mark.parametrize("name", sorted(MODALITIES))
 def test_masks_match_case_names_and_validation_has_both_classes(mixed: Path, name: str) -> None:
     for split in ("val", "test"):
         found = set()
         for case in find_cases(mixed / name, split):
             image, mask = load_volume(case["image"]), load_mask(case["label"])
             assert image.shape == mask.shape
+            np.testing.assert_array_equal(image.affine, mask.affine)
             assert bool(mask.any()) == ("normal" not in case["case"])
             found.add(bool(mask.any()))
         assert found == {True, False}
@@ -171,7 +174,7 @@ def test_cohort_is_reproducible_and_another_seed_gives_other_eyes(
     assert first == second != third
 
 
-@pytest.mark.parametrize("write", [write_liver_cohort, write_retina_cohort, write_mixed_cohort])
+@pytest.mark.parametrize("write", WRITERS)
 def test_folder_that_holds_something_is_refused(write: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):

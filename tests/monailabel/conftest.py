@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ import numpy as np
 import pytest
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.data.phantom import make_phantom, write_phantom_cohort
-from mcmiad_monai.data.phantom_cohorts import write_liver_cohort, write_mixed_cohort
+from mcmiad_monai.data.phantom import make_phantom
+from mcmiad_monai.data.phantom_cohorts import (
+    write_brain_cohort,
+    write_liver_cohort,
+    write_mixed_cohort,
+)
 from mcmiad_monai.demo import SETTINGS
 
 BRAIN, LIVER, UNIFIED = "brain_mri_anomaly", "liver_ct_anomaly", "unified_anomaly"
@@ -57,6 +62,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if Path(__file__).parent in item.path.parents and item.path.stem != "test_layout":
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are the caller's to remove; those of a test go with its folder."""
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
 @dataclass
@@ -120,7 +133,7 @@ def train_unified(root: Path) -> None:
 
 def train_brain(root: Path) -> None:
     """Train the brain bundle into a folder."""
-    cohort = write_phantom_cohort(cohort_beside(root), **COHORT, shape=SHAPE)
+    cohort = write_brain_cohort(cohort_beside(root), **COHORT, shape=SHAPE)
     train_small(BRAIN, root, cohort)
 
 
