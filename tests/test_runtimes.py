@@ -65,6 +65,21 @@ def test_engine_gives_the_heatmaps_of_pytorch_for_any_number_of_slices(
             torch.testing.assert_close(network(images), detector(images), rtol=0, atol=1e-4)
 
 
+def test_encoder_whose_norms_stay_is_exported_all_the_same(
+    detector: MCMIADDetector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
+    monkeypatch.setattr("mcmiad_monai.networks.detector.fold_batch_norms", lambda encoder: encoder)
+    caplog.set_level("INFO")
+    path = export_model(detector, tmp_path / "model.onnx", size=SIZE)  # compares with PyTorch
+    assert [r.name for r in caplog.records] == []  # its exporter tells of every node
+    kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert "BatchNormalization" not in kinds
+
+
 def test_exported_attention_searches_for_no_queries_without_keys(exported: Path) -> None:
     """PyTorch's own does, in every round."""
     onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
