@@ -27,8 +27,10 @@ from mcmiad_monai.data.studies import root_message
 from mcmiad_monai.distributed import rank, world_size
 from mcmiad_monai.handlers import GradientClip, SeedEachEpoch
 from mcmiad_monai.metrics import SliceAUROC
+from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.precision import Precision, require_precision, warn_where_slow
 from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.threaded import ThreadedHead
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +150,8 @@ class HeadValidator(SupervisedEvaluator):
     ----------
     dataset : FeatureDataset
         Validation slices.
+    network : Module
+        On `device`. An `MCMIADHead` is computed by threads on a CPU.
     score : AnomalyScore
         Turns a reconstruction into slice scores.
     loss_function : callable
@@ -182,6 +186,8 @@ class HeadValidator(SupervisedEvaluator):
                 f"{len(dataset)} validation slices are shared by {world_size()} processes; give "
                 "each at least one: more studies to validate on, or fewer processes."
             )
+        if isinstance(network, MCMIADHead) and torch.device(device).type == "cpu":
+            network = ThreadedHead(network)
         loss = MeanOfSlices(output_transform=loss_of_normals)
         metrics: dict[str, Metric] = {"val_neg_loss": -1.0 * loss}
         key: dict[str, Metric] = metrics

@@ -1,4 +1,4 @@
-"""Training steps of the head in several threads, each with a share of the batch.
+"""Steps of the head in several threads, each with a share of the batch.
 
 Cores that share a layer wait for each other at its end, and again at the end of the next; cores
 with images of their own wait once a step. What they hold stays in their caches, and random numbers,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -25,15 +26,17 @@ from mcmiad_monai.threads import pool_of_threads
 
 #: Fewer images leave a thread's matrix products too small to be fast.
 IMAGES_A_THREAD = 4
+#: Images that a thread takes at a time where nothing is kept for a backward pass.
+IMAGES_EVALUATED = 8
 
 
 class ThreadedHead(nn.Module):
-    """A head on the CPU whose training steps are computed by threads, forward and backward.
+    """A head on the CPU that threads compute: training steps, forward and backward, and answers.
 
     To an optimiser, a loss and DistributedDataParallel it is the head itself: output and gradients
     are those of the whole batch; features get no gradient. Dropout and jitter draw other numbers
-    than without threads, again the same for the same seed and number of threads. In evaluation and
-    for batches too small to share the head runs as it is.
+    than without threads, again the same for the same seed and number of threads. For batches too
+    small to share, and in evaluation with gradients, the head runs as it is.
 
     Parameters
     ----------
@@ -65,14 +68,28 @@ class ThreadedHead(nn.Module):
     def forward(self, features: Tensor) -> HeadOutput:
         """Reconstruct features of shape (B, C, grid, grid), as the head does."""
         shares = min(self.workers, len(features) // self.images_a_thread)
-        learns = self.training and torch.is_grad_enabled()
-        if not learns or shares < 2 or torch.compiler.is_compiling():
+        differentiates = torch.is_grad_enabled()
+        if shares < 2 or differentiates != self.training or torch.compiler.is_compiling():
             output: HeadOutput = self.head(features)
             return output
-        target, restored, importance = _Shared.apply(
-            self, features.detach().tensor_split(shares), *self._learned()
-        )
+        if differentiates:
+            parts = features.detach().tensor_split(shares)
+            target, restored, importance = _Shared.apply(self, parts, *self._learned())
+        else:
+            target, restored, importance = self._answered(features, shares)
         return HeadOutput(target, restored, balance_loss(importance))
+
+    def _answered(self, features: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Target, reconstruction and importance without a graph."""
+        kind, half = _autocast()
+
+        def run(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with torch.no_grad(), torch.autocast("cpu", kind, enabled=half):
+                return self.head.reconstruct(part)
+
+        parts = features.split(min(IMAGES_EVALUATED, math.ceil(len(features) / shares)))
+        target, restored, importance = zip(*self._threads(shares).map(run, parts), strict=True)
+        return torch.cat(target), torch.cat(restored), torch.stack(importance).sum(dim=0)
 
     def _learned(self) -> list[Tensor]:
         return [p for p in self.head.parameters() if p.requires_grad]
@@ -107,8 +124,7 @@ class _Shared(torch.autograd.Function):
     def forward(
         ctx: Any, owner: ThreadedHead, parts: Sequence[Tensor], *_learned: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kind = torch.get_autocast_dtype("cpu")
-        half = torch.is_autocast_enabled("cpu")
+        kind, half = _autocast()
 
         def run(head: MCMIADHead, part: Tensor, seed: int) -> _Share:
             with torch.enable_grad(), torch.autocast("cpu", kind, enabled=half), own_numbers(seed):
@@ -146,6 +162,11 @@ class _Shared(torch.autograd.Function):
         found = ctx.threads.map(run, ctx.shares, restored.split(sizes))
         ctx.shares = None  # the graphs are spent
         return None, None, *(_sum(of_one) for of_one in zip(*found, strict=True))
+
+
+def _autocast() -> tuple[torch.dtype, bool]:
+    """Type of the products that the caller asks for, and whether it does; no thread inherits it."""
+    return torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 
 
 def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:

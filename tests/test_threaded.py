@@ -111,15 +111,29 @@ def test_dropout_is_repeated_by_a_seed() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(found[0], found[2], strict=True))  # type: ignore[arg-type]
 
 
-def test_evaluation_and_small_batches_take_the_head_as_it_is() -> None:
+def test_small_batches_and_evaluation_with_gradients_take_the_head_as_it_is() -> None:
     head = small_head(**QUIET)
     network = ThreadedHead(head, 2, images_a_thread=4)
     network(images(7))
     network.eval()(images(8))
     with torch.no_grad():
         network.train()(images(8))
+        network.eval()(images(7))
     assert not network._pools
-    network(images(8))
+    network.train()(images(8))
+    assert set(network._pools) == {2}
+
+
+@pytest.mark.parametrize("count", [8, 21])
+def test_evaluation_gives_the_answers_of_the_whole_batch(count: int) -> None:
+    head = small_head().eval()
+    network = ThreadedHead(head, 2, images_a_thread=4).eval()
+    with torch.no_grad():
+        for found, expected in zip(network(images(count)), head(images(count)), strict=True):
+            torch.testing.assert_close(found, expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = network(images(count)), head(images(count))
+    torch.testing.assert_close(found.reconstruction, expected.reconstruction, rtol=0, atol=1e-5)
     assert set(network._pools) == {2}
 
 
