@@ -4,9 +4,9 @@
 
 The rows and what they are made of are those of `peers_speed.py`, all with the same encoder weights
 and the same images; anomalib's are left out where it is not installed. All are PyTorch in float32,
-but for one row. In float32 anomalib's models and the nearest neighbours compute convolutions in
-TensorFloat-32, as PyTorch does by itself; ours do not. They answer in turn. Memory is the most that
-tensors took on the GPU while one batch was answered, the model among it.
+but for ours in bfloat16. In float32 anomalib's models and the nearest neighbours compute
+convolutions in TensorFloat-32, as PyTorch does by itself; ours do not. They answer in turn. Memory
+is the most that tensors took on the GPU while one batch was answered, the model among it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +67,7 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
             with torch.inference_mode(mode=False):
                 seconds, note = one.make(spec, one, training)
             print(f"{one.title}: {note}")
-            for title, opening in ways(one).items():
+            for title, opening in ways(one, options.device).items():
                 before = torch.cuda.memory_allocated() if options.device != "cpu" else 0
                 run = opening(spec, one)
                 most = peak(run, batches[0], options.device) - before
@@ -88,17 +89,20 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         print(f"{title:<36}" + "".join(f"{v:>10.1f}" for v in (seconds, *speeds, memory)))
 
 
-def ways(one: Contender) -> dict[str, Callable[[Any, Contender], Callable[[Tensor], Any]]]:
+def ways(one: Contender, device: str) -> dict[str, Callable[[Any, Contender], Any]]:
     """How a trained contender is opened, by title."""
-    if not one.title.startswith("ours"):
-        return {one.title: one.open}
-    return {one.title: one.open, f"{one.title} bfloat16": open_half}
+    found = {one.title: one.open}
+    if one.title.startswith("ours"):
+        found[f"{one.title} bfloat16"] = open_half
+        if device != "cpu":
+            found[f"{one.title} bfloat16, compiled"] = partial(open_half, compiled=True)
+    return found
 
 
-def open_half(spec: Any, one: Contender) -> Callable[[Tensor], Any]:
+def open_half(spec: Any, one: Contender, *, compiled: bool = False) -> Callable[[Tensor], Any]:
     """Our network with its products in bfloat16."""
     detector = load_package(spec.folder / one.file)
-    return open_network(detector, device=spec.device, precision="bfloat16")
+    return open_network(detector, device=spec.device, precision="bfloat16", compiled=compiled)
 
 
 def peak(run: Callable[[Tensor], Any], batch: Tensor, device: str) -> int:

@@ -6,13 +6,13 @@ import functools
 
 import pytest
 import torch
+from small_heads import small_detector
 from torch import Tensor, nn
 
 from mcmiad_monai.accelerated import FixedBatches, accelerated
 from mcmiad_monai.distributed import replicate
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
-from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.precision import ProductsIn, require_gpu_to_compile, without_tensorfloat
 from mcmiad_monai.runtimes import _on_gpu, open_network
 from mcmiad_monai.workers import encoding
@@ -20,16 +20,9 @@ from mcmiad_monai.workers import encoding
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 
-def small_detector() -> MCMIADDetector:
+def untrained() -> MCMIADDetector:
     encoder = build_encoder("test_efficientnet.r160_in1k", weights="random", pool="area")
-    head = build_head(
-        in_channels=encoder.out_channels,
-        stage_channels=encoder.stage_channels,
-        prior=torch.eye(3, 8),
-        dim=32,
-        hidden=64,
-    )
-    return MCMIADDetector(encoder, head).eval()
+    return small_detector(encoder, dim=32, heads=8, hidden=64, rounds=4, neighbourhood=7)
 
 
 class Sums(nn.Module):
@@ -88,11 +81,11 @@ def test_compiling_for_a_cpu_is_refused() -> None:
 
 def test_compiling_is_refused_where_it_is_asked_for() -> None:
     with pytest.raises(ValueError, match="leave compile false"):
-        open_network(small_detector(), compiled=True)
+        open_network(untrained(), compiled=True)
     with pytest.raises(ValueError, match="leave compile false"):
-        open_network(small_detector(), engine="onnxruntime", device="cuda", compiled=True)
+        open_network(untrained(), engine="onnxruntime", device="cuda", compiled=True)
     with pytest.raises(ValueError, match="leave compile false"):
-        replicate(small_detector().head, "cpu", compiled=True)
+        replicate(untrained().head, "cpu", compiled=True)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -101,7 +94,7 @@ def test_form_for_a_gpu_gives_the_heatmaps_of_the_detector(
 ) -> None:
     # what compiles for the CPU needs a compiler
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    detector, images = small_detector(), torch.rand(3, 1, 96, 96)
+    detector, images = untrained(), torch.rand(3, 1, 96, 96)
     network = _on_gpu(detector, torch.device("cpu"), "float32", compiled=compiled)
     assert isinstance(network, FixedBatches) == compiled
     if compiled:

@@ -10,13 +10,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from small_heads import small_detector
 from torch import nn
 
 from mcmiad_monai.exporting import METADATA_KEY, ExportError, export_model
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
-from mcmiad_monai.networks.head import build_head
-from mcmiad_monai.networks.text_prior import encode_hashing
 from mcmiad_monai.precision import ProductsIn
 from mcmiad_monai.runtimes import open_network
 from mcmiad_monai.workers import ACCELERATOR_SLICES, SliceWorkers, slices_at_once
@@ -24,18 +23,9 @@ from mcmiad_monai.workers import ACCELERATOR_SLICES, SliceWorkers, slices_at_onc
 SIZE = 64
 
 
-def small_detector(seed: int = 0) -> MCMIADDetector:
+def exportable(seed: int = 0) -> MCMIADDetector:
     encoder = build_encoder("test_efficientnet.r160_in1k", weights="random", grid=14)
-    head = build_head(
-        seed=seed,
-        in_channels=encoder.out_channels,
-        stage_channels=encoder.stage_channels,
-        prior=encode_hashing(["healthy"], dim=16),
-        dim=32,
-        hidden=64,
-        rounds=2,
-    )
-    detector = MCMIADDetector(encoder, head).eval()
+    detector = small_detector(encoder, seed=seed, dim=32, heads=8, hidden=64, neighbourhood=7)
     detector.heat_scale.fill_(3.0)
     detector.calibration = {"pixel_threshold": 3.0}
     return detector
@@ -43,7 +33,7 @@ def small_detector(seed: int = 0) -> MCMIADDetector:
 
 @pytest.fixture(scope="module")
 def detector() -> MCMIADDetector:
-    return small_detector()
+    return exportable()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +79,7 @@ def test_exported_attention_searches_for_no_queries_without_keys(exported: Path)
 
 
 def test_pytorch_in_workers_gives_the_numbers_of_the_plain_network() -> None:
-    detector = small_detector()
+    detector = exportable()
     images = torch.rand(7, 1, SIZE, SIZE)
     with torch.inference_mode():
         expected = detector(images)
@@ -126,13 +116,13 @@ def test_opening_gives_freed_memory_back(monkeypatch: pytest.MonkeyPatch) -> Non
         malloc_trim = trimmed.append
 
     monkeypatch.setattr("mcmiad_monai.runtimes.ctypes.CDLL", lambda _: Library)
-    open_network(small_detector())
+    open_network(exportable())
     assert Library.trimmed == [0]
 
 
 def test_file_of_another_model_is_refused(exported: Path) -> None:
     with pytest.raises(ExportError, match="exported from another model"):
-        open_network(small_detector(seed=1), engine="onnxruntime", path=exported)
+        open_network(exportable(seed=1), engine="onnxruntime", path=exported)
 
 
 def test_file_that_is_missing_says_how_to_make_it(detector: MCMIADDetector, tmp_path: Path) -> None:
@@ -187,7 +177,7 @@ def test_bfloat16_is_near_and_float32(
     pytest.importorskip(engine, reason="the extra export is not installed")
     images = torch.rand(3, 1, SIZE, SIZE)
     network = open_network(
-        small_detector(),
+        exportable(),
         engine=engine,  # type: ignore[arg-type]
         path=exported,
         precision="bfloat16",
@@ -227,9 +217,9 @@ def test_auto_takes_the_fastest_that_has_a_file_of_this_model(
     )
     assert "openvino" in open_network(detector, engine="auto", path=exported).name
     missing = tmp_path / "no.onnx"
-    assert "PyTorch" in open_network(small_detector(), engine="auto", path=missing).name
+    assert "PyTorch" in open_network(exportable(), engine="auto", path=missing).name
     assert "there is no exported file" in caplog.text
-    other = open_network(small_detector(seed=1), engine="auto", path=exported)
+    other = open_network(exportable(seed=1), engine="auto", path=exported)
     assert "PyTorch" in other.name
     assert "exported from another model" in caplog.text
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from small_heads import small_detector
 
 from mcmiad_monai.calibration import (
     Calibration,
@@ -26,7 +27,6 @@ from mcmiad_monai.data.features import FeatureDataset, SliceRecord, pack
 from mcmiad_monai.inferers import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
-from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
 from mcmiad_monai.packaging import CalibrationError, Packager, calibrate, calibrate_each
@@ -119,19 +119,7 @@ def test_heatmap_and_slice_scores_are_in_the_unit_of_the_study() -> None:
 
 @pytest.fixture(scope="module")
 def detector() -> MCMIADDetector:
-    encoder = empty_encoder("test_efficientnet", grid=7, pool="area")
-    head = build_head(
-        in_channels=encoder.out_channels,
-        stage_channels=encoder.stage_channels,
-        prior=encode_hashing(["healthy"], dim=32),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=7,
-        rounds=2,
-        neighbourhood=3,
-    )
-    return MCMIADDetector(encoder, head).eval()
+    return small_detector(empty_encoder("test_efficientnet", grid=7, pool="area"))
 
 
 class Kept(FeatureDataset):

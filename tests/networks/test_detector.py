@@ -1,32 +1,22 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from small_heads import small_detector
 
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
-from mcmiad_monai.networks.head import build_head
-from mcmiad_monai.networks.text_prior import encode_hashing
 from mcmiad_monai.scoring import AnomalyScore
 
 SIZE = 112
 
 
-def small_detector(**options: object) -> MCMIADDetector:
+def scored_by(**options: Any) -> MCMIADDetector:
     encoder = empty_encoder("test_efficientnet", grid=7, pool="area")
-    head = build_head(
-        in_channels=encoder.out_channels,
-        stage_channels=encoder.stage_channels,
-        prior=encode_hashing(["healthy"], dim=32),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=7,
-        rounds=2,
-        neighbourhood=3,
-    )
-    return MCMIADDetector(encoder, head, AnomalyScore(**options)).eval()  # type: ignore[arg-type]
+    return small_detector(encoder, AnomalyScore(**options))
 
 
 def images(count: int = 2) -> torch.Tensor:
@@ -35,14 +25,14 @@ def images(count: int = 2) -> torch.Tensor:
 
 def test_heatmap_has_the_size_of_the_image_and_is_not_negative():
     with torch.no_grad():
-        heatmap = small_detector()(torch.rand(3, 1, 96, 128))
+        heatmap = scored_by()(torch.rand(3, 1, 96, 128))
     assert heatmap.shape == (3, 1, 96, 128)
     assert heatmap.dtype == torch.float32
     assert heatmap.min() >= 0
 
 
 def test_heatmap_from_kept_features_is_the_same():
-    detector = small_detector()
+    detector = scored_by()
     with torch.no_grad():
         features = detector.features(images())
         kept = detector.heatmap_from_features(features, (SIZE, SIZE))
@@ -50,7 +40,7 @@ def test_heatmap_from_kept_features_is_the_same():
 
 
 def test_heat_scale_divides_the_score():
-    detector = small_detector()
+    detector = scored_by()
     with torch.no_grad():
         plain = detector(images())
         detector.heat_scale.fill_(4.0)
@@ -59,12 +49,12 @@ def test_heat_scale_divides_the_score():
 
 def test_smoothing_of_the_score_reaches_the_heatmap():
     with torch.no_grad():
-        rough, smooth = (small_detector(smooth_sigma=s)(images()) for s in (0.0, 6.0))
+        rough, smooth = (scored_by(smooth_sigma=s)(images()) for s in (0.0, 6.0))
     assert smooth.std() < rough.std()
 
 
 def test_slices_of_a_batch_do_not_touch_each_other():
-    detector = small_detector()
+    detector = scored_by()
     with torch.no_grad():
         together = detector(images(3))
         alone = torch.cat([detector(image[None]) for image in images(3)])
@@ -72,7 +62,7 @@ def test_slices_of_a_batch_do_not_touch_each_other():
 
 
 def test_only_the_head_is_trained():
-    detector = small_detector()
+    detector = scored_by()
     trained = {name.split(".")[0] for name, p in detector.named_parameters() if p.requires_grad}
     assert trained == {"head"}
     detector.train()
@@ -82,7 +72,7 @@ def test_only_the_head_is_trained():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_close_heatmaps_in_float32(dtype):
-    detector = small_detector()
+    detector = scored_by()
     with torch.no_grad():
         expected = detector(images())
         with torch.autocast("cpu", dtype):
@@ -94,14 +84,14 @@ def test_half_precision_gives_close_heatmaps_in_float32(dtype):
 
 
 def test_compiled_detector_gives_the_same_heatmap():
-    detector = small_detector()
+    detector = scored_by()
     compiled = torch.compile(detector, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert torch.allclose(compiled(images()), detector(images()), rtol=1e-4, atol=1e-4)
 
 
 def test_exported_detector_takes_any_batch():
-    detector = small_detector()
+    detector = scored_by()
     batch = torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
         program = torch.export.export(detector, (images(2),), dynamic_shapes=({0: batch},))
@@ -111,7 +101,7 @@ def test_exported_detector_takes_any_batch():
 
 
 def test_traced_detector_gives_the_same_heatmap_for_other_images():
-    detector = small_detector()
+    detector = scored_by()
     with torch.no_grad():
         traced = torch.jit.trace(detector, images(2), check_trace=False)
         other = images(3).flip(0)
@@ -119,6 +109,6 @@ def test_traced_detector_gives_the_same_heatmap_for_other_images():
 
 
 def test_a_head_of_another_encoder_is_refused():
-    detector = small_detector()
+    detector = scored_by()
     with pytest.raises(ValueError, match="the head takes 120 channels on a grid of 7"):
         MCMIADDetector(empty_encoder("test_efficientnet"), detector.head)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_heads import small_detector
 
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.package import load_package, package, save_package
-from mcmiad_monai.networks.text_prior import encode_hashing
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.scoring import AnomalyScore
 
@@ -19,23 +19,11 @@ from mcmiad_monai.scoring import AnomalyScore
 @pytest.fixture
 def detector() -> MCMIADDetector:
     encoder = empty_encoder("test_efficientnet", grid=7, seed=11)
-    head = build_head(
-        in_channels=encoder.out_channels,
-        stage_channels=encoder.stage_channels,
-        prior=encode_hashing(["healthy"], dim=32),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=7,
-        neighbourhood=3,
-        standardize_features=True,
-        seed=12,
-    )
-    head.set_feature_statistics(torch.full((120,), 0.1), torch.full((120,), 2.0))
     score = AnomalyScore(
         terms="cos", stage_weights=(0, 0, 1, 2), stage_channels=encoder.stage_channels
     )
-    built = MCMIADDetector(encoder, head, score).eval()
+    built = small_detector(encoder, score, rounds=4, standardize_features=True, seed=12)
+    built.head.set_feature_statistics(torch.full((120,), 0.1), torch.full((120,), 2.0))
     built.heat_scale.fill_(0.3)
     return built
 

@@ -52,10 +52,11 @@ def test_unified_model_takes_the_modality_that_cases_name(
     unified: Path, cases: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     few = {**FEW, "corruptions": ["blur"], "severities": [1]}
-    told = [{**cases[0], "modality": "brain_mri"}]
+    untold = [{**case, "modality": None} for case in cases]
+    told = [{**untold[0], "modality": "brain_mri"}]
     assert run_stress(unified, told, out=tmp_path, **few)["modality"] == "brain_mri"
-    mixed = [*told, {**cases[1], "modality": "liver_ct"}]
-    for which, says in ((cases, "none"), (mixed, "'brain_mri', 'liver_ct'")):
+    mixed = [*told, {**untold[1], "modality": "liver_ct"}]
+    for which, says in ((untold, "none"), (mixed, "'brain_mri', 'liver_ct'")):
         with pytest.raises(ValueError, match=f"one modality at a time.*{says}.*--modality"):
             run_stress(unified, which, out=tmp_path, **few)
     with pytest.raises(ValueError, match="no thresholds for 'liver_ct'"):

@@ -1,4 +1,4 @@
-"""A head that trains in milliseconds, for the features that come with it."""
+"""A head that trains in milliseconds, for the features that come with it or those of an encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.head import MCMIADHead, build_head
+from mcmiad_monai.networks.text_prior import encode_hashing
+from mcmiad_monai.scoring import AnomalyScore
 
 CHANNELS, GRID = 6, 4
 
@@ -29,3 +33,17 @@ def small_head(**options: Any) -> MCMIADHead:
         "neighbourhood": 3,
     }
     return build_head(**{**default, **options})
+
+
+def small_detector(
+    encoder: FrozenEncoder, score: AnomalyScore | None = None, **options: Any
+) -> MCMIADDetector:
+    """Of an encoder, with a small head and random weights, for inference."""
+    of_encoder = {
+        "seed": 0,
+        "in_channels": encoder.out_channels,
+        "stage_channels": encoder.stage_channels,
+        "prior": encode_hashing(["healthy"], dim=32),
+        "grid": encoder.grid,
+    }
+    return MCMIADDetector(encoder, small_head(**{**of_encoder, **options}), score).eval()

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from small_heads import small_detector
+
 from mcmiad_monai.calibration import Calibration
-from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
-from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.package import save_package
-from mcmiad_monai.networks.text_prior import encode_hashing
 
 RANGE = (0.3, 0.8)
 FEW: dict[str, Any] = {
@@ -31,19 +30,7 @@ def make_model(
 ) -> Path:
     """A small model of random weights, whose thresholds some normals exceed."""
     encoder = empty_encoder("test_efficientnet", grid=7, seed=seed)
-    head = build_head(
-        in_channels=encoder.out_channels,
-        stage_channels=encoder.stage_channels,
-        prior=encode_hashing(["healthy"], dim=32),
-        dim=16,
-        heads=4,
-        hidden=24,
-        grid=7,
-        neighbourhood=3,
-        standardize_features=True,
-        seed=12,
-    )
-    detector = MCMIADDetector(encoder, head).eval()
+    detector = small_detector(encoder, rounds=4, standardize_features=True, seed=12)
     detector.heat_scale.fill_(35.0)
     calibration = {}
     if thresholds is not None:
