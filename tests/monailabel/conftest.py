@@ -65,11 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are the caller's to remove; those of a test go with its folder."""
-    folder = tmp_path / "answers"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+def own_temporary_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are the caller's to remove; those of a test go with its folders."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("answers")))
 
 
 @dataclass
@@ -307,6 +307,7 @@ def environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": "",
         "PYTHONUNBUFFERED": "1",
         "HOME": str(home),
+        "TMPDIR": str(home),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
