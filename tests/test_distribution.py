@@ -83,6 +83,23 @@ def test_wheel_runs_from_outside_the_repository(wheel: Path, tmp_path: Path) -> 
     assert (tmp_path / "copy" / "configs" / "train.yaml").is_file()
 
 
+def test_clone_that_is_not_installed_runs_from_its_own_folder(tmp_path: Path) -> None:
+    for folder in (*FOLDERS, "bundles"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.pt", "eval")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    code = (
+        "import mcmiad_monai.transforms\n"
+        "from mcmiad_monai.bundle import shipped_bundles\n"
+        "print(mcmiad_monai.transforms.__file__, *shipped_bundles().values())\n"
+    )
+    command = [sys.executable, "-c", code]  # the working directory is looked in first
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.split()
+    assert len(found) == 5
+    assert all(path.startswith(str(tmp_path)) for path in found)
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules of the project that a file imports when it is loaded."""
     found: set[str] = set()
