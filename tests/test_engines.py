@@ -196,6 +196,11 @@ def test_key_metric_is_auroc_with_anomalies_and_loss_without(tmp_path: Path) -> 
     assert only_normals.state.key_metric_name == "val_neg_loss"
 
 
+def test_validation_of_a_head_on_a_cpu_is_shared_by_threads(tmp_path: Path) -> None:
+    validator = make_run(tmp_path).validator
+    assert isinstance(validator.network, ThreadedHead)
+
+
 def test_validation_loss_is_that_of_normal_slices_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, anomalies=True)
     run.validator.run(0)

@@ -151,6 +151,7 @@ def test_torchscript_holds_thresholds(detector: MCMIADDetector, tmp_path: Path) 
     extra = {METADATA_KEY: ""}
     network = torch.jit.load(str(path), _extra_files=extra)
     assert json.loads(extra[METADATA_KEY])["calibration"] == {"pixel_threshold": 3.0}
+    assert "batch_norm" not in str(network.inlined_graph)
     images = torch.rand(5, 1, SIZE, SIZE)
     with torch.inference_mode():
         torch.testing.assert_close(network(images), detector(images), rtol=0, atol=1e-4)
