@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mcmiad_monai.data.phantom import make_phantom
-from mcmiad_monai.writers import GZIP_LEVEL
+from mcmiad_monai.inference.writers import GZIP_LEVEL
+from mcmiad_monai.phantom.brain import make_phantom
 
 SHAPE = (240, 240, 155)
 #: Grey values below this are air in the phantom.

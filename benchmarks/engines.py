@@ -29,18 +29,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mcmiad_monai.accelerated import ACCELERATOR_SLICES
-from mcmiad_monai.exporting import export_model
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, build_encoder
 from mcmiad_monai.networks.head import build_head, head_from_config
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.precision import PRECISIONS, Precision, ProductsIn, slowdown
-from mcmiad_monai.runtimes import Engine, open_network
-from mcmiad_monai.scoring import AnomalyScore
-from mcmiad_monai.workers import slices_at_once
+from mcmiad_monai.runtime.cpu import slices_at_once
+from mcmiad_monai.runtime.export import export_model
+from mcmiad_monai.runtime.gpu import ACCELERATOR_SLICES
+from mcmiad_monai.runtime.open import Engine, open_network
+from mcmiad_monai.runtime.precision import PRECISIONS, Precision, ProductsIn, slowdown
 
 PLAIN = "plain: features_only, no savings"
 TENSORFLOAT = "plain, in TensorFloat-32"

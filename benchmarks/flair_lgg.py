@@ -33,9 +33,9 @@ from quality import (
     write,
 )
 
+from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import iterate_slices
-from mcmiad_monai.data.volumes import find_cases
 
 SLICE_RANGE = (0.29, 0.83)
 TRAIN_PATIENTS, VALIDATION_FROM, MIN_LESION = 50, 40, 50

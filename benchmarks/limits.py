@@ -29,8 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mcmiad_monai.losses import ReconstructionLoss
-from mcmiad_monai.precision import PRECISIONS, slowdown
+from mcmiad_monai.networks.loss import ReconstructionLoss
+from mcmiad_monai.runtime.precision import PRECISIONS, slowdown
 
 SLICES = 16
 BATCH = 64

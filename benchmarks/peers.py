@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.networks.score import AnomalyScore
 
 #: Added to the diagonal of every covariance, as PaDiM does.
 SHRINKAGE = 0.01

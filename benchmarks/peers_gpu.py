@@ -32,7 +32,7 @@ from peers_speed import CONTENDERS, Contender, parser_of, prepare
 from torch import Tensor
 
 from mcmiad_monai.networks.package import load_package
-from mcmiad_monai.runtimes import open_network
+from mcmiad_monai.runtime.open import open_network
 
 COLUMNS = ("train s", "slices/s", "least", "most", "infer MB")
 

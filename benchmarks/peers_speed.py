@@ -42,20 +42,20 @@ from torch import Tensor
 if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not have it
     from peers import nearest_neighbour
 
+    from mcmiad_monai.data.cases.find import find_cases
     from mcmiad_monai.data.features import FeatureDataset, SliceRecord
-    from mcmiad_monai.data.mixture import MixedFeatures
     from mcmiad_monai.data.studies import iterate_slices, stack_images
-    from mcmiad_monai.data.volumes import find_cases
-    from mcmiad_monai.exporting import export_model
     from mcmiad_monai.modality import normal_prompts
     from mcmiad_monai.networks.detector import MCMIADDetector
     from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
     from mcmiad_monai.networks.package import load_package, save_package
     from mcmiad_monai.networks.text_prior import encode_hashing
-    from mcmiad_monai.protocols.fit import fit_head
-    from mcmiad_monai.protocols.method import SHIPPED, SHIPPED_HEAD, Method
-    from mcmiad_monai.runtimes import open_network
-    from mcmiad_monai.workers import encoding
+    from mcmiad_monai.research.protocols.fit import fit_head
+    from mcmiad_monai.research.protocols.method import SHIPPED, SHIPPED_HEAD, Method
+    from mcmiad_monai.runtime.cpu import encoding
+    from mcmiad_monai.runtime.export import export_model
+    from mcmiad_monai.runtime.open import open_network
+    from mcmiad_monai.training.mixture import MixedFeatures
 if importlib.util.find_spec("anomalib"):
     from anomalib.models.image.padim.torch_model import PadimModel  # type: ignore[import-not-found]
     from anomalib.models.image.patchcore.torch_model import (  # type: ignore[import-not-found]

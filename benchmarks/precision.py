@@ -24,12 +24,12 @@ import torch
 from engines import FORMS
 from torch import Tensor, nn
 
-from mcmiad_monai.data.splits import find_studies
+from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
-from mcmiad_monai.exporting import export_model
 from mcmiad_monai.metrics import PixelMetrics, SliceAUROC
 from mcmiad_monai.networks.package import load_package
-from mcmiad_monai.runtimes import open_network
+from mcmiad_monai.runtime.export import export_model
+from mcmiad_monai.runtime.open import open_network
 
 FIGURES = (
     "slices/s",

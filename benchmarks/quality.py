@@ -14,15 +14,15 @@ from peers import Maps, nearest_neighbour, position_gaussian
 from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.data.mixture import MixedFeatures
 from mcmiad_monai.metrics import PixelMetrics, auroc, bootstrap_auroc
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
+from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import resolve_text_prior
-from mcmiad_monai.protocols.fit import fit_head
-from mcmiad_monai.protocols.method import SCORES, Method
 from mcmiad_monai.provenance import produced_with
-from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.research.protocols.fit import fit_head
+from mcmiad_monai.research.protocols.method import SCORES, Method
+from mcmiad_monai.training.mixture import MixedFeatures
 
 #: Slice scores: Eq. 7, the maximum, and the mean of the hottest 5 % of the foreground.
 HOTTEST = 0.05

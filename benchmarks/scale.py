@@ -55,15 +55,15 @@ from pixel_metrics import IMAGES, SIZE, batches, warm_up
 from torch import Tensor, nn
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.data.loading import feature_loader
-from mcmiad_monai.data.phantom import make_phantom
-from mcmiad_monai.data.splits import find_studies
-from mcmiad_monai.inferers import SliceHeatmapInferer
+from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 from mcmiad_monai.metrics import AUPRO, PixelMetrics
 from mcmiad_monai.networks.encoder import FrozenEncoder
-from mcmiad_monai.runtimes import open_network
-from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.networks.score import AnomalyScore
+from mcmiad_monai.phantom.brain import make_phantom
+from mcmiad_monai.runtime.open import open_network
+from mcmiad_monai.training.loading import feature_loader
 
 MODALITY = "brain_mri"
 STUDY, DEEP_STUDY = (48, 48, 8), (64, 64, 50)

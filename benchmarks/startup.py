@@ -53,7 +53,7 @@ class Import(NamedTuple):
 
 def stopping_inferer(**options: Any) -> Any:
     """Stand in for the bundle's inferer: the process ends at the first call of the network."""
-    from mcmiad_monai.inferers import SliceHeatmapInferer
+    from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 
     inferer = SliceHeatmapInferer(**options)
 
@@ -103,9 +103,9 @@ def prepare(folder: Path) -> tuple[list[str], Path]:
     from engines import default_detector
 
     from mcmiad_monai.bundle import copy_bundle
-    from mcmiad_monai.data.phantom import make_phantom
-    from mcmiad_monai.exporting import export_model
     from mcmiad_monai.networks.package import save_package
+    from mcmiad_monai.phantom.brain import make_phantom
+    from mcmiad_monai.runtime.export import export_model
 
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -33,11 +33,11 @@ from engines import Untruncated, default_detector, place, wait
 from limits import operations
 from torch import Tensor, nn
 
-from mcmiad_monai.distributed import replicate
-from mcmiad_monai.losses import ReconstructionLoss
 from mcmiad_monai.networks.dropout import DroppingReLU
 from mcmiad_monai.networks.head import MCMIADHead, head_from_config
-from mcmiad_monai.precision import slowdown
+from mcmiad_monai.networks.loss import ReconstructionLoss
+from mcmiad_monai.runtime.precision import slowdown
+from mcmiad_monai.training.distributed import replicate
 
 CLIP_NORM = 0.1
 IMAGES_AT_ONCE = 128

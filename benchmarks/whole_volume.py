@@ -32,11 +32,11 @@ import nibabel as nib
 from engines import default_detector, place
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.data.phantom import make_phantom
-from mcmiad_monai.exporting import export_model
+from mcmiad_monai.inference.outputs import SaveStudyd
 from mcmiad_monai.networks.package import save_package
-from mcmiad_monai.outputs import SaveStudyd
-from mcmiad_monai.precision import PRECISIONS
+from mcmiad_monai.phantom.brain import make_phantom
+from mcmiad_monai.runtime.export import export_model
+from mcmiad_monai.runtime.precision import PRECISIONS
 
 SHAPE = (240, 240, 155)
 ONE_BY_ONE: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from forked_commands import ForkedCommands
 
-from mcmiad_monai.data.phantom_cohorts import write_brain_cohort
+from mcmiad_monai.phantom.cohorts import write_brain_cohort
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)

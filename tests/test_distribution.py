@@ -144,7 +144,7 @@ def test_imports_run_one_way() -> None:
             "mcmiad_monai.networks",
             {
                 "mcmiad_monai.networks",
-                "mcmiad_monai.scoring",
+                "mcmiad_monai.networks.score",
                 "mcmiad_monai.modality",
                 "mcmiad_monai.files",
             },

@@ -31,9 +31,9 @@ from mcmiad_monai.data.studies import (
     patient_of,
     stack_images,
 )
-from mcmiad_monai.distributed import main_first
 from mcmiad_monai.networks.encoder import FrozenEncoder
-from mcmiad_monai.workers import encoding, slices_at_once
+from mcmiad_monai.runtime.cpu import encoding, slices_at_once
+from mcmiad_monai.training.distributed import main_first
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from mcmiad_monai.bundle import open_workflow
 from mcmiad_monai.calibration import calibration_for
 from mcmiad_monai.errors import unwrap
-from mcmiad_monai.inferers import SLICE_SCORES
+from mcmiad_monai.inference.inferer import SLICE_SCORES
+from mcmiad_monai.inference.outputs import study_scores
 from mcmiad_monai.modality import Modality, get_modality
-from mcmiad_monai.outputs import study_scores
 from mcmiad_monai.transforms.metadata import MODALITY
 
 
@@ -43,7 +43,7 @@ class Study:
     affine : (4, 4) ndarray of float64
         Of the image, in RAS millimetres.
     scores : dict
-        Of :func:`mcmiad_monai.outputs.study_scores`.
+        Of :func:`mcmiad_monai.inference.outputs.study_scores`.
     threshold : float
         Of the mask, in units of the heatmap.
     modality : str

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.networks.head import MCMIADHead
-from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.networks.score import AnomalyScore
 
 
 class MCMIADDetector(nn.Module):

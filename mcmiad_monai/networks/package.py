@@ -16,8 +16,8 @@ from mcmiad_monai.files import save_torch
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import encoder_from_config
 from mcmiad_monai.networks.head import head_from_config
+from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.weights import WeightsError
-from mcmiad_monai.scoring import AnomalyScore
 
 PACKAGE_FORMAT = 1
 """Version of the file's layout."""

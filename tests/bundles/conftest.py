@@ -15,10 +15,10 @@ import monai.bundle
 import pytest
 from forked_commands import Done, option_words
 
-from mcmiad_monai import handlers
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.data.phantom_cohorts import write_mixed_cohort
 from mcmiad_monai.files import save_torch
+from mcmiad_monai.phantom.cohorts import write_mixed_cohort
+from mcmiad_monai.training import handlers
 
 #: Modality and source below the mixed cohort, of each bundle.
 BUNDLES = {

@@ -17,12 +17,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow, shipped_bundles
-from mcmiad_monai.cohort import CohortIncomplete
-from mcmiad_monai.data.volumes import find_cases
+from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.files import save_torch
+from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.networks.package import load_package
-from mcmiad_monai.protocols.method import SCORES, SHIPPED, SHIPPED_HEAD, Method
+from mcmiad_monai.research.protocols.method import SCORES, SHIPPED, SHIPPED_HEAD, Method
 
 NAME = "brain_mri_anomaly"
 SMALL: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcmiad_monai.cli import main
-from mcmiad_monai.exporting import ONNX_MODULES
+from mcmiad_monai.runtime.export import ONNX_MODULES
 
 SMALL = ["--set", "encoder_name=test_efficientnet.r160_in1k", "--set", "progress=false"]
 SMALL += ["--set", "network_def#dim=64", "--set", "network_def#rounds=2"]

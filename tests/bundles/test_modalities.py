@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.data.phantom_cohorts import write_retina_cohort
-from mcmiad_monai.data.splits import find_studies
+from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.phantom.cohorts import write_retina_cohort
 
 
 def test_liver_mask_confines_training_thresholds_and_heatmap(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcmiad_monai.data.encoders import prepare_encoder
+from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.data.features import (
     FeatureDataset,
     TrainingDataError,
@@ -16,8 +16,8 @@ from mcmiad_monai.data.features import (
     unpack,
 )
 from mcmiad_monai.data.studies import iterate_slices, stack_images
-from mcmiad_monai.data.volumes import find_cases
 from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.training.encoders import prepare_encoder
 
 SMALL = "test_efficientnet.r160_in1k"
 OPTIONS: dict[str, Any] = {"modality": "brain_mri", "size": 64, "progress": False}

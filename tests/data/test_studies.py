@@ -13,7 +13,6 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from mcmiad_monai.data.phantom import make_phantom
 from mcmiad_monai.data.studies import (
     SliceSample,
     StudyDataset,
@@ -25,6 +24,7 @@ from mcmiad_monai.data.studies import (
     stack_images,
 )
 from mcmiad_monai.modality import BRAIN_MRI
+from mcmiad_monai.phantom.brain import make_phantom
 from mcmiad_monai.transforms import preprocessing
 
 SHAPE = (24, 28, 8)  # canonical: eight axial slices

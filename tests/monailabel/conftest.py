@@ -25,13 +25,13 @@ import numpy as np
 import pytest
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.data.phantom import make_phantom
-from mcmiad_monai.data.phantom_cohorts import (
+from mcmiad_monai.cli.demo import SETTINGS
+from mcmiad_monai.phantom.brain import make_phantom
+from mcmiad_monai.phantom.cohorts import (
     write_brain_cohort,
     write_liver_cohort,
     write_mixed_cohort,
 )
-from mcmiad_monai.demo import SETTINGS
 
 BRAIN, LIVER, UNIFIED = "brain_mri_anomaly", "liver_ct_anomaly", "unified_anomaly"
 #: Studies to train on.

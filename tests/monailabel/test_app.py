@@ -21,7 +21,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 
 from mcmiad_monai.bundle import copy_bundle
-from mcmiad_monai.data.volumes import find_cases
+from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.monailabel import infer as inferring
 from mcmiad_monai.monailabel.app import MCMIADApp

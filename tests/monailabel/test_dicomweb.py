@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mcmiad_monai.data.phantom import make_phantom
-from mcmiad_monai.data.phantom_liver import make_liver_phantom
 from mcmiad_monai.monailabel.layout import lay_out_app
+from mcmiad_monai.phantom.brain import make_phantom
+from mcmiad_monai.phantom.liver import make_liver_phantom
 
 requests = pytest.importorskip("requests")
 pydicom = pytest.importorskip("pydicom", reason="pydicom comes with the extra `label`")

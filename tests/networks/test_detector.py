@@ -9,7 +9,7 @@ from small_heads import small_detector
 
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
-from mcmiad_monai.scoring import AnomalyScore
+from mcmiad_monai.networks.score import AnomalyScore
 
 SIZE = 112
 

@@ -12,8 +12,8 @@ from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.package import load_package, package, save_package
+from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.weights import WeightsError
-from mcmiad_monai.scoring import AnomalyScore
 
 
 @pytest.fixture

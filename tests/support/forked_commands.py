@@ -38,7 +38,7 @@ class ForkedCommands:
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, itertools.count()
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["monai.bundle", "mcmiad_monai.cli"])
+        self.context.set_forkserver_preload(["monai.bundle", "mcmiad_monai.cli.parser"])
 
     def start(
         self, line: Sequence[object], folder: Path, environment: Mapping[str, str] | None = None

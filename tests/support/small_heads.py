@@ -9,8 +9,8 @@ import torch
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.head import MCMIADHead, build_head
+from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.scoring import AnomalyScore
 
 CHANNELS, GRID = 6, 4
 

@@ -14,7 +14,7 @@ from monai.transforms import Invertd
 from scipy.spatial.transform import Rotation
 
 from mcmiad_monai.data.studies import StudyDataset, iterate_slices
-from mcmiad_monai.inferers import SLICE_SCORES, SliceHeatmapInferer
+from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.transforms import (
     LoadOrganMaskd,

@@ -1,0 +1,1 @@
+"""Which studies a source holds, and which are used for what."""

@@ -1,0 +1,144 @@
+"""Which studies of a source are used for what, by modality and by split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mcmiad_monai.data.cases.datalist import datalist_in
+from mcmiad_monai.data.cases.find import Split, find_cases, name_uniquely, split_cases
+from mcmiad_monai.data.cases.names import (
+    Case,
+    CaseError,
+    MissingSplitError,
+    image_files,
+    listing,
+    subfolders,
+)
+from mcmiad_monai.modality import MODALITIES, Modality, get_modality, modality_of_folder
+
+
+def find_studies(
+    source: str | Path,
+    split: Split = "all",
+    *,
+    modality: Modality | str,
+    study_modality: str | None = None,
+) -> list[Case]:
+    """Cases of a source for a model of a modality.
+
+    For a unified model, a folder whose subfolders are named after modalities (``brain_mri``,
+    ``liver_ct``, ``retina_oct``, or as BMAD names them) is taken apart, and every case carries its
+    modality.
+
+    Parameters
+    ----------
+    source : path
+        Folder, file or datalist; see :func:`~mcmiad_monai.data.cases.find.find_cases`.
+    split : {"train", "val", "test", "all"}
+        Which cases.
+    modality : Modality or str
+        Of the model.
+    study_modality : str, optional
+        Of every study, where the source does not tell.
+
+    Raises
+    ------
+    CaseError
+        As ``find_cases``.
+    ValueError
+        If the modality is not known.
+    """
+    parts = _parts(source, modality, study_modality)
+    found = [case for part in parts for case in _cases(part, split)]
+    return name_uniquely(found) if len(parts) > 1 else found
+
+
+def training_splits(
+    source: str | Path,
+    *,
+    fraction: float = 0.2,
+    seed: int = 0,
+    modality: Modality | str = "brain_mri",
+    study_modality: str | None = None,
+) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases of a source.
+
+    The source's own validation split is used where it has one; otherwise a share of its training
+    cases is held out, whole patients at a time, of each modality for itself.
+
+    Parameters
+    ----------
+    source, modality, study_modality
+        See `find_studies`.
+    fraction : float
+        Share held out where the source has no validation split.
+    seed : int
+        Seed of the choice.
+    """
+    train: list[Case] = []
+    val: list[Case] = []
+    for part in _parts(source, modality, study_modality):
+        kept, held_out = _splits(part, fraction, seed)
+        train += kept
+        val += held_out
+    names = [case["case"] for case in name_uniquely(train + val)]
+    named = [{**case, "case": name} for case, name in zip(train + val, names, strict=True)]
+    return named[: len(train)], named[len(train) :]
+
+
+#: A place to look in, and the modality of all that lies there, where it is known.
+Part = tuple[Path, str | None]
+
+
+def _parts(source: str | Path, modality: Modality | str, study_modality: str | None) -> list[Part]:
+    kind = get_modality(modality) if isinstance(modality, str) else modality
+    path = Path(source).expanduser()
+    if study_modality is not None:
+        if study_modality not in MODALITIES:
+            raise ValueError(
+                f"study_modality {study_modality!r} is not known; choose one of "
+                f"{sorted(MODALITIES)}."
+            )
+        return [(path, study_modality)]
+    if kind.is_unified and path.is_dir() and datalist_in(path) is None:
+        named = [(folder, modality_of_folder(folder.name)) for folder in subfolders(path)]
+        parts: list[Part] = [(folder, name) for folder, name in named if name is not None]
+        if parts:
+            _check_no_strays(path, named)
+            return parts
+    return [(path, None)]
+
+
+def _check_no_strays(source: Path, named: list[tuple[Path, str | None]]) -> None:
+    """Nothing lies beside the folders of modalities, where it would be passed over."""
+    strays = [folder for folder, name in named if name is None] + image_files(source)
+    if strays:
+        raise CaseError(
+            f"{source} has folders named after modalities, and beside them {listing(strays)}, of "
+            "which it is not clear what it is. Put every study into a folder of its modality."
+        )
+
+
+def _cases(part: Part, split: Split) -> list[Case]:
+    folder, modality = part
+    return [_with_modality(case, modality) for case in find_cases(folder, split)]
+
+
+def _with_modality(case: Case, modality: str | None) -> Case:
+    return case if modality is None else {**case, "modality": modality}
+
+
+def _splits(part: Part, fraction: float, seed: int) -> tuple[list[Case], list[Case]]:
+    train = _cases(part, "train")
+    try:
+        return train, _cases(part, "val")
+    except MissingSplitError:
+        pass
+    kept: list[Case] = []
+    held_out: list[Case] = []
+    for modality in dict.fromkeys(case.get("modality") for case in train):
+        of_one = [case for case in train if case.get("modality") == modality]
+        first, second = split_cases(of_one, fraction, seed=seed)
+        kept += first
+        held_out += second
+    return kept, held_out

@@ -1,0 +1,230 @@
+"""What a study leaves on disk: heatmap, mask and scores, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Hashable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, SaveImaged
+from torch import Tensor
+
+from mcmiad_monai.calibration import Calibration, calibration_for
+from mcmiad_monai.files import write_text
+from mcmiad_monai.inference.inferer import SLICE_SCORES
+from mcmiad_monai.inference.writers import picture_of, write_nifti, write_pictures
+from mcmiad_monai.inference.writes import Writes
+from mcmiad_monai.networks.score import volume_score
+from mcmiad_monai.transforms.metadata import MODALITY, MODALITY_FROM, PICTURE
+from mcmiad_monai.transforms.positions import source_slices
+
+logger = logging.getLogger(__name__)
+
+#: Heatmaps are in units of the pixel threshold.
+HEATMAP_THRESHOLD = 1.0
+
+
+class KeepSliceScoresd(MapTransform):
+    """Put the heatmap's slice scores under ``slice_scores``: ``Invertd`` renews its metadata."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Copy the scores (n,) of the canonical slices."""
+        result = dict(data)
+        heatmap = data[self.first_key(result)]
+        result[SLICE_SCORES] = torch.as_tensor(heatmap.meta[SLICE_SCORES]).reshape(-1)
+        return result
+
+
+class AnomalyMaskd(MapTransform):
+    """Add ``mask``: uint8, 1 where the heatmap exceeds the calibrated threshold.
+
+    Parameters
+    ----------
+    keys : str
+        The heatmap.
+    threshold : float
+        In units of the heatmap, where 1.0 is the calibrated pixel threshold.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", *, threshold: float = HEATMAP_THRESHOLD
+    ) -> None:
+        super().__init__(keys)
+        self.threshold = threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Threshold the heatmap.
+
+        Raises
+        ------
+        TypeError
+            If the heatmap is a plain tensor, whose geometry is lost.
+        """
+        result = dict(data)
+        heatmap = data[self.first_key(result)]
+        if not isinstance(heatmap, MetaTensor):
+            raise TypeError(
+                f"the heatmap is a {type(heatmap).__name__} without geometry; a MetaTensor is "
+                "needed. Use SliceHeatmapInferer, and Invertd with to_tensor: true."
+            )
+        mask = MetaTensor((heatmap.as_tensor() > self.threshold).to(torch.uint8))
+        mask.copy_meta_from(heatmap)
+        result["mask"] = mask
+        return result
+
+
+def study_scores(
+    heatmap: MetaTensor,
+    slice_scores: Tensor,
+    *,
+    slice_axis: int,
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    """Scores of a study, ready for JSON.
+
+    Parameters
+    ----------
+    heatmap : MetaTensor (1, X, Y, Z)
+        On the source grid.
+    slice_scores : Tensor (n,)
+        Of the canonical slices, NaN where a slice was skipped.
+    slice_axis : int
+        Canonical slice axis of the inferer.
+    calibration : Calibration or None
+        Gives the thresholds; without one there is no verdict.
+
+    Returns
+    -------
+    dict
+        ``modality``, ``volume_score``, its threshold and verdict, and a list of slices with the
+        array index of the source volume.
+    """
+    scores = slice_scores.double()
+    looked_at = torch.isfinite(scores)
+    volume = float(volume_score(scores[looked_at])) if looked_at.any() else 0.0
+    axis, indices = source_slices(heatmap, slice_axis)
+    limit = calibration.slice_threshold if calibration else math.inf
+    return {
+        "case": str(heatmap.meta["case"]),
+        "modality": heatmap.meta.get(MODALITY),
+        "modality_from": heatmap.meta.get(MODALITY_FROM),
+        "volume_score": volume,
+        **verdict("volume", volume, calibration.volume_threshold if calibration else math.inf),
+        "slice_axis": axis,
+        "slices_scored": int(looked_at.sum()),
+        "slices_skipped": int((~looked_at).sum()),
+        "slices": [
+            {"index": indices[k], "score": float(scores[k]), **verdict("slice", scores[k], limit)}
+            for k in torch.nonzero(looked_at).flatten().tolist()
+        ],
+    }
+
+
+def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
+    """Threshold and decision; both are null where the threshold could not be set."""
+    finite = math.isfinite(threshold)
+    return {
+        f"{what}_threshold": threshold if finite else None,
+        "anomalous": bool(score > threshold) if finite else None,
+    }
+
+
+class SaveStudyd(SaveImaged):
+    """Write all that a study leaves: heatmap, mask, scores, and for a picture an overlay.
+
+    It is a SaveImaged, so that servers which answer with the heatmap themselves leave it out as
+    they leave out MONAI's own.
+
+    ============================  ===============================================================
+    ``<case>_heatmap.nii.gz``     float32, on the study's own grid
+    ``<case>_mask.nii.gz``        uint8, 1 where anomalous
+    ``<case>_scores.json``        of the volume and its slices, written last
+    ============================  ===============================================================
+
+    A study that was a picture (PNG, TIFF, JPEG, BMP) comes back as pictures of its size:
+    ``<case>_heatmap.tiff`` (float32), ``<case>_mask.png`` (0 and 255), and ``<case>_overlay.png``.
+
+    Reads ``slice_scores``, which :class:`KeepSliceScoresd` puts there before ``Invertd``, and keeps
+    the scores under ``scores``.
+
+    Parameters
+    ----------
+    keys : str
+        The heatmap on the source grid.
+    output_dir : path
+        The cohort's folder; each case gets a folder in it.
+    slice_axis : int
+        Canonical slice axis of the inferer.
+    calibration : dict, optional
+        Of the packaged detector.
+    mask_key, image_key : str
+        The mask, and the normalised image that the overlay is laid over.
+    pictures : bool
+        Write pictures for pictures; NIfTI for all if false.
+    writes : Writes, optional
+        Writes while the next study is computed, and keeps what fails; by default files are on the
+        disk when the transform returns.
+    """
+
+    def __init__(  # SaveImaged's own constructor would set up writers that are not used
+        self,
+        keys: KeysCollection = "pred",
+        *,
+        output_dir: str | Path,
+        slice_axis: int = 2,
+        calibration: Mapping[str, Any] | None = None,
+        mask_key: str = "mask",
+        image_key: str = "image",
+        pictures: bool = True,
+        writes: Writes | None = None,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        self.output_dir, self.slice_axis = Path(output_dir), slice_axis
+        self.calibration = dict(calibration or {})
+        self.mask_key, self.image_key, self.pictures = mask_key, image_key, pictures
+        self.writes = writes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files of one study."""
+        result = dict(data)
+        heatmap, mask = data[self.first_key(result)], data[self.mask_key]
+        modality = heatmap.meta.get(MODALITY)
+        scores = study_scores(
+            heatmap,
+            data[SLICE_SCORES],
+            slice_axis=self.slice_axis,
+            calibration=calibration_for(self.calibration, modality),
+        )
+        image = data[self.image_key] if self.pictures and heatmap.meta.get(PICTURE) else None
+        work = partial(self._write, scores, heatmap, mask, image)
+        if self.writes is None:
+            work()
+        else:
+            self.writes.submit(scores["case"], work)
+        result["scores"] = scores
+        return result
+
+    def _write(
+        self, scores: dict[str, Any], heatmap: MetaTensor, mask: Tensor, image: Tensor | None
+    ) -> None:
+        """Write the files; with an image they are pictures."""
+        stem = self.output_dir / scores["case"] / scores["case"]
+        if image is not None:
+            write_pictures(
+                stem,
+                image=picture_of(image),
+                heatmap=picture_of(heatmap),
+                mask=picture_of(mask),
+            )
+        else:
+            affine = heatmap.affine.numpy()
+            write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
+            write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
+        write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))

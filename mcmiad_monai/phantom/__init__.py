@@ -1,0 +1,1 @@
+"""Generated studies for the demo and the tests."""

@@ -1,0 +1,1 @@
+"""The BMAD benchmark: layouts, preparation, checks."""

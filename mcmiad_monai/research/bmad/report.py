@@ -1,0 +1,136 @@
+"""What was found of BMAD, against what there should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from mcmiad_monai.data.cases.names import Case
+from mcmiad_monai.data.studies import root_message
+from mcmiad_monai.research.bmad.sets import OFFICIAL, OFFICIAL_SUMS, SPLITS, ImageSet, Split
+from mcmiad_monai.transforms import load_mask, load_volume
+
+
+@dataclass(frozen=True)
+class BMADReport:
+    """Counts of each set and split, and everything that is not as it should be.
+
+    Attributes
+    ----------
+    rows : list of dict
+        ``set``, ``layout``, ``split``, ``good``, ``ungood``, ``masks`` and ``official``.
+    problems : list of str
+        Images without mask and masks without image; after a full check also unreadable files,
+        images and masks of different size.
+    notes : list of str
+        What is to be known and is no fault: counts that differ from the release, empty masks.
+    """
+
+    rows: list[dict[str, Any]]
+    problems: list[str]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return {"rows": self.rows, "problems": self.problems, "notes": self.notes}
+
+    def text(self) -> str:
+        """A table for people, with problems and notes below."""
+        columns = ("set", "split", "good", "ungood", "masks", "official")
+        lines = ["".join(f"{name:>12}" for name in columns) + "  layout"]
+        for row in self.rows:
+            values = ("-" if row[name] is None else row[name] for name in columns)
+            lines.append("".join(f"{value!s:>12}" for value in values) + f"  {row['layout']}")
+        lines += [f"problem: {text}" for text in self.problems]
+        lines += [f"note: {text}" for text in self.notes]
+        return "\n".join(lines)
+
+
+def bmad_report(
+    sets: Mapping[str, ImageSet], *, verify: bool = False, progress: bool = False
+) -> BMADReport:
+    """Count, compare with the release and, if asked for, read every file.
+
+    Parameters
+    ----------
+    sets : mapping
+        Of :func:`~mcmiad_monai.research.bmad.sets.find_bmad`.
+    verify : bool
+        Read every image and mask: minutes for the whole of BMAD. One bad file never stops it.
+    progress : bool
+        Show a bar over the files read.
+    """
+    rows, notes = [], []
+    problems = [problem for found in sets.values() for problem in found.problems]
+    for name, found in sets.items():
+        for split in SPLITS:
+            good, ungood = found.counts(split)
+            official, differs = _official(name, split, good, ungood)
+            cases = found.cases(split)
+            if not cases and official is None:
+                continue
+            masks = sum(case["label"] is not None for case in cases)
+            rows.append(
+                {
+                    "set": name,
+                    "layout": found.layout,
+                    "split": split,
+                    "good": good,
+                    "ungood": ungood,
+                    "masks": masks,
+                    "official": official,
+                }
+            )
+            if differs:
+                notes.append(f"{name} {split}: {good} + {ungood} images, released: {official}")
+    if verify:
+        cases = [c for found in sets.values() for s in SPLITS for c in found.cases(s)]
+        bad, empty = _verify(tqdm(cases, "reading", unit=" images", disable=not progress))
+        problems += bad
+        notes += empty
+    return BMADReport(rows, problems, notes)
+
+
+def _official(name: str, split: Split, good: int, ungood: int) -> tuple[str | None, bool]:
+    """Released counts in words, and whether those found differ."""
+    counts = OFFICIAL[name].counts.get(split) if name in OFFICIAL else None
+    if counts is not None:
+        return f"{counts[0]}+{counts[1]}", counts != (good, ungood)
+    total = OFFICIAL_SUMS.get(name, {}).get(split)
+    return (None, False) if total is None else (f"{total}", total != good + ungood)
+
+
+def _verify(cases: Iterable[Case]) -> tuple[list[str], list[str]]:
+    """Problems of files, and notes on masks that mark nothing."""
+    problems, empty = [], []
+    for case in cases:
+        try:
+            image = _size(load_volume(case["image"]))
+            if case["label"] is None:
+                continue
+            lesion = load_mask(case["label"])
+        except Exception as error:
+            problems.append(f"{case['case']}: {root_message(error)}")
+            continue
+        if image != _size(lesion):
+            told = f"image {image} and mask {_size(lesion)} differ in size"
+            problems.append(f"{case['case']}: {told}")
+        if not bool(lesion.any()):
+            empty.append(case["case"])
+    notes = []
+    if empty:
+        names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        notes.append(
+            f"{len(empty)} anomalous images have an empty mask ({names}): their labels by folder "
+            "and by mask differ, and both are reported"
+        )
+    return problems, notes
+
+
+def _size(volume: Tensor) -> tuple[int, ...]:
+    """Width and height of a picture (1, W, H, 1)."""
+    return tuple(volume.shape[1:3])

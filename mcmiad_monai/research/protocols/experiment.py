@@ -1,0 +1,301 @@
+"""One experiment: a head trained on normal images of one or several sets, and measured on each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcmiad_monai.data.cases.names import Case
+from mcmiad_monai.data.features import FeatureDataset
+from mcmiad_monai.data.studies import batches, stack_images
+from mcmiad_monai.files import write_text
+from mcmiad_monai.modality import normal_prompts
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
+from mcmiad_monai.networks.package import save_package
+from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
+from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.research.bmad.sets import ImageSet, Split
+from mcmiad_monai.research.protocols.fit import fit_head
+from mcmiad_monai.research.protocols.measure import measure
+from mcmiad_monai.research.protocols.method import Method
+from mcmiad_monai.training.encoders import CALIBRATION_SLICES, calibration_slices
+from mcmiad_monai.training.mixture import MixedFeatures, choose_shots
+from mcmiad_monai.training.packaging import calibrate
+
+RESULT = "result.json"
+MODEL = "model.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is trained, on what, with which seed.
+
+    Attributes
+    ----------
+    name : str
+        What it is called in the tables, e.g. ``"paper"`` or ``"no_fusion"``.
+    sets : tuple of str
+        Sets whose normal images are trained on together; each is measured on its own.
+    method : Method
+        Options of the method.
+    seed : int
+        Of initial weights, jitter, the order of images and the choice of shots.
+    shots : int, optional
+        Normal images of each set to train on; all by default.
+    """
+
+    name: str
+    sets: tuple[str, ...]
+    method: Method
+    seed: int = 0
+    shots: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return {
+            "name": self.name,
+            "sets": list(self.sets),
+            "method": self.method.to_dict(),
+            "seed": self.seed,
+            "shots": self.shots,
+        }
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder: readable, and different for different options."""
+        content = {k: v for k, v in self.to_dict().items() if k != "name"}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+        shots = "" if self.shots is None else f"_{self.shots}shot"
+        return f"{'+'.join(self.sets)}{shots}_seed{self.seed}_{digest}"
+
+
+@dataclass(kw_only=True)
+class Laboratory:
+    """Sets, and everything that experiments share: encoders, text priors and cached features.
+
+    Attributes
+    ----------
+    sets : mapping
+        Of :func:`~mcmiad_monai.research.bmad.sets.find_bmad` or
+        :func:`~mcmiad_monai.research.bmad.sets.own_set`.
+    cache_dir : Path
+        Features live here and are found again by the next run.
+    size : int
+        Pixels a side of the network's images.
+    """
+
+    sets: Mapping[str, ImageSet]
+    cache_dir: Path
+    device: str | torch.device = "cpu"
+    size: int = 224
+    progress: bool = True
+    _encoders: dict[str, FrozenEncoder] = field(default_factory=dict, repr=False)
+    _priors: dict[str, TextPrior] = field(default_factory=dict, repr=False)
+
+    def encoder(self, method: Method) -> FrozenEncoder:
+        """Encoder of a method; random weights get their statistics from images of all sets."""
+        key = json.dumps([method.encoder, method.weights, method.pool])
+        if key not in self._encoders:
+            encoder = build_encoder(method.encoder, weights=method.weights, pool=method.pool)
+            if method.weights == "random":
+                count = max(1, CALIBRATION_SLICES // len(self.sets))
+                chosen = [
+                    sample
+                    for found in self.sets.values()
+                    for sample in calibration_slices(
+                        found.cases("train"), found.modality, size=self.size, count=count
+                    )
+                ]
+                images = [stack_images(group) for group in batches(chosen, 16)]
+                calibrate_batchnorm(encoder, images)
+            self._encoders[key] = encoder.to(self.device)
+        return self._encoders[key]
+
+    def prior(self, method: Method) -> TextPrior:
+        """Text prior of a method."""
+        if method.text_prior not in self._priors:
+            self._priors[method.text_prior] = resolve_text_prior(
+                method.text_prior, normal_prompts()
+            )
+        return self._priors[method.text_prior]
+
+    def features(
+        self, name: str, split: Split, method: Method, cases: Sequence[Case] | None = None
+    ) -> FeatureDataset:
+        """Features of a split of a set, or of some of its cases."""
+        found = self.sets[name]
+        return FeatureDataset(
+            found.cases(split) if cases is None else cases,
+            self.encoder(method),
+            modality=found.modality,
+            only_normal=split == "train",
+            size=self.size,
+            min_foreground=0.0,  # every image of a set counts, also a dark one
+            cache="disk",
+            cache_dir=self.cache_dir,
+            device=self.device,
+            progress=self.progress,
+            description=f"{name} {split} features",
+        )
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Counts of every set, fit for JSON."""
+        return {
+            name: {
+                "layout": found.layout,
+                **{split: list(found.counts(split)) for split in ("train", "val", "test")},
+            }
+            for name, found in self.sets.items()
+        }
+
+
+def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[str, Any]:
+    """Train and measure, or read what an earlier run has found.
+
+    A finished experiment is never repeated; one that was stopped goes on after its last epoch.
+
+    Parameters
+    ----------
+    plan : Experiment
+    lab : Laboratory
+    out : path
+        Its folder is made below; ``result.json`` and ``model.pt`` end up in it.
+
+    Returns
+    -------
+    dict
+        ``results`` by set and score, ``supports``, ``data``, and all that produced them.
+
+    Raises
+    ------
+    ValueError
+        If the finished experiment was run on other images.
+    """
+    folder = Path(out) / plan.folder
+    if (folder / RESULT).exists():
+        finished: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        _require_same_data(finished["data"], {name: lab.data[name] for name in plan.sets}, folder)
+        return finished
+    supports = {
+        name: lab.sets[name].cases("train")
+        if plan.shots is None
+        else choose_shots(lab.sets[name].cases("train"), plan.shots, plan.seed)
+        for name in plan.sets
+    }
+    started = time.monotonic()
+    data = MixedFeatures(
+        [lab.features(name, "train", plan.method, supports[name]) for name in plan.sets]
+    )
+    detector, steps = train(plan, lab, data, folder)
+    trained = time.monotonic()
+    calibration = calibrate_on_normals(plan, lab, detector)
+    results = {
+        name: measure(
+            detector,
+            lab.features(name, "test", plan.method),
+            lab.sets[name].cases("test"),
+            plan.method,
+            thresholds=bool(calibration),
+            device=lab.device,
+        )
+        for name in plan.sets
+    }
+    report: dict[str, Any] = {
+        "experiment": plan.to_dict(),
+        "results": results,
+        "trained_on": {name: len(cases) for name, cases in supports.items()},
+        "supports": None
+        if plan.shots is None
+        else {name: [case["case"] for case in cases] for name, cases in supports.items()},
+        "calibration": calibration,
+        "steps": steps,
+        "seconds": {
+            "training": round(trained - started, 1),
+            "measuring": round(time.monotonic() - trained, 1),
+        },
+        "data": {name: lab.data[name] for name in plan.sets},
+        "parameters": sum(p.numel() for p in detector.head.parameters() if p.requires_grad),
+        "provenance": {
+            "encoder": detector.encoder.provenance,
+            "text_prior": lab.prior(plan.method).provenance,
+            **produced_with(),
+        },
+    }
+    modalities = {lab.sets[name].modality for name in plan.sets}
+    training = {
+        "experiment": plan.to_dict(),
+        "modality": modalities.pop() if len(modalities) == 1 else None,
+        "slice_range": [0.0, 1.0],
+        "data": report["data"],
+    }
+    save_package(
+        folder / MODEL,
+        detector,
+        calibration=calibration,
+        provenance={**report["provenance"], "training": training},
+    )
+    write_text(folder / RESULT, json.dumps(report, indent=1))
+    (folder / "last.pt").unlink(missing_ok=True)
+    (folder / "best.pt").unlink(missing_ok=True)
+    return report
+
+
+def train(
+    plan: Experiment, lab: Laboratory, data: MixedFeatures, folder: Path
+) -> tuple[MCMIADDetector, int]:
+    """Train a head; the weights are those of the last epoch, as nothing is chosen on test images.
+
+    Returns
+    -------
+    tuple
+        The detector, and the number of optimiser steps.
+    """
+    method, encoder = plan.method, lab.encoder(plan.method)
+    head, steps = fit_head(
+        method,
+        encoder,
+        lab.prior(method),
+        data,
+        seed=plan.seed,
+        device=lab.device,
+        checkpoints=folder,
+        fingerprint={
+            "experiment": plan.to_dict(),
+            "encoder": encoder.provenance["tensors_sha256"],
+            "images": len(data),
+        },
+        progress=lab.progress,
+    )
+    score = method.build_score(encoder).to(lab.device)
+    return MCMIADDetector(encoder, head, score).eval(), steps
+
+
+def calibrate_on_normals(
+    plan: Experiment, lab: Laboratory, detector: MCMIADDetector
+) -> dict[str, Any]:
+    """Thresholds from the normal images of the validation parts; none where there are no such."""
+    parts = []
+    for name in plan.sets:
+        cases = [case for case in lab.sets[name].cases("val") if not case["anomalous"]]
+        if not cases:
+            return {}
+        parts.append(lab.features(name, "val", plan.method, cases))
+    return calibrate(detector, MixedFeatures(parts), device=lab.device).to_dict()
+
+
+def _require_same_data(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    if then != now:
+        raise ValueError(
+            f"{folder} was run on {then}, and the sets now hold {now}. Give another output folder, "
+            "or delete this one to run it again."
+        )

@@ -1,0 +1,92 @@
+"""Which experiments each table needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from mcmiad_monai.research.protocols.experiment import Experiment
+from mcmiad_monai.research.protocols.method import SHIPPED, SHIPPED_HEAD, Method
+from mcmiad_monai.research.protocols.published import OTHER_SETS, TABLE_SETS
+
+TABLES = (1, 2, 3, 4)
+BASE = "w/ CLIP fusion"
+
+
+def ablations(method: Method, encoders: Mapping[str, str] | None = None) -> dict[str, Method]:
+    """Variants of a method, one change each; the scoring options need no run of their own.
+
+    Parameters
+    ----------
+    method : Method
+        What they differ from.
+    encoders : mapping, optional
+        Weights of further encoders by their name.
+    """
+    variants = {
+        "w/o CLIP fusion": method.with_head(use_text_fusion=False),
+        "prior of 15 prompts": method.with_head(fusion_mode="prompts"),
+        "no jitter": method.with_head(jitter_scale=0.0),
+        "jitter on features": method.with_head(jitter_position="features"),
+        "two FFNs a round": method.with_head(ffn_per_round=2),
+        "area pooling": method.with_options(pool="area"),
+        "standardised features": method.with_options(standardize_features=True),
+        "defaults of the bundles": method.with_options(**SHIPPED).with_head(**SHIPPED_HEAD),
+    }
+    for name, weights in (encoders or {}).items():
+        variants[f"encoder {name}"] = method.with_options(encoder=name, weights=weights)
+    return variants
+
+
+def experiments(
+    available: Iterable[str],
+    method: Method,
+    *,
+    tables: Sequence[int] = TABLES,
+    seeds: Sequence[int] = (0, 1, 2),
+    shots: Sequence[int] = (1,),
+    encoders: Mapping[str, str] | None = None,
+) -> list[Experiment]:
+    """Every experiment that the tables need, once.
+
+    Parameters
+    ----------
+    available : iterable of str
+        Sets that there are.
+    shots : sequence of int
+        Numbers of normal images for Table 3.
+
+    Raises
+    ------
+    ValueError
+        If a table is not known, or there are no seeds.
+    """
+    unknown = sorted(set(tables) - set(TABLES))
+    if unknown or not seeds:
+        raise ValueError(f"tables {unknown} or seeds {list(seeds)}: tables are 1 to 4, one seed.")
+    there = list(available)
+    known = [name for name in (*TABLE_SETS, *OTHER_SETS) if name in there]
+    # sets of one's own are measured as those of BMAD are
+    each = known + [name for name in there if name not in known]
+    together = tuple(name for name in TABLE_SETS if name in there)
+    plans = []
+    for seed in seeds:
+        if {1, 2, 4} & set(tables):
+            plans += [
+                Experiment(name=BASE, sets=(name,), method=method, seed=seed) for name in each
+            ]
+        if 1 in tables and len(together) > 1:
+            plans.append(Experiment(name="unified", sets=together, method=method, seed=seed))
+        if 3 in tables:
+            plans += [
+                Experiment(name=f"{k}-shot", sets=(name,), method=method, seed=seed, shots=k)
+                for k in shots
+                for name in each
+            ]
+        if 4 in tables:
+            plans += [
+                Experiment(name=variant, sets=(name,), method=changed, seed=seed)
+                for variant, changed in ablations(method, encoders).items()
+                for name in each
+                if name not in OTHER_SETS
+            ]
+    return plans

@@ -1,0 +1,154 @@
+"""All tables of the paper with one call, which can be stopped and started again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcmiad_monai.files import write_text
+from mcmiad_monai.inference.cohort import CohortIncomplete
+from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.research.bmad.sets import ImageSet
+from mcmiad_monai.research.protocols.experiment import MODEL, Laboratory, run_experiment
+from mcmiad_monai.research.protocols.method import Method
+from mcmiad_monai.research.protocols.pictures import figure_3
+from mcmiad_monai.research.protocols.plans import BASE, TABLES, experiments
+from mcmiad_monai.research.protocols.tables import MAKERS, Results, Table, details
+
+logger = logging.getLogger(__name__)
+
+
+def reproduce(
+    sets: Mapping[str, ImageSet],
+    out: str | Path,
+    method: Method,
+    *,
+    tables: Sequence[int] = TABLES,
+    seeds: Sequence[int] = (0, 1, 2),
+    shots: Sequence[int] = (1,),
+    encoders: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    size: int = 224,
+    progress: bool = True,
+) -> list[Table]:
+    """Run what the tables need and has not been run, and write them.
+
+    Into ``out`` come ``report.md``, a Markdown and a CSV file for each table, ``details``,
+    ``figure3.png``, ``provenance.json``, and below ``runs`` the model and figures of every
+    experiment. An experiment that fails is reported at the end and does not stop the others.
+
+    Parameters
+    ----------
+    sets : mapping
+        Of :func:`~mcmiad_monai.research.bmad.sets.find_bmad`.
+    tables, seeds, shots, encoders
+        See :func:`~mcmiad_monai.research.protocols.plans.experiments`.
+
+    Raises
+    ------
+    CohortIncomplete
+        If an experiment failed; the tables have been written from the others.
+    WeightsError, ValueError, TypeError
+        If encoder, prior or head of the method cannot be built; nothing has been run then.
+    """
+    incomplete = {
+        name: part for name, s in sets.items() for part in ("test", "train") if not s.cases(part)
+    }
+    if incomplete:
+        told = ", ".join(f"{name} has no {part} part" for name, part in incomplete.items())
+        raise ValueError(f"{told}: give sets with both, or move the others elsewhere.")
+    root = Path(out)
+    lab = Laboratory(
+        sets=sets, cache_dir=root / "features", device=device, size=size, progress=progress
+    )
+    plans = experiments(sets, method, tables=tables, seeds=seeds, shots=shots, encoders=encoders)
+    # what every experiment needs: wrong options or missing weights show now, and once
+    method.build_head(lab.encoder(method), lab.prior(method), seed=0)
+    reports: list[dict[str, Any]] = []
+    models: dict[str, Path] = {}
+    failed: dict[str, str] = {}
+    for number, plan in enumerate(plans, 1):
+        title = f"{plan.name}, {' + '.join(plan.sets)}, seed {plan.seed}"
+        logger.info("experiment %d of %d: %s", number, len(plans), title)
+        try:
+            report = run_experiment(plan, lab, root / "runs")
+        except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
+            logger.exception("%s failed", title)
+            failed[title] = f"{type(error).__name__}: {error}"
+            continue
+        # the same run can stand in several tables under a name of each
+        reports.append({**report, "experiment": {**report["experiment"], "name": plan.name}})
+        if plan.name == BASE:
+            models.setdefault(plan.sets[0], root / "runs" / plan.folder / MODEL)
+    if not reports:
+        told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
+        raise RuntimeError(f"none of {len(plans)} experiments could be run:{told}")
+    made = write_tables(root, Results(reports), tables)
+    if models:
+        figure_3(
+            [(sets[name], path) for name, path in models.items()], root / "figure3.png", size=size
+        )
+    content = provenance(reports, method, lab, seeds, failed)
+    write_text(root / "provenance.json", json.dumps(content, indent=1, default=str))
+    if failed:
+        told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
+        raise CohortIncomplete(f"{len(reports)} experiments done, {len(failed)} failed:{told}")
+    return made
+
+
+def write_tables(root: Path, results: Results, tables: Sequence[int]) -> list[Table]:
+    """Write each table as Markdown and CSV, and all of them as one page."""
+    made = [MAKERS[number](results) for number in sorted(tables)] + [details(results)]
+    for table in made:
+        write_text(root / f"{table.name}.md", table.markdown())
+        write_text(root / f"{table.name}.csv", table.csv())
+    write_text(root / "report.md", page(made, results))
+    return made
+
+
+def page(made: Sequence[Table], results: Results) -> str:
+    """All tables, after what they rest on."""
+    sample = results.reports[0]
+    encoder, prior = (sample["provenance"][k] for k in ("encoder", "text_prior"))
+    data: dict[str, Any] = {k: v for r in results.reports for k, v in r["data"].items()}
+    seeds = sorted({r["experiment"]["seed"] for r in results.reports})
+    lines = [
+        "# Reproduction of the paper's tables",
+        "",
+        f"- encoder {encoder['name']}, weights {encoder['weights']}, pool {encoder['pool']}, "
+        f"tensors {encoder['tensors_sha256'][:12]}",
+        f"- text prior {prior['encoder']}, {prior['weights']}",
+        f"- seeds {seeds}; epochs {sample['experiment']['method']['epochs']}; score "
+        f"{sample['experiment']['method']['score']}; weights of the last epoch",
+        f"- software {json.dumps(sample['provenance']['software'])}, "
+        f"revision {sample['provenance']['git_revision']}",
+    ]
+    for name, counts in data.items():
+        told = ", ".join(f"{s} {counts[s][0]} + {counts[s][1]}" for s in ("train", "val", "test"))
+        lines.append(f"- {name}: {told} (good + anomalous), layout {counts['layout']}")
+    if str(encoder["weights"]).startswith("random"):
+        lines += ["", "> **The encoder has random weights: these figures mean nothing.**"]
+    return "\n".join(lines) + "\n\n" + "\n".join(table.markdown() for table in made)
+
+
+def provenance(
+    reports: Sequence[dict[str, Any]],
+    method: Method,
+    lab: Laboratory,
+    seeds: Sequence[int],
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    """What produced the tables, fit for JSON."""
+    return {
+        "method": method.to_dict(),
+        "seeds": list(seeds),
+        "data": lab.data,
+        "experiments": [r["experiment"]["name"] for r in reports],
+        "failed": dict(failed),
+        "encoder": reports[0]["provenance"]["encoder"],
+        "text_prior": reports[0]["provenance"]["text_prior"],
+        "tables_written_with": produced_with(),
+    }

@@ -1,0 +1,191 @@
+"""The report of a stress test: JSON, two CSV tables, a Markdown table and curves over severity."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.research.robustness.tally import CLEAN
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+Row = Mapping[str, Any]
+
+#: Key, title and counts of the columns of the Markdown table and the panels of the picture.
+AUROCS = (
+    ("volume_auroc", "volume AUROC"),
+    ("slice_auroc", "slice AUROC"),
+    ("pixel_auroc", "pixel AUROC"),
+)
+RATES = (
+    ("volume_false_positive", "volume false-positive rate", "normal_volumes"),
+    ("slice_false_positive", "slice false-positive rate", "normal_slices"),
+    ("pixel_false_positive", "pixel false-positive rate", "normal_pixels"),
+)
+#: One for each corruption, told apart by colour and marker together.
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00"),
+    *("#56b4e9", "#7f3c8d", "#777777", "#000000", "#e6ab02"),
+)
+MARKERS = "os^DvPX*<>"
+REFERENCE: dict[str, Any] = {"color": "#777777", "linewidth": 1.2, "linestyle": ":"}
+NOTES = (
+    "Severity 0 is the study as it is. AUROC and the slices that count are those of an evaluation. "
+    "A false positive is a volume or slice without lesion above its calibrated threshold, or a "
+    "foreground pixel above 1.0 in a slice without lesion. A dash is undefined: only one class was "
+    "present, or the threshold could not be set."
+)
+
+
+def write_report(report: Mapping[str, Any], studies: Sequence[Row], out: Path) -> None:
+    """Write all files of a report, each whole or not at all."""
+    rows: list[Row] = report["rows"]
+    content = {**report, "undefined": "null: one class only, or no threshold"}
+    write_text(out / "stress.json", json.dumps(content, indent=1, default=str))
+    flat = [{**row, "failed": len(row["failed"])} for row in rows]
+    write_text(out / "stress.csv", csv_text(flat))
+    write_text(out / "studies.csv", csv_text(studies))
+    write_text(out / "stress.md", markdown(report))
+    draw_curves(rows, out / "stress.png", nominal=nominal_rates(report["calibration"]))
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Rows of one set of keys as CSV; nothing gives an empty text."""
+    stream = io.StringIO()
+    if rows:
+        table = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return stream.getvalue()
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """One line a condition, with what failed below."""
+    names = ["corruption", "severity", "level", "studies", *(title for _, title in AUROCS)]
+    names += [title for _, title, _ in RATES]
+    lines = [
+        f"# Stress test, {report['modality']}",
+        "",
+        NOTES,
+        "",
+        f"| {' | '.join(names)} |",
+        "|" + "---|" * len(names),
+        *(_line(row) for row in report["rows"]),
+        "",
+        *_units(report["rows"]),
+        *_failures(report),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def nominal_rates(calibration: Mapping[str, Any]) -> dict[str, float]:
+    """Rates that the thresholds promise, by the names of :data:`RATES`."""
+    if not calibration:
+        return {}
+    rate = float(calibration["false_positive_rate"])
+    pixel = float(calibration["pixel_false_positive_rate"])
+    return {f"{what}_false_positive": rate for what in ("volume", "slice")} | {
+        "pixel_false_positive": pixel
+    }
+
+
+def draw_curves(rows: Sequence[Row], path: str | Path, *, nominal: Mapping[str, float]) -> Path:
+    """AUROCs above and false-positive rates below, over severity, one line a corruption.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Figures of the conditions, the clean one first.
+    path : path
+        Picture to write.
+    nominal : mapping
+        Rates that the thresholds promise, drawn as a dotted line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(13, 7.4), dpi=120, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display
+    axes = figure.subplots(2, 3, sharex=True)
+    lines: dict[str, Line2D] = {}
+    for cell, (key, title) in zip(axes[0], AUROCS, strict=True):
+        lines = _panel(cell, rows, key, title)
+        cell.axhline(0.5, **REFERENCE)
+    lowest = min(cell.get_ylim()[0] for cell in axes[0])
+    for cell in axes[0]:
+        cell.set_ylim(lowest, 1.02)
+    for cell, (key, title, _) in zip(axes[1], RATES, strict=True):
+        _panel(cell, rows, f"{key}_rate", title)
+        cell.set_xlabel("severity")
+        if key in nominal:
+            cell.axhline(nominal[key], **REFERENCE)
+        top = max(cell.get_ylim()[1], 0.01)
+        cell.set_ylim(-0.03 * top, top)
+        cell.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.suptitle(
+        "Figures under graded corruptions (dotted: AUROC of chance, rate promised by calibration)",
+        fontsize=11,
+    )
+    names = [name.replace("_", " ") for name in lines]
+    figure.legend(list(lines.values()), names, loc="outside right center", frameon=False)
+    target = Path(path)
+    replace_atomically(target, figure.savefig)
+    return target
+
+
+def _panel(cell: Axes, rows: Sequence[Row], key: str, title: str) -> dict[str, Line2D]:
+    """Draw a figure over severity; every line starts at the clean studies."""
+    clean = next(row for row in rows if row["corruption"] == CLEAN)
+    names = dict.fromkeys(row["corruption"] for row in rows if row["corruption"] != CLEAN)
+    lines = {}
+    for number, name in enumerate(names):
+        own = [clean, *(row for row in rows if row["corruption"] == name)]
+        severities = [row["severity"] for row in own]
+        values = [float("nan") if row[key] is None else row[key] for row in own]
+        (lines[name],) = cell.plot(
+            severities,
+            values,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linewidth=1.6,
+            markersize=5,
+        )
+    cell.set_title(title, fontsize=11)
+    cell.grid(color="#e6e6e6", linewidth=0.6)
+    cell.set_xticks(range(6))
+    cell.spines[["top", "right"]].set_visible(False)
+    if all(row[key] is None for row in rows):
+        cell.text(0.5, 0.5, "undefined", ha="center", transform=cell.transAxes, color="#777777")
+    return lines
+
+
+def _line(row: Row) -> str:
+    cells = [row["corruption"].replace("_", " "), str(row["severity"]), f"{row['level']:g}"]
+    cells.append(str(row["studies"]))
+    cells += ["–" if row[key] is None else f"{row[key]:.3f}" for key, _ in AUROCS]
+    for key, _, whole in RATES:
+        rate, count = row[f"{key}_rate"], row[f"{key}s"]
+        cells.append("–" if rate is None else f"{rate:.2%} ({count}/{row[whole]})")
+    return f"| {' | '.join(cells)} |"
+
+
+def _units(rows: Sequence[Row]) -> list[str]:
+    """What the levels of each corruption are."""
+    units = {row["corruption"]: row["unit"] for row in rows if row["unit"]}
+    return [f"- {name.replace('_', ' ')}: level in {unit}" for name, unit in units.items()]
+
+
+def _failures(report: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {name}: {message}" for name, message in report["failed"].items()]
+    for row in report["rows"]:
+        place = f"{row['corruption'].replace('_', ' ')} {row['severity']}"
+        lines += [f"- {name}, {place}: {message}" for name, message in row["failed"].items()]
+    return ["", "## Failed", "", *lines] if lines else []

@@ -1,0 +1,298 @@
+"""Figures by scanner, site, sex or age, which tell whether a model serves everyone alike.
+
+Scores come from the table of an evaluation or stress test (``studies.csv``) or of an inference
+(``scores.csv``), attributes from a table of one's own. Groups are small as a rule, so every figure
+carries its counts and an interval, and a group that is too small for a conclusion says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcmiad_monai.files import write_text
+from mcmiad_monai.metrics import bootstrap_auroc
+from mcmiad_monai.metrics.bootstrap import DRAWS
+from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.research.robustness.stress_report import csv_text
+from mcmiad_monai.research.robustness.subgroup_tables import (
+    Attributes,
+    Study,
+    SubgroupError,
+    find_threshold,
+    read_attributes,
+    read_studies,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Below these a group's figures say little.
+FEWEST_NORMALS, FEWEST_ANOMALOUS = 20, 10
+#: Years at which a band of the column ``age`` begins.
+AGE_BANDS = (40, 60, 75)
+#: A column of numbers with more distinct values is cut into quartiles; field strengths are not.
+MOST_VALUES = 8
+#: A column of text with more distinct values makes no groups: names, dates and numbers do not.
+MOST_GROUPS = 20
+NOT_GIVEN = "not given"
+NOTES = (
+    "AUROC intervals are percentile bootstraps over patients. Intervals of rates are exact "
+    "(Clopper–Pearson) and take studies for independent. Many groups are compared at once: some "
+    "difference is to be expected by chance."
+)
+
+
+def subgroup_report(
+    scores: str | Path,
+    attributes: str | Path,
+    *,
+    out: str | Path,
+    threshold: float | None = None,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Figures of every group of every attribute; writes ``subgroups.json``, ``.csv`` and ``.md``.
+
+    Parameters
+    ----------
+    scores : path
+        ``studies.csv`` of an evaluation or stress test, or ``scores.csv`` or ``scores.json`` of an
+        inference, which does not know which studies are anomalous.
+    attributes : path
+        Columns: ``case``; attributes; optionally ``patient`` (whose studies are resampled
+        together) and ``anomalous`` (0 or 1; goes before what the masks say). ``age`` is cut into
+        bands (<40, 40–59, 60–74, ≥75), other columns of more than eight numbers into quartiles.
+    out : path
+        Folder.
+    threshold : float, optional
+        Volume threshold. By default that of the model, where the report beside the scores has it;
+        without a finite one there are no rates.
+    level : float
+        Of the intervals.
+    draws, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        What ``subgroups.json`` holds.
+
+    Raises
+    ------
+    SubgroupError
+        If a column is missing, a case stands twice, a value cannot be read, or the tables have no
+        case in common.
+    """
+    table = read_attributes(attributes)
+    studies, unscored = read_studies(scores, table)
+    limit = find_threshold(scores) if threshold is None else threshold
+    limit = limit if limit is not None and math.isfinite(limit) else None
+    groups, skipped = group_studies(studies, table)
+    rows = [
+        {
+            "attribute": attribute,
+            "group": group,
+            **figures(members, limit, level=level, draws=draws, seed=seed),
+        }
+        for attribute, group, members in groups
+    ]
+    report = {
+        "rows": rows,
+        "volume_threshold": limit,
+        "level": level,
+        "notes": NOTES,
+        "undefined": "null: one class only, no study, or no threshold",
+        "columns_without_groups": skipped,
+        "cases_without_attributes": [s.case for s in studies if s.case not in table.rows],
+        "cases_without_scores": sorted(set(table.rows) - {s.case for s in studies} - set(unscored)),
+        "cases_not_scored": unscored,
+        "measured_with": produced_with(),
+    }
+    folder = Path(out)
+    write_text(folder / "subgroups.json", json.dumps(report, indent=1))
+    write_text(folder / "subgroups.csv", csv_text(rows))
+    write_text(folder / "subgroups.md", markdown(report))
+    for row in rows:
+        if row["warning"]:
+            logger.warning("%s %s: %s", row["attribute"], row["group"], row["warning"])
+    return report
+
+
+def group_studies(
+    studies: Sequence[Study], attributes: Attributes
+) -> tuple[list[tuple[str, str, list[Study]]], dict[str, str]]:
+    """Attribute, group and members, all studies first; and why a column makes no groups.
+
+    Studies without attributes are in the first group alone.
+    """
+    groups = [("all", "all", list(studies))]
+    skipped: dict[str, str] = {}
+    known = [study for study in studies if study.case in attributes.rows]
+    for column in attributes.columns:
+        values = [attributes.rows[study.case][column] for study in known]
+        labels, order = labels_of(column, values)
+        if len(order) > MOST_GROUPS:
+            skipped[column] = f"{len(order)} distinct values; at most {MOST_GROUPS} make groups"
+            continue
+        for label in order:
+            members = [s for s, own in zip(known, labels, strict=True) if own == label]
+            groups.append((column, label, members))
+    return groups, skipped
+
+
+def labels_of(column: str, values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Group of each value of a column, and the groups in order, empty ones left out."""
+    given = sorted({value for value in values if value})
+    numbers = {value: _number(value) for value in given}
+    if column.lower() == "age":
+        _require_ages(column, numbers)
+        cuts = [float(year) for year in AGE_BANDS]
+        names = ["<40", "40–59", "60–74", "≥75"]
+        label = {v: names[int(np.searchsorted(cuts, x, "right"))] for v, x in numbers.items()}
+    elif len(given) > MOST_VALUES and all(math.isfinite(x) for x in numbers.values()):
+        every = [numbers[value] for value in values if value]
+        cuts = np.unique(np.quantile(every, [0.25, 0.5, 0.75])).tolist()
+        ends = [f"{round(cut, 4):.12g}" for cut in cuts]
+        names = [f"≤{ends[0]}", *(f">{a} to {b}" for a, b in pairwise(ends)), f">{ends[-1]}"]
+        label = {v: names[int(np.searchsorted(cuts, x, "left"))] for v, x in numbers.items()}
+    else:
+        names, label = given, {value: value for value in given}
+    labels = [label[value] if value else NOT_GIVEN for value in values]
+    return labels, [name for name in [*names, NOT_GIVEN] if name in labels]
+
+
+def figures(
+    members: Sequence[Study], threshold: float | None, *, level: float, draws: int, seed: int
+) -> dict[str, Any]:
+    """Counts, AUROC, false-positive rate and sensitivity of a group; None is undefined."""
+    normal = [study for study in members if not study.anomalous]
+    anomalous = [study for study in members if study.anomalous]
+    return {
+        "studies": len(members),
+        "patients": len({study.patient for study in members}),
+        "normal": len(normal),
+        "anomalous": len(anomalous),
+        **_auroc(members, level=level, draws=draws, seed=seed),
+        **_rate("false_positive_rate", "false_positives", normal, threshold, level),
+        **_rate("sensitivity", "detections", anomalous, threshold, level),
+        "warning": _warning(len(normal), len(anomalous)),
+    }
+
+
+def clopper_pearson(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share (Clopper & Pearson, 1934)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(level, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A table for each attribute, and what was left out."""
+    threshold = report["volume_threshold"]
+    told = "not set" if threshold is None else f"{threshold:.4g}"
+    lines = ["# Figures by group", "", f"{report['notes']} Volume threshold: {told}.", ""]
+    for attribute in dict.fromkeys(row["attribute"] for row in report["rows"]):
+        own = [row for row in report["rows"] if row["attribute"] == attribute]
+        lines += [f"## {_cell(attribute)}", "", *_table(own), ""]
+    for key in ("cases_without_attributes", "cases_without_scores", "cases_not_scored"):
+        if report[key]:
+            lines.append(f"- {key.replace('_', ' ')}: {', '.join(report[key])}")
+    lines += [f"- column {name}: {why}" for name, why in report["columns_without_groups"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _auroc(members: Sequence[Study], *, level: float, draws: int, seed: int) -> dict[str, Any]:
+    """AUROC of volume scores with its interval over patients."""
+    if not members:
+        return dict.fromkeys(("volume_auroc", "volume_auroc_low", "volume_auroc_high"))
+    interval = bootstrap_auroc(
+        np.array([study.score for study in members]),
+        np.array([study.anomalous for study in members]),
+        [study.patient for study in members],
+        level=level,
+        draws=draws,
+        seed=seed,
+    ).to_dict()
+    return {
+        "volume_auroc": interval["value"],
+        "volume_auroc_low": interval["low"],
+        "volume_auroc_high": interval["high"],
+    }
+
+
+def _rate(
+    name: str, counted: str, members: Sequence[Study], threshold: float | None, level: float
+) -> dict[str, Any]:
+    """Share of studies above the threshold, with its interval and count."""
+    names = (name, f"{name}_low", f"{name}_high", counted)
+    if threshold is None:
+        return dict.fromkeys(names)
+    count = sum(study.score > threshold for study in members)
+    if not members:
+        return {**dict.fromkeys(names), counted: 0}
+    low, high = clopper_pearson(count, len(members), level)
+    return dict(zip(names, (count / len(members), low, high, count), strict=True))
+
+
+def _warning(normal: int, anomalous: int) -> str:
+    told = []
+    if normal < FEWEST_NORMALS:
+        told.append(f"{normal} normals, fewer than {FEWEST_NORMALS}")
+    if anomalous < FEWEST_ANOMALOUS:
+        told.append(f"{anomalous} anomalous, fewer than {FEWEST_ANOMALOUS}")
+    return "; ".join(told)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = ["group", "studies", "normal", "anomalous", "volume AUROC", "false-positive rate"]
+    names += ["sensitivity", "warning"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = [_cell(row["group"]), *(str(row[key]) for key in names[1:4])]
+        cells.append(_with_interval(row, "volume_auroc", ".3f"))
+        for key, count, whole in (
+            ("false_positive_rate", "false_positives", "normal"),
+            ("sensitivity", "detections", "anomalous"),
+        ):
+            told = _with_interval(row, key, ".1%")
+            cells.append(told if told == "–" else f"{told}, {row[count]}/{row[whole]}")
+        lines.append(f"| {' | '.join([*cells, row['warning']])} |")
+    return lines
+
+
+def _with_interval(row: dict[str, Any], key: str, form: str) -> str:
+    if row[key] is None:
+        return "–"
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    ends = "" if low is None else f" ({low:{form}} to {high:{form}})"
+    return f"{row[key]:{form}}{ends}"
+
+
+def _cell(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return text.replace("|", "\\|")
+
+
+def _number(text: str) -> float:
+    """A number, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _require_ages(column: str, numbers: dict[str, float]) -> None:
+    wrong = [value for value, number in numbers.items() if not 0 <= number < math.inf]
+    if wrong:
+        raise SubgroupError(
+            f"column {column} has {wrong[:3]}; years as a number, e.g. 45, or nothing are needed."
+        )

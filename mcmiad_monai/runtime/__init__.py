@@ -1,0 +1,1 @@
+"""What computes the network: PyTorch on CPU and GPU, ONNX Runtime, OpenVINO, and their files."""

@@ -1,0 +1,1 @@
+"""Training of the head, checkpoints, calibration and packaging."""

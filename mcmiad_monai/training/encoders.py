@@ -1,0 +1,80 @@
+"""The encoder that a training uses, with statistics of its images where its weights are random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from mcmiad_monai.data.features import TrainingDataError
+from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
+from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
+from mcmiad_monai.training.distributed import main_first
+
+#: Slices on which random BatchNorm layers are calibrated.
+CALIBRATION_SLICES = 64
+
+
+def prepare_encoder(
+    cases: Sequence[dict[str, Any]],
+    *,
+    modality: str,
+    name: str,
+    weights: str = "pretrained",
+    pool: Literal["bilinear", "area"] = "bilinear",
+    seed: int = 0,
+    sha256: str | None = None,
+    size: int = 224,
+    preparation: Mapping[str, Any] | None = None,
+) -> FrozenEncoder:
+    """Encoder ready for use: random weights also get their BatchNorm statistics from the cases.
+
+    Parameters
+    ----------
+    cases : sequence of dict
+        Training cases; read only for ``weights="random"``.
+    preparation : mapping, optional
+        Further options of :func:`~mcmiad_monai.transforms.preprocessing`.
+
+    Raises
+    ------
+    TrainingDataError
+        If random weights are asked for and no case has a normal slice.
+    """
+    with main_first():  # a download is made once
+        encoder = build_encoder(name, weights=weights, pool=pool, seed=seed, sha256=sha256)
+    if weights == "random":
+        chosen = calibration_slices(cases, modality, size=size, preparation=preparation)
+        calibrate_batchnorm(encoder, [stack_images(group) for group in batches(chosen, 16)])
+    return encoder
+
+
+def calibration_slices(
+    cases: Sequence[dict[str, Any]],
+    modality: str,
+    *,
+    size: int = 224,
+    count: int = CALIBRATION_SLICES,
+    preparation: Mapping[str, Any] | None = None,
+) -> list[SliceSample]:
+    """Normal slices for BatchNorm statistics: a few of many studies, not many of a few.
+
+    Raises
+    ------
+    TrainingDataError
+        If no case has a normal slice.
+    """
+    per_case = max(1, count // max(1, len(cases)))
+    chosen: list[SliceSample] = []
+    for case in cases:
+        found = list(
+            iterate_slices([case], modality, size=size, only_normal=True, preparation=preparation)
+        )
+        chosen += found[:: max(1, len(found) // per_case)][:per_case]
+        if len(chosen) >= count:
+            break
+    if not chosen:
+        raise TrainingDataError(
+            f"random weights need normal slices to set BatchNorm statistics; none was found "
+            f"in {len(cases)} cases. Check the training data with `mcmiad cases`."
+        )
+    return chosen

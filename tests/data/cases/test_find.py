@@ -1,0 +1,317 @@
+"""Finding cases: every kind of source, and errors that say what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcmiad_monai.data.cases import folder as volumes_folder
+from mcmiad_monai.data.cases.find import CaseError, find_cases, split_cases
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Create empty files; finding goes by names alone."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def names(cases: list[dict[str, Any]]) -> list[str]:
+    return [case["case"] for case in cases]
+
+
+def labels(cases: list[dict[str, Any]]) -> dict[str, str | None]:
+    return {case["case"]: case["label"] and Path(case["label"]).name for case in cases}
+
+
+def write_list(path: Path, **content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.b.nii.gz", "a.b.nii", "a.b.MGZ", "a.b.png", "a.b.dcm"])
+def test_single_file_is_a_case_named_without_extension(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name)
+    expected = {
+        "case": "a.b",
+        "image": str(tmp_path / name),
+        "label": None,
+        "anomalous": None,
+    }
+    assert find_cases(tmp_path / name, "test") == [expected]
+
+
+def test_dicom_folder_is_one_case(tmp_path: Path) -> None:
+    series = touch(tmp_path / "head.1.2", "1.dcm", "2.dcm")
+    cases = find_cases(series)
+    assert names(cases) == ["head.1.2"]
+    assert cases[0]["image"] == str(series)
+
+
+def test_dicom_without_extension_is_known_by_its_letters(tmp_path: Path) -> None:
+    series = tmp_path / "s"
+    series.mkdir()
+    (series / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    (series / "README").write_text("x")
+    assert names(find_cases(tmp_path)) == ["s"]
+    assert names(find_cases(series / "IM0001")) == ["IM0001"]
+
+
+def test_folders_of_dicom_series_and_their_masks(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/s1/1.dcm", "p2/s1/1.dcm", "p2/s1/lesion_mask.nii.gz")
+    cases = find_cases(tmp_path)
+    assert labels(cases) == {"p1_s1": None, "p2_s1": "lesion_mask.nii.gz"}
+
+
+def test_flat_folder_pairs_masks_by_suffix_and_ignores_hidden_files(tmp_path: Path) -> None:
+    touch(tmp_path, "b.nii.gz", "a_flair.nii.gz", "a_seg.nii.gz", "b_lesion_mask.nii.gz")
+    touch(tmp_path, ".c.nii.gz", "._a_flair.nii.gz", "notes.txt", "lesion_07.mgz")
+    cases = find_cases(tmp_path, "train")
+    assert labels(cases) == {
+        "a_flair": "a_seg.nii.gz",
+        "b": "b_lesion_mask.nii.gz",
+        "lesion_07": None,  # the word leads, so it is a case and no mask
+    }
+
+
+def test_mask_words_are_whole_words(tmp_path: Path) -> None:
+    touch(tmp_path, "unmask.nii.gz", "segment.nii.gz", "relabel.nii.gz")
+    assert names(find_cases(tmp_path)) == ["relabel", "segment", "unmask"]
+
+
+def test_flat_folder_is_train_and_test_but_not_val(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "b.nii")
+    assert find_cases(tmp_path, "train") == find_cases(tmp_path, "test") == find_cases(tmp_path)
+    with pytest.raises(CaseError, match="split_cases"):
+        find_cases(tmp_path, "val")
+
+
+def test_pictures_with_masks_in_a_folder_beside(tmp_path: Path) -> None:
+    touch(tmp_path, "images/1.png", "images/2.png", "masks/1.png", "masks/2.png")
+    cases = find_cases(tmp_path)
+    assert labels(cases) == {"1": "1.png", "2": "2.png"}
+    assert all(Path(case["label"]).parent.name == "masks" for case in cases)
+
+
+@pytest.mark.parametrize("mask", ["mask.nii.gz", "p1_label.nii.gz", "flair_seg.nii.gz"])
+def test_one_folder_a_case_is_named_by_the_folder(tmp_path: Path, mask: str) -> None:
+    touch(tmp_path, "p1/flair.nii.gz", f"p1/{mask}", "p2/flair.nii.gz", "p2/readme.md")
+    assert labels(find_cases(tmp_path)) == {"p1": mask, "p2": None}
+
+
+def test_several_images_in_a_case_are_listed_and_one_is_chosen_by_name(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/p1_flair.nii.gz", "p1/p1_t1.nii.gz", "p1/seg.nii.gz")
+    with pytest.raises(CaseError, match=r"p1_flair.nii.gz, p1_t1.nii.gz.*image_name='flair'"):
+        find_cases(tmp_path)
+    cases = find_cases(tmp_path, image_name="FLAIR")
+    assert names(cases) == ["p1"]
+    assert cases[0]["image"].endswith("p1_flair.nii.gz")
+    with pytest.raises(CaseError, match=r"no file named with image_name='t2'"):
+        find_cases(tmp_path, image_name="t2")
+
+
+def test_masks_of_many_images_are_found_without_a_look_at_every_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, calls = 60, []
+    for k in range(count):
+        # every third mask names the beginning of its image only
+        (tmp_path / f"p{k:03}{'_t1' if k % 3 == 0 else ''}.nii.gz").touch()
+        (tmp_path / f"p{k:03}_mask.nii.gz").touch()
+    plain = volumes_folder.stem_of
+    monkeypatch.setattr(volumes_folder, "stem_of", lambda p: calls.append(p) or plain(p))
+    cases = find_cases(tmp_path)
+    assert len(cases) == count
+    for case in cases:
+        assert Path(case["label"]).name[:4] == Path(case["image"]).name[:4]
+    assert len(calls) < 10 * count
+
+
+def test_several_masks_in_a_case_need_a_name(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/flair.nii.gz", "p1/brain_mask.nii.gz", "p1/tumor_seg.nii.gz")
+    with pytest.raises(CaseError, match="mask_name"):
+        find_cases(tmp_path)
+    assert labels(find_cases(tmp_path, mask_name="tumor")) == {"p1": "tumor_seg.nii.gz"}
+
+
+def test_mask_without_image_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "b.nii.gz", "mask.nii.gz", "c_mask.nii.gz")
+    with pytest.raises(CaseError, match=r"c_mask.nii.gz belongs to no image"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
+def test_split_folders(tmp_path: Path, val: str) -> None:
+    touch(tmp_path, "train/a.nii", f"{val}/b/flair.nii", f"{val}/b/mask.nii", "test/c.nii")
+    assert names(find_cases(tmp_path, "train")) == ["a"]
+    assert labels(find_cases(tmp_path, "val")) == {"b": "mask.nii"}
+    assert names(find_cases(tmp_path, "all")) == ["a", "b", "c"]
+
+
+def test_missing_split_names_those_there_are(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.nii", "val/b.nii")
+    with pytest.raises(CaseError, match=r"no test split; it has train/, val/"):
+        find_cases(tmp_path, "test")
+
+
+def test_datalist_entries_of_every_kind(tmp_path: Path) -> None:
+    touch(tmp_path, "i/1.nii.gz", "l/1.nii.gz", "i/2.nii.gz", "c/image.nii.gz", "p.png")
+    path = write_list(
+        tmp_path / "list.json",
+        training=[
+            {"image": "./i/1.nii.gz", "label": "./l/1.nii.gz"},
+            {"image": "p.png", "label": 1},
+        ],
+        validation=["i/2.nii.gz"],
+        test=[{"image": "c/image.nii.gz"}],
+    )
+    train = find_cases(path, "train")
+    assert labels(train) == {"1": "1.nii.gz", "p": None}
+    assert [case["anomalous"] for case in train] == [None, True]
+    assert names(find_cases(path, "val")) == ["2"]
+    assert names(find_cases(path, "test")) == ["c"]
+    assert names(find_cases(path)) == ["1", "p", "2", "c"]
+
+
+def test_decathlon_folder_is_read_by_its_dataset_json(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/x_1.nii.gz", "labelsTr/x_1.nii.gz", "imagesTs/x_2.nii.gz")
+    entry = {"image": "./imagesTr/x_1.nii.gz", "label": "./labelsTr/x_1.nii.gz"}
+    write_list(tmp_path / "dataset.json", name="x", training=[entry], test=["imagesTs/x_2.nii.gz"])
+    assert labels(find_cases(tmp_path, "train")) == {"x_1": "x_1.nii.gz"}
+    assert names(find_cases(tmp_path, "test")) == ["x_2"]
+
+
+def test_other_json_in_a_folder_is_no_datalist(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii")
+    write_list(tmp_path / "dataset.json", numTraining=3)
+    assert names(find_cases(tmp_path)) == ["a"]
+
+
+def test_datalist_errors_name_what_is_wrong(tmp_path: Path) -> None:
+    path = write_list(tmp_path / "x.json", training=["a.nii"], labels={})
+    with pytest.raises(CaseError, match=r"'test' or 'testing'.*\['labels', 'training'\]"):
+        find_cases(path, "test")
+    with pytest.raises(CaseError, match=r"1 files that do not exist \(a.nii\)"):
+        find_cases(path, "train")
+    write_list(path, training=[{"label": "a.nii"}])
+    with pytest.raises(CaseError, match="'image'"):
+        find_cases(path, "train")
+    path.write_text("{")
+    with pytest.raises(CaseError, match="not a readable JSON"):
+        find_cases(path, "train")
+
+
+@pytest.mark.parametrize("masks", ["anomaly_mask", "label"])
+@pytest.mark.parametrize("img", ["img/", ""])
+def test_bmad_tree(tmp_path: Path, masks: str, img: str) -> None:
+    touch(tmp_path, f"train/good/{img}1.png", f"train/good/{img}2.png")
+    touch(tmp_path, f"valid/good/{img}3.png", f"valid/Ungood/{img}3.png")
+    touch(tmp_path, f"valid/Ungood/{masks}/3.png")
+    touch(
+        tmp_path, f"test/good/{img}4.png", f"test/Ungood/{img}5.png", f"test/Ungood/{masks}/5.png"
+    )
+    train, val, test = (find_cases(tmp_path, split) for split in ("train", "val", "test"))
+    assert names(train) == ["1", "2"]
+    assert [case["anomalous"] for case in train] == [False, False]
+    assert sorted(case["anomalous"] for case in val) == [False, True]
+    assert labels(test) == {"4": None, "5": "5.png"}
+    assert {case["case"]: case["anomalous"] for case in test} == {"4": False, "5": True}
+    every = find_cases(tmp_path)
+    assert len(set(names(every))) == len(every) == 6
+
+
+def test_bmad_tree_without_masks_keeps_folder_labels(tmp_path: Path) -> None:
+    touch(tmp_path, "test/good/1.jpeg", "test/Ungood/2.jpeg")
+    cases = find_cases(tmp_path, "test")
+    assert [(case["anomalous"], case["label"]) for case in cases] == [(True, None), (False, None)]
+
+
+def test_bmad_image_without_its_mask_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "test/Ungood/img/1.png", "test/Ungood/img/2.png", "test/Ungood/label/1.png")
+    with pytest.raises(CaseError, match=r"none for 2.png"):
+        find_cases(tmp_path, "test")
+
+
+def test_good_and_ungood_without_splits_train_on_good_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "good/1.png", "Ungood/2.png")
+    assert names(find_cases(tmp_path, "train")) == ["1"]
+    assert len(find_cases(tmp_path, "test")) == 2
+
+
+def test_images_beside_good_are_not_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "normal/1.png", "lesion/2.png")
+    with pytest.raises(CaseError, match="beside them lesion/"):
+        find_cases(tmp_path)
+
+
+def test_equal_names_are_told_apart_by_parent_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "x/p1/a.nii", "y/p1/a.nii", "y/p2/a.nii")
+    assert names(find_cases(tmp_path)) == ["x_p1", "y_p1", "p2"]
+
+
+def test_order_does_not_depend_on_creation(tmp_path: Path) -> None:
+    touch(tmp_path, "c.nii", "a.nii", "b.nii")
+    assert names(find_cases(tmp_path)) == ["a", "b", "c"]
+
+
+def test_nothing_found_says_what_is_there(tmp_path: Path) -> None:
+    touch(tmp_path, "report.pdf", "sub/notes.txt")
+    with pytest.raises(CaseError, match=r"holds report.pdf, sub/.*\.nii\.gz"):
+        find_cases(tmp_path)
+
+
+def test_missing_path_shows_the_nearest_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a.nii")
+    with pytest.raises(CaseError, match=r"does not exist; .* holds data/"):
+        find_cases(tmp_path / "dat" / "x.nii")
+
+
+def test_unknown_file_and_split_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.txt", "a.nii")
+    with pytest.raises(CaseError, match=r"a.txt is not an image"):
+        find_cases(tmp_path / "a.txt")
+    with pytest.raises(CaseError, match="'valid' is not known"):
+        find_cases(tmp_path, "valid")  # type: ignore[arg-type]
+
+
+def make_cases(count: int) -> list[dict[str, Any]]:
+    return [
+        {"case": f"c{i}", "image": f"{i}.nii", "label": None, "anomalous": None}
+        for i in range(count)
+    ]
+
+
+def test_split_is_whole_deterministic_and_independent_of_order() -> None:
+    cases = make_cases(20)
+    train, val = split_cases(cases, 0.25, seed=3)
+    assert len(val) == 5
+    assert sorted(names(train) + names(val)) == sorted(names(cases))
+    reverse = split_cases(cases[::-1], 0.25, seed=3)
+    assert set(names(reverse[1])) == set(names(val))
+    assert any(names(split_cases(cases, 0.25, seed=s)[1]) != names(val) for s in range(4, 8))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_split_leaves_one_case_on_either_side(fraction: float) -> None:
+    train, val = split_cases(make_cases(2), fraction)
+    assert len(train) == len(val) == 1
+
+
+def test_split_errors() -> None:
+    with pytest.raises(CaseError, match="at least 2"):
+        split_cases(make_cases(1))
+    with pytest.raises(CaseError, match="between 0 and 1"):
+        split_cases(make_cases(3), 1.0)
+
+
+def test_real_folders_are_understood(shared: Path) -> None:
+    brain = find_cases(shared / "data" / "brain_flair_lgg")
+    assert len(brain) == 80
+    assert all(case["label"].endswith("mask.nii.gz") for case in brain)
+    assert len(find_cases(shared / "data" / "oct_dme")) == 110
+    assert names(find_cases(shared / "data" / "dicom" / "chaos_ct")) == ["chaos_ct"]

@@ -1,0 +1,292 @@
+"""Figures on studies with masks, checked by hand and against scikit-learn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from sklearn.metrics import roc_auc_score
+
+from mcmiad_monai.inference.cohort import CohortIncomplete
+from mcmiad_monai.inference.evaluation import (
+    EvaluationReport,
+    Slices,
+    dice,
+    slice_labels,
+    study_metrics,
+    study_slices,
+)
+
+SKIPPED = math.nan
+
+
+def make_item(
+    scores: list[float],
+    lesions: list[int],
+    *,
+    case: str = "a",
+    plane: tuple[int, int] = (3, 4),
+    axis: int = 2,
+    anomalous: bool | None = None,
+) -> dict[str, Any]:
+    """A study whose slices are flat: heat equals the score, and a lesion fills its slice."""
+    slice_scores = torch.tensor(scores, dtype=torch.float32)
+    heat = torch.nan_to_num(slice_scores).expand(1, *plane, -1)
+    truth = torch.zeros(len(scores))
+    truth[lesions] = 1
+    volumes = [heat, truth.expand(1, *plane, -1), (heat > 0).float()]
+    pred, label, image = (v.movedim(3, 1 + axis).contiguous() for v in volumes)
+    meta = {"case": case, "slice_scores": slice_scores, "anomalous": anomalous}
+    return {"pred": MetaTensor(pred, meta=meta), "label": label, "image": image}
+
+
+def figures(*items: dict[str, Any], axis: int = 2, **options: Any) -> dict[str, float]:
+    """Metrics of studies that come one at a time, as an evaluation gives them."""
+    engine = Engine(lambda _engine, item: [item])
+    for name, metric in study_metrics(axis, **options).items():
+        metric.attach(engine, name)
+    engine.run(list(items))
+    return dict(engine.state.metrics)
+
+
+def test_slice_auroc_by_hand() -> None:
+    # lesion slices 3, 5 against normal ones 1, 2, 4: five of six pairs are in order
+    found = figures(make_item([1, 3, 2], [1], case="a"), make_item([5, 4], [0], case="b"))
+    assert found["slice_auroc"] == pytest.approx(5 / 6)
+
+
+def test_volume_auroc_is_of_the_highest_slices_and_of_any_lesion() -> None:
+    found = figures(
+        make_item([1, 9], [0]),  # its highest slice is a normal one, and still it is found
+        make_item([2, 3], []),
+        make_item([2, 2.5], [1]),
+        make_item([0.5, 0.1], []),
+    )
+    assert found["volume_auroc"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_pixel_auroc_agrees_with_scikit_learn(axis: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    items, pixels = [], []
+    for case in ("a", "b"):
+        shape = torch.tensor([6, 7, 8]).roll(axis + 1).tolist()  # 8 slices, on the slice axis
+        label = (torch.rand(1, *shape, generator=generator) > 0.8).float()
+        heat = torch.rand(1, *shape, generator=generator) + 0.3 * label
+        image = (torch.rand(1, *shape, generator=generator) > 0.3).float()
+        scores = torch.arange(8.0)
+        scores[2] = torch.nan
+        label.select(1 + axis, 2).zero_()
+        meta = {"case": case, "slice_scores": scores}
+        items.append({"pred": MetaTensor(heat, meta=meta), "label": label, "image": image})
+        kept = [k for k in range(8) if k != 2]
+        pixels.append(
+            [v.movedim(1 + axis, 0)[kept].flatten().numpy() for v in (heat, label, image)]
+        )
+    found = figures(*items, axis=axis)
+    heat_, label_, image_ = (np.concatenate(parts) for parts in zip(*pixels, strict=True))
+    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(label_, heat_), abs=1e-3)
+    inside = (image_ > 0) | (label_ > 0)
+    expected = roc_auc_score(label_[inside], heat_[inside])
+    assert found["pixel_auroc_foreground"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_slices_outside_the_range_are_no_part_of_any_auroc() -> None:
+    inner, lesions = [2.0, 4.0, 3.0, 1.0], [2, 3]
+    # ten slices, of which [3, 7) are in the range; outside, lesions are cold and normals hot
+    outer = make_item([9, 9, 0, *inner, 0, 0, 9], [2, *(3 + k for k in lesions), 7, 8])
+    found = figures(outer, make_item([0.5] * 10, []), slice_range=(0.3, 0.7))
+    expected = figures(make_item(inner, lesions), make_item([0.5] * 4, []))
+    assert found == expected
+    # normals 2, 4 and four of 0.5, lesions 3 and 1: of twelve pairs 1 < 2, 1 < 4, 3 < 4 are wrong
+    assert found["slice_auroc"] == pytest.approx(9 / 12)
+
+
+def test_skipped_normal_slices_are_left_out_of_every_figure() -> None:
+    bare = figures(make_item([1, 3, 2, 4], [1, 2]))
+    padded = figures(make_item([SKIPPED, 1, 3, 2, 4, SKIPPED, SKIPPED], [2, 3]))
+    assert bare["slice_auroc"] == pytest.approx(1 / 2)
+    assert padded["slice_auroc"] == bare["slice_auroc"]
+    assert padded["pixel_auroc"] == bare["pixel_auroc"]
+    assert padded["pixel_auroc_foreground"] == bare["pixel_auroc_foreground"]
+
+
+def test_lesion_in_a_skipped_slice_counts_as_missed() -> None:
+    found = figures(make_item([SKIPPED, 1, 2, 3], [0, 3]))
+    # the skipped lesion is below both normals, the other one above both
+    assert found["slice_auroc"] == pytest.approx(1 / 2)
+    assert found["pixel_auroc"] == pytest.approx(1 / 2)
+    assert found["pixel_auroc_foreground"] == pytest.approx(1 / 2)
+
+
+def test_lesion_study_that_was_skipped_as_a_whole_is_a_missed_study() -> None:
+    found = figures(
+        make_item([SKIPPED, SKIPPED], [1], case="missed"),
+        make_item([5, 1], [0], case="found"),
+        make_item([2, 3], [], case="normal"),
+        make_item([SKIPPED, SKIPPED], [], case="normal, and left out"),
+    )
+    assert found["volume_auroc"] == pytest.approx(1 / 2)
+
+
+def test_one_class_alone_is_undefined_and_not_a_half() -> None:
+    found = figures(make_item([1, 2], []))
+    assert all(math.isnan(v) for v in found.values() if not isinstance(v, dict))
+
+
+def test_failed_study_does_not_disturb_the_figures() -> None:
+    expected = figures(make_item([1, 3], [1]), make_item([2], []))
+    engine = Engine(lambda _engine, batch: batch)
+    for name, metric in study_metrics(2).items():
+        metric.attach(engine, name)
+    engine.run([[make_item([1, 3], [1])], [], [make_item([2], [])]])
+    assert engine.state.metrics == expected
+
+
+@pytest.mark.parametrize(("scores", "expected"), [([3.0], [True]), ([3.0, 1.0], [False, False])])
+def test_folder_decides_for_a_picture_and_never_for_slices_of_a_volume(
+    scores: list[float], expected: list[bool]
+) -> None:
+    item = make_item(scores, [], anomalous=True)
+    assert study_slices(item, Slices(axis=2))[1].tolist() == expected
+
+
+def test_counted_slices_name_their_position() -> None:
+    item = make_item([SKIPPED, 1, SKIPPED, 3, 4, 5], [2])
+    scores, labels, index = study_slices(item, Slices(axis=2, slice_range=(0.1, 0.9)))
+    assert index.tolist() == [1, 2, 3, 4]
+    assert scores.tolist() == [1, 0, 3, 4]
+    assert labels.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slice_is_anomalous_by_a_single_voxel(axis: int) -> None:
+    mask = torch.zeros(1, 3, 4, 5)
+    mask[0, 1, 2, 3] = 1
+    labels = slice_labels(mask, axis)
+    assert torch.nonzero(labels).tolist() == [[axis + 1]]
+    assert len(labels) == mask.shape[1 + axis]
+
+
+def test_dice_by_hand() -> None:
+    truth = torch.tensor([1, 1, 1, 0, 0, 0]) > 0
+    assert dice(torch.tensor([1, 1, 0, 1, 0, 0]) > 0, truth) == pytest.approx(4 / 6)
+    assert dice(truth, truth) == 1
+    assert dice(~truth, truth) == 0
+    assert dice(torch.zeros(6) > 0, truth) == 0
+
+
+def test_dice_of_a_healthy_study_is_undefined_whatever_was_predicted() -> None:
+    empty = torch.zeros(4) > 0
+    assert dice(empty, empty) is None
+    assert dice(~empty, empty) is None
+
+
+def evaluate(
+    report: EvaluationReport, *items: dict[str, Any], failures: dict[str, str] | None = None
+) -> None:
+    """Run studies through an engine with the metrics and the report, as the bundle wires them."""
+    engine = Engine(lambda _engine, item: [item])
+    engine.failures = failures or {}  # type: ignore[attr-defined]
+    for name, metric in study_metrics(report.which.axis, report.which.slice_range).items():
+        metric.attach(engine, name)
+    report.attach(engine)
+    engine.run(list(items))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_report_files_hold_figures_and_studies(tmp_path: Path) -> None:
+    report = EvaluationReport(tmp_path, axis=2, slice_range=(0, 1), provenance={"seed": 3})
+    lesion = make_item([0.5, 3, 2, SKIPPED], [1], case="b.1")
+    evaluate(report, lesion, make_item([0.5, 1.5], [], case="healthy, 2"))
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["metrics"]["slice_auroc"] == 1
+    assert content["metrics"]["volume_auroc"] == 1
+    assert content["metrics"]["pixel_dice_at_threshold"] == pytest.approx(2 * 12 / (36 + 12))
+    assert content["metrics"]["sensitivity_at_0.125fp"] == 1
+    interval = content["intervals"]["slice_auroc"]
+    assert interval["value"] == 1
+    assert interval["patients"] == 2
+    assert 0 < interval["undefined"] < interval["draws"]
+    assert (content["studies"], content["slices"], content["anomalous_slices"]) == (2, 5, 1)
+    assert content["slice_range"] == [0, 1]
+    assert content["provenance"] == {"seed": 3}
+    assert content["failed"] == {}
+    first, second = read_rows(tmp_path / "studies.csv")
+    assert first["case"] == "b.1"
+    assert (first["slices"], first["anomalous_slices"], first["lesion_voxels"]) == ("3", "1", "12")
+    assert float(first["volume_score"]) == 3
+    # two slices of heat above 1, one of them the lesion
+    assert float(first["dice_at_threshold"]) == pytest.approx(2 / 3)
+    assert second["case"] == "healthy, 2"
+    assert second["dice_at_threshold"] == ""
+
+
+def test_undefined_figures_are_null_in_the_file(tmp_path: Path) -> None:
+    evaluate(EvaluationReport(tmp_path, axis=2), make_item([1, 2], []))
+    text = (tmp_path / "metrics.json").read_text()
+    assert "NaN" not in text
+    assert set(json.loads(text)["metrics"].values()) == {None}
+
+
+def test_report_counts_slices_in_the_range_alone(tmp_path: Path) -> None:
+    report = EvaluationReport(tmp_path, axis=2, slice_range=(0.25, 0.75))
+    evaluate(report, make_item([9, 1, 2, 9], [0, 2]))
+    (row,) = read_rows(tmp_path / "studies.csv")
+    assert (row["slices"], row["anomalous_slices"]) == ("2", "1")
+    assert float(row["volume_score"]) == 2
+
+
+def test_dice_of_the_report_is_of_the_slices_in_the_range(tmp_path: Path) -> None:
+    report = EvaluationReport(tmp_path, axis=2, slice_range=(0.25, 0.75))
+    # the inferer leaves slices outside the range cold
+    evaluate(report, make_item([SKIPPED, 0.5, 2, SKIPPED], [0, 2, 3]))
+    (row,) = read_rows(tmp_path / "studies.csv")
+    assert float(row["dice_at_threshold"]) == 1
+    assert row["lesion_voxels"] == "12"
+
+
+def test_finish_names_the_failed_studies_after_writing_the_others(tmp_path: Path) -> None:
+    report = EvaluationReport(tmp_path, axis=2)
+    evaluate(report, make_item([1, 2], [1]), failures={"bad": "VolumeError: 4-D"})
+    with pytest.raises(CohortIncomplete, match="1 studies evaluated, 1 failed:\n  bad: VolumeErr"):
+        report.finish()
+    assert json.loads((tmp_path / "metrics.json").read_text())["failed"] == {
+        "bad": "VolumeError: 4-D"
+    }
+    fine = EvaluationReport(tmp_path, axis=2)
+    evaluate(fine, make_item([1, 2], [1]))
+    fine.finish()
+
+
+def test_lesions_and_regions_are_those_of_whole_volumes() -> None:
+    # a lesion over slices 1 and 2 is one lesion, though it is warmer in one of them
+    found = figures(make_item([0.2, 3, 2, 0.4], [1, 2]), make_item([0.2, 2.5], []))
+    assert found["sensitivity_at_0.125fp"] == 1  # at 3, before the false one at 2.5
+    assert found["froc"] == 1
+    one, two = (
+        figures(make_item([0, 3, 0], [1])),
+        figures(make_item([0, 3, 0], [1], axis=1), axis=1),
+    )
+    assert one["aupro"] == two["aupro"] == 1
+
+
+def test_intervals_keep_the_studies_of_a_patient_together(tmp_path: Path) -> None:
+    items = [make_item([0.5, k], [1], case=f"c{k}") for k in range(1, 7)]
+    for k, item in enumerate(items):
+        item["pred"].meta["patient"] = f"p{k % 2}"
+    report = EvaluationReport(tmp_path, axis=2)
+    evaluate(report, *items)
+    assert report.report["intervals"]["slice_auroc"]["patients"] == 2

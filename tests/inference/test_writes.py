@@ -1,0 +1,63 @@
+"""Writing behind the computation: in order, bounded, and never the end of a cohort."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from ignite.engine import Engine
+
+from mcmiad_monai.inference.cohort import CohortIncomplete, CohortReport
+from mcmiad_monai.inference.writes import Writes
+
+
+def test_work_goes_on_behind_the_caller_and_one_study_waits_at_most() -> None:
+    writes, gate, done = Writes(), threading.Event(), []
+    writes.submit("a", lambda: (gate.wait(10), done.append("a")))  # type: ignore[arg-type, return-value]
+    assert done == []  # the caller has not waited
+    second = threading.Thread(target=writes.submit, args=("b", lambda: done.append("b")))
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()  # it waits for the first
+    gate.set()
+    second.join(10)
+    writes.finish()
+    assert done == ["a", "b"]
+    assert writes.failures == {}
+
+
+def test_what_cannot_be_written_is_kept_by_case(caplog: pytest.LogCaptureFixture) -> None:
+    def full() -> None:
+        raise OSError("No space left on device")
+
+    writes, done = Writes(), []
+    writes.submit("a", full)
+    writes.submit("b", lambda: done.append("b"))
+    writes.finish()
+    assert done == ["b"]
+    assert writes.failures == {"a": "OSError: No space left on device"}
+    assert "study a failed: OSError: No space left" in caplog.text
+
+
+def test_report_waits_and_counts_a_study_that_was_not_written_as_failed(tmp_path: Path) -> None:
+    writes = Writes()
+
+    def full() -> None:
+        raise OSError("No space left on device")
+
+    def study(_engine: Engine, case: str) -> list[dict[str, object]]:
+        writes.submit(case, full if case == "b" else lambda: None)
+        scores = {"case": case, "volume_score": 1.0, "slices": []}
+        return [{"scores": scores}]
+
+    engine, report = Engine(study), CohortReport(tmp_path, writes=writes)
+    report.attach(engine)
+    engine.run(["a", "b"])
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert [s["case"] for s in told["scores"]] == ["a"]
+    assert told["failed"] == {"b": "OSError: No space left on device"}
+    assert told["studies"] == 2
+    with pytest.raises(CohortIncomplete):
+        report.finish()

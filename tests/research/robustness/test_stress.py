@@ -1,0 +1,309 @@
+"""A stress test on phantoms: equal to an evaluation where clean, resumable, never stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.metrics import Metric
+from monai.data import DataLoader
+from monai.transforms import Compose
+from PIL import Image
+from stressed import FEW, RANGE, make_model, rows_of
+
+from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.data.studies import StudyDataset
+from mcmiad_monai.inference.cohort import CohortIncomplete
+from mcmiad_monai.inference.evaluation import study_metrics
+from mcmiad_monai.inference.inferer import SliceHeatmapInferer
+from mcmiad_monai.modality import get_modality
+from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.research.robustness import CORRUPTIONS, Corruptd, require_complete, run_stress
+from mcmiad_monai.research.robustness.subject import split_preprocessing
+from mcmiad_monai.training.trainer import StudyEvaluator
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Studies inferred, by number of slices."""
+    calls: list[int] = []
+    call = SliceHeatmapInferer.__call__
+
+    def counted(self: Any, inputs: Any, network: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(inputs.shape[-1])
+        return call(self, inputs, network, *args, **kwargs)
+
+    monkeypatch.setattr(SliceHeatmapInferer, "__call__", counted)
+    return calls
+
+
+def test_clean_figures_are_those_of_an_evaluation_of_the_bundle(
+    model: Path, cohort: Path, straight: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
+    shutil.copy(model, root / "models" / "model.pt")
+    overrides = {
+        "dataset_dir": str(cohort / "datalist.json"),
+        "output_dir": str(tmp_path / "eval"),
+        "progress": False,
+        "device": "cpu",
+    }
+    open_workflow(root, ("train", "evaluate"), overrides).run()
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"]
+    clean = straight[1]["rows"][0]
+    assert (clean["corruption"], clean["severity"]) == ("clean", 0)
+    for name in ("volume_auroc", "slice_auroc"):
+        assert clean[name] == metrics[name], name
+    # pixel histograms are kept for every study, in coarser bins than those of an evaluation
+    assert clean["pixel_auroc"] == pytest.approx(metrics["pixel_auroc"], abs=5e-4)
+    expected = list(csv.DictReader((tmp_path / "eval" / "studies.csv").open()))
+    found = list(csv.DictReader((straight[0] / "studies.csv").open()))
+    for column in ("case", "slices", "anomalous_slices"):
+        assert [row[column] for row in found] == [row[column] for row in expected]
+    scores = [[float(row["volume_score"]) for row in rows] for rows in (found, expected)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)  # a bit of float32
+
+
+def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
+    model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]]
+) -> None:
+    network = load_package(model)
+    read, normalise = split_preprocessing(get_modality("brain_mri"))
+    metrics: dict[str, Metric] = {
+        name: metric
+        for name, metric in study_metrics(2, RANGE).items()
+        if name in ("volume_auroc", "slice_auroc", "pixels")
+    }
+    corrupt = Corruptd(corruption="rotation", severity=5, modality="brain_mri")
+    dataset = StudyDataset(cases, Compose([read, corrupt, normalise]))
+    evaluator = StudyEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=1),
+        network=network,
+        inferer=SliceHeatmapInferer(axis=2, slice_range=RANGE, score=network.score.slice_score),
+        key_val_metric=metrics,
+    )
+    evaluator.run()
+    row = rows_of(straight[1])["rotation", 5]
+    for name, within in (("volume_auroc", 0), ("slice_auroc", 0), ("pixel_auroc", 1e-3)):
+        assert row[name] == pytest.approx(evaluator.state.metrics[name], abs=within), name
+    assert row["pixel_auroc"] != rows_of(straight[1])["clean", 0]["pixel_auroc"]
+
+
+def test_rates_count_what_exceeds_the_thresholds(straight: tuple[Path, dict[str, Any]]) -> None:
+    out, report = straight
+    studies = list(csv.DictReader((out / "studies.csv").open()))
+    clean = report["rows"][0]
+    for anomalous, count, whole, rate in (
+        (False, "volume_false_positives", "normal_volumes", "volume_false_positive_rate"),
+        (True, "volume_detections", "anomalous_volumes", "volume_sensitivity"),
+    ):
+        scores = [
+            float(s["volume_score"])
+            for s in studies
+            if (int(s["anomalous_slices"]) > 0) == anomalous
+        ]
+        above = sum(score > 1.0343 for score in scores)
+        assert (clean[count], clean[whole]) == (above, len(scores))
+        assert clean[rate] == pytest.approx(above / len(scores))
+    assert clean["studies"] == 4
+    assert clean["normal_slices"] + clean["anomalous_slices"] == 4 * 5
+    assert 0 < clean["slice_false_positives"] < clean["normal_slices"]
+    assert 0 < clean["pixel_false_positives"] < clean["normal_pixels"]
+
+
+def test_pixel_rate_is_of_the_foreground_of_slices_without_lesion(
+    model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]]
+) -> None:
+    network = load_package(model)
+    read, normalise = split_preprocessing(get_modality("brain_mri"))
+    dataset = StudyDataset(cases, Compose([read, normalise]))
+    hot = whole = 0
+    for k in range(len(dataset)):
+        sample = dataset[k]
+        heat = SliceHeatmapInferer(slice_range=RANGE)(sample["image"][None], network)
+        image, label, heatmap = (
+            np.asarray(v)[0] for v in (sample["image"], sample["label"], heat[0])
+        )
+        for z in range(3, 8):
+            if not label[..., z].any():
+                hot += int((heatmap[..., z][image[..., z] > 0] > 1).sum())
+                whole += int((image[..., z] > 0).sum())
+    clean = straight[1]["rows"][0]
+    assert (clean["pixel_false_positives"], clean["normal_pixels"]) == (hot, whole)
+
+
+def test_everything_is_written_and_json_has_no_nan(
+    straight: tuple[Path, dict[str, Any]],
+) -> None:
+    out, report = straight
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    stored = json.loads((out / "stress.json").read_text(), parse_constant=refuse)
+    assert stored["rows"] == report["rows"]
+    assert stored["provenance"]["training"]["modality"] == "brain_mri"
+    assert stored["measured_with"]["software"]["monai"]
+    table = list(csv.DictReader((out / "stress.csv").open()))
+    names = ["clean", "rotation", "rotation", "rician_noise", "rician_noise"]
+    assert [row["corruption"] for row in table] == names
+    assert float(table[1]["pixel_auroc"]) == report["rows"][1]["pixel_auroc"]
+    text = (out / "stress.md").read_text()
+    assert f"| rotation | 5 | 20 | 4 | {report['rows'][2]['volume_auroc']:.3f} |" in text
+    pixels = np.asarray(Image.open(out / "stress.png").convert("RGB")).astype(int)
+    assert (pixels.max(axis=2) - pixels.min(axis=2) > 60).sum() > 1000  # coloured lines
+    assert not list(out.glob(".*"))
+
+
+def test_finished_conditions_are_not_repeated_and_new_ones_are_added(
+    model: Path,
+    cases: list[dict[str, Any]],
+    straight: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(straight[0], tmp_path / "out")
+    calls = count_calls(monkeypatch)
+    again = run_stress(model, cases, out=tmp_path / "out", **FEW)
+    assert calls == []
+    assert again["rows"] == straight[1]["rows"]
+    more = run_stress(model, cases, out=tmp_path / "out", **{**FEW, "severities": [1, 2, 5]})
+    assert len(calls) == 2 * len(cases)
+    assert [row for row in more["rows"] if row["severity"] != 1] == again["rows"]
+    fewer = run_stress(model, cases[1:], out=tmp_path / "out", **FEW)
+    assert fewer["rows"][0]["studies"] == len(cases) - 1
+    assert len(calls) == 2 * len(cases)
+    run_stress(model, cases, out=tmp_path / "out", **{**FEW, "seed": 1})
+    assert len(calls) == 2 * len(cases) + 5 * len(cases)
+
+
+def test_killed_run_goes_on_after_the_studies_that_are_counted(
+    model: Path,
+    cases: list[dict[str, Any]],
+    straight: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = count_calls(monkeypatch)
+    add = SliceHeatmapInferer.__call__
+
+    def stopped(self: Any, *args: Any) -> Any:
+        if len(calls) == 8:  # in the second study of four
+            raise KeyboardInterrupt
+        return add(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SliceHeatmapInferer, "__call__", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_stress(model, cases, out=tmp_path, **FEW)
+    assert not (tmp_path / "stress.json").exists()
+    report = run_stress(model, cases, out=tmp_path, **FEW)
+    assert len(calls) == 5 * len(cases)
+    assert report["rows"] == straight[1]["rows"]
+
+
+def test_counts_of_another_model_or_a_damaged_file_are_not_used(
+    model: Path,
+    cases: list[dict[str, Any]],
+    straight: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(straight[0] / "partial", tmp_path / "partial")
+    damaged = tmp_path / "partial" / f"{cases[1]['case']}.pt"
+    damaged.write_bytes(b"half a file")
+    few = {**FEW, "corruptions": ["rotation"], "severities": [5]}
+    expected = rows_of(straight[1])
+    report = rows_of(run_stress(model, cases, out=tmp_path, **few))
+    assert report["clean", 0] == expected["clean", 0]
+    assert f"{damaged.name} cannot be read" in caplog.text
+    other = rows_of(run_stress(make_model(tmp_path / "b.pt", seed=5), cases, out=tmp_path, **few))
+    assert other["clean", 0]["pixel_auroc"] != expected["clean", 0]["pixel_auroc"]
+    assert "was made with another model" in caplog.text
+
+
+def test_bad_study_is_reported_and_stops_nothing(
+    model: Path, cases: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"no image")
+    bad = {"case": "broken", "image": str(broken), "label": None, "anomalous": None}
+    noise = CORRUPTIONS["rician_noise"]
+
+    def unlucky(planes: Any, level: float) -> torch.Tensor:
+        if planes.values.max() > limit:
+            raise ValueError("unlucky study")
+        return noise.effect(planes, level)
+
+    read, _ = split_preprocessing(get_modality("brain_mri"))
+    limit = min(float(read(dict(case))["image"].max()) for case in cases[:2])
+    unlucky_noise = type(noise)(noise.name, noise.levels, noise.unit, noise.recipes, unlucky)
+    monkeypatch.setitem(CORRUPTIONS, "rician_noise", unlucky_noise)
+    few = {**FEW, "severities": [5]}
+    report = run_stress(model, [bad, *cases[:2]], out=tmp_path, **few)
+    assert list(report["failed"]) == ["broken"]
+    rows = rows_of(report)
+    assert rows["clean", 0]["studies"] == rows["rotation", 5]["studies"] == 2
+    assert rows["rician_noise", 5]["studies"] == 1
+    assert list(rows["rician_noise", 5]["failed"].values()) == ["ValueError: unlucky study"]
+    assert "- broken: " in (tmp_path / "stress.md").read_text()
+    with pytest.raises(CohortIncomplete, match=r"2 failures:\n  broken: [^\n]*\n.*unlucky study"):
+        require_complete(report)
+
+
+def test_undefined_figures_are_null(cases: list[dict[str, Any]], tmp_path: Path) -> None:
+    normal = [case for case in cases if "normal" in case["case"]][:1]
+    few = {**FEW, "corruptions": ["blur"], "severities": [1]}
+    unset = make_model(tmp_path / "unset.pt", thresholds=(float("inf"), float("inf")))
+    report = run_stress(unset, normal, out=tmp_path / "unset", **few)
+    for row in report["rows"]:
+        for name in ("volume_auroc", "slice_auroc", "pixel_auroc", "volume_false_positive_rate"):
+            assert row[name] is None
+        assert row["slice_false_positives"] is None
+        assert row["normal_volumes"] == 1
+        assert row["pixel_false_positive_rate"] > 0
+    assert "| – | – | – | – | – | " in (tmp_path / "unset" / "stress.md").read_text()
+    bare = make_model(tmp_path / "bare.pt", thresholds=None)
+    report = run_stress(bare, normal, out=tmp_path / "bare", **few)
+    assert report["rows"][0]["pixel_false_positive_rate"] is None
+
+
+def test_pictures_pass_over_what_they_cannot_show(tmp_path: Path) -> None:
+    y, x = np.mgrid[:64, :60]
+    head = ((y - 32) / 26) ** 2 + ((x - 30) / 22) ** 2 < 1
+    grey = np.where(head, 120 + 20 * np.sin(x / 3), 0).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    case = {"case": "a", "image": str(tmp_path / "a.png"), "label": None, "anomalous": True}
+    few = {**FEW, "corruptions": ["thick_slices", "motion"], "severities": [3]}
+    model = make_model(tmp_path / "model.pt", slice_range=(0.0, 1.0))
+    rows = rows_of(run_stress(model, [case], out=tmp_path / "out", **few))
+    assert (rows["thick_slices", 3]["studies"], rows["thick_slices", 3]["not_applicable"]) == (0, 1)
+    assert rows["thick_slices", 3]["volume_auroc"] is None
+    assert (rows["motion", 3]["studies"], rows["motion", 3]["anomalous_volumes"]) == (1, 1)
+
+
+def test_wrong_requests_are_refused_before_anything_runs(
+    model: Path, cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for wrong, told in (
+        ({"corruptions": ["hu_shift"]}, "'hu_shift' is not one of brain_mri"),
+        ({"severities": [1, 6]}, "severity 6"),
+        ({"severities": []}, "at least one of each"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run_stress(model, cases, out=tmp_path, **{**FEW, **wrong})
+    for few_cases, told in (([], "got 0 cases"), ([cases[0], cases[0]], "more than once")):
+        with pytest.raises(ValueError, match=told):
+            run_stress(model, few_cases, out=tmp_path, **FEW)
+    assert list(tmp_path.iterdir()) == []
+    unknown = make_model(tmp_path / "unknown.pt", modality=None)
+    with pytest.raises(ValueError, match="for which modality"):
+        run_stress(unknown, cases, out=tmp_path, **FEW)
+    with pytest.raises(ValueError, match="trained for brain_mri, and the studies are said to be l"):
+        run_stress(model, cases, out=tmp_path, modality="liver_ct", **FEW)

@@ -1,0 +1,239 @@
+"""In which order training sees its slices, in one process or in several, and with what weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mcmiad_monai.data.features import FeatureDataset, SliceRecord, pooled_statistics
+from mcmiad_monai.training import loading
+from mcmiad_monai.training.loading import GlobalBatches, feature_loader
+
+CHANNELS, GRID = 3, 2
+
+
+class Kept(FeatureDataset):
+    """A feature cache that is there already: records, and values of each modality's own level."""
+
+    def __init__(self, counts: dict[str, int], *, anomalous: Sequence[int] = ()) -> None:
+        kinds = [name for name, count in counts.items() for _ in range(count)]
+        rng = np.random.default_rng(len(kinds))
+        self.records = [
+            SliceRecord(f"c{i}", i, i in anomalous, f"p{i}", kind) for i, kind in enumerate(kinds)
+        ]
+        level = np.array([10.0 * sorted(counts).index(kind) for kind in kinds])
+        values = level[:, None, None, None] + rng.normal(size=(len(kinds), CHANNELS, GRID, GRID))
+        values *= 1 + np.arange(CHANNELS)[:, None, None]
+        self._features = values.astype(np.float16)
+        self._shape = (CHANNELS, GRID, GRID)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    monkeypatch.setattr(loading, "rank", lambda: rank)
+    monkeypatch.setattr(loading, "world_size", lambda: world_size)
+
+
+def epoch(dataset: FeatureDataset, batch_size: int, seed: int = 3) -> list[list[int]]:
+    torch.manual_seed(seed)
+    return list(GlobalBatches(dataset, batch_size))
+
+
+def epochs_of(
+    monkeypatch: pytest.MonkeyPatch, dataset: FeatureDataset, batch_size: int, world_size: int
+) -> list[list[list[int]]]:
+    """What each process sees."""
+    seen = []
+    for rank in range(world_size):
+        pretend(monkeypatch, rank, world_size)
+        seen.append(epoch(dataset, batch_size))
+    return seen
+
+
+ONE, SEVERAL = {"brain_mri": 24}, {"brain_mri": 18, "liver_ct": 6}
+
+
+@pytest.mark.parametrize("counts", [ONE, SEVERAL], ids=["one modality", "several"])
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_shares_of_all_processes_together_are_the_batch_of_one(
+    monkeypatch: pytest.MonkeyPatch, counts: dict[str, int], world_size: int
+) -> None:
+    dataset = Kept(counts)
+    alone = epoch(dataset, 8)
+    shares = epochs_of(monkeypatch, dataset, 8, world_size)
+    assert [len(own) for own in shares] == [len(alone)] * world_size
+    for step, batch in enumerate(alone):
+        parts = [own[step] for own in shares]
+        assert sorted(i for part in parts for i in part) == sorted(batch)
+        assert {len(part) for part in parts} == {8 // world_size}
+
+
+def test_batch_that_cannot_be_shared_evenly_is_filled_with_its_own_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = Kept({"brain_mri": 23})
+    alone = epoch(dataset, 8)
+    assert [len(batch) for batch in alone] == [8, 8, 7]
+    shares = epochs_of(monkeypatch, dataset, 8, 2)
+    for own in shares:
+        assert [len(part) for part in own] == [4, 4, 4]
+    last = Counter(shares[0][2] + shares[1][2])
+    assert last == Counter(alone[2] + alone[2][:1])
+    for step, parts in enumerate(zip(*epochs_of(monkeypatch, dataset, 8, 3), strict=True)):
+        missing = -len(alone[step]) % 3
+        assert {len(part) for part in parts} == {3}
+        together = Counter(i for part in parts for i in part)
+        assert together == Counter(alone[step] + alone[step][:missing])
+
+
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_no_process_is_left_without_a_slice(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+    """A process without a batch would leave the others waiting for its gradients."""
+    dataset = Kept({"brain_mri": 8 + left})
+    alone = epoch(dataset, 8)
+    shares = epochs_of(monkeypatch, dataset, 8, 8)
+    for own in shares:
+        assert [len(part) for part in own] == [1, 1]
+    assert {own[1][0] for own in shares} == set(alone[1])
+
+
+def test_order_follows_the_global_generator() -> None:
+    dataset = Kept(ONE)
+    assert epoch(dataset, 8, seed=1) == epoch(dataset, 8, seed=1)
+    assert epoch(dataset, 8, seed=1) != epoch(dataset, 8, seed=2)
+    torch.manual_seed(1)
+    first, second = list(GlobalBatches(dataset, 8)), list(GlobalBatches(dataset, 8))
+    assert first != second  # the next epoch
+
+
+def test_order_takes_one_number_of_the_generator_whatever_the_data() -> None:
+    after = []
+    for dataset in (Kept({"brain_mri": 2}), Kept(ONE), Kept(SEVERAL)):
+        epoch(dataset, 8, seed=5)
+        after.append(torch.rand(3).tolist())
+    assert after[0] == after[1] == after[2]
+
+
+def test_slices_of_one_modality_are_each_seen_once() -> None:
+    batches = epoch(Kept({"liver_ct": 21}), 4)
+    assert sorted(i for batch in batches for i in batch) == list(range(21))
+    assert len(GlobalBatches(Kept({"liver_ct": 21}), 4)) == len(batches) == 6
+
+
+def test_several_modalities_have_equal_shares_and_slices_of_one_are_alike() -> None:
+    counts = {"brain_mri": 600, "liver_ct": 30, "retina_oct": 3}
+    dataset = Kept(counts)
+    drawn = [i for seed in range(10) for batch in epoch(dataset, 16, seed) for i in batch]
+    assert len(drawn) == 10 * 633
+    share = Counter(dataset.records[i].modality for i in drawn)
+    sigma = np.sqrt(len(drawn) * (1 / 3) * (2 / 3))
+    assert all(abs(share[name] - len(drawn) / 3) < 4 * sigma for name in counts)
+    of_oct = Counter(i for i in drawn if dataset.records[i].modality == "retina_oct")
+    sigma = np.sqrt(len(drawn) * (1 / 9) * (8 / 9))
+    assert all(abs(of_oct[i] - len(drawn) / 9) < 4 * sigma for i in range(630, 633))
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(3, 4), (1, 2)])
+def test_batch_smaller_than_the_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, world_size: int
+) -> None:
+    pretend(monkeypatch, 0, world_size)
+    with pytest.raises(ValueError, match=rf"batch_size {batch_size} is shared by {world_size} pro"):
+        feature_loader(Kept(ONE), batch_size=batch_size)
+    feature_loader(Kept(ONE), batch_size=world_size)
+
+
+def test_loader_gives_features_and_labels_in_that_order() -> None:
+    dataset = Kept({"brain_mri": 7}, anomalous=(2, 5))
+    loader = feature_loader(dataset, batch_size=3)
+    assert len(loader) == 3
+    # the loader itself takes a number of the generator before its sampler does
+    torch.manual_seed(3)
+    torch.empty((), dtype=torch.int64).random_()
+    expected = list(GlobalBatches(dataset, 3))
+    torch.manual_seed(3)
+    batches = list(loader)
+    assert [len(batch["label"]) for batch in batches] == [3, 3, 1]
+    for rows, batch in zip(expected, batches, strict=True):
+        assert torch.equal(batch["image"], dataset.batch(rows))
+        assert batch["label"].tolist() == [int(row in (2, 5)) for row in rows]
+
+
+def test_loader_of_a_process_has_as_many_steps_as_that_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = Kept({"brain_mri": 23})
+    pretend(monkeypatch, 1, 2)
+    loader = feature_loader(dataset, batch_size=8)
+    assert len(loader) == 3
+    assert [len(batch["label"]) for batch in loader] == [4, 4, 4]
+
+
+def test_weights_draw_every_modality_alike() -> None:
+    dataset = Kept({"brain_mri": 5, "liver_ct": 2, "retina_oct": 1})
+    weights: Any = dataset.weights()
+    kinds = np.array([r.modality for r in dataset.records])
+    sums = {kind: float(weights[kinds == kind].sum()) for kind in set(kinds)}
+    assert len(set(sums.values())) == 1
+    np.testing.assert_allclose(weights / weights.sum(), [1 / 15] * 5 + [1 / 6] * 2 + [1 / 3])
+
+
+def test_slices_of_one_modality_need_no_weights() -> None:
+    assert Kept({"brain_mri": 5}).weights() is None
+    assert Kept({"": 5}).weights() is None
+
+
+def balanced(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (C,) when every pixel counts by the share of its modality."""
+    pixels = {k: v.transpose(1, 0, 2, 3).reshape(CHANNELS, -1) for k, v in values.items()}
+    everything = np.concatenate(list(pixels.values()), axis=1)  # (C, pixels)
+    weights = np.concatenate([np.full(v.shape[1], 1 / v.shape[1]) for v in pixels.values()])
+    mean = np.average(everything, axis=1, weights=weights)
+    variance = np.average((everything - mean[:, None]) ** 2, axis=1, weights=weights)
+    return mean, np.sqrt(variance)
+
+
+@pytest.mark.parametrize("counts", [ONE, SEVERAL, {"a": 40, "b": 3, "c": 1}], ids=["1", "2", "3"])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_statistics_weigh_every_modality_alike(counts: dict[str, int], chunk: int) -> None:
+    dataset = Kept(counts)
+    values = dataset._features.astype(np.float64)
+    kinds = np.array([r.modality for r in dataset.records])
+    mean, std = balanced({kind: values[kinds == kind] for kind in counts})
+    found_mean, found_std = dataset.statistics(chunk)
+    np.testing.assert_allclose(found_mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(found_std, std, rtol=1e-5)
+    assert found_mean.dtype == found_std.dtype == torch.float32
+    if len(counts) == 3:  # and that is something else than weighing every slice alike
+        assert abs(mean[0] - values[:, 0].mean()) > 5
+
+
+def test_statistics_are_those_of_normal_slices_of_each_modality() -> None:
+    dataset = Kept({"brain_mri": 6, "liver_ct": 4}, anomalous=(1, 2, 9))
+    values = dataset._features.astype(np.float64)
+    dataset._features[[1, 2, 9]] = 500
+    mean, std = balanced({"brain_mri": values[[0, 3, 4, 5]], "liver_ct": values[[6, 7, 8]]})
+    found_mean, found_std = dataset.statistics()
+    np.testing.assert_allclose(found_mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(found_std, std, rtol=1e-5)
+
+
+def test_modality_without_a_normal_slice_has_no_weight_in_the_statistics() -> None:
+    dataset = Kept({"brain_mri": 6, "liver_ct": 2}, anomalous=(6, 7))
+    mean, std = balanced({"brain_mri": dataset._features[:6].astype(np.float64)})
+    found_mean, found_std = dataset.statistics()
+    np.testing.assert_allclose(found_mean, mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found_std, std, rtol=1e-4)
+
+
+def test_channel_that_never_changes_has_a_unit_deviation() -> None:
+    mean, std = pooled_statistics(
+        [(torch.tensor([1.0, 1.0]).double(), torch.zeros(2).double()),
+         (torch.tensor([1.0, 3.0]).double(), torch.zeros(2).double())]
+    )  # fmt: skip
+    assert mean.tolist() == [1.0, 2.0]
+    assert std.tolist() == [1.0, 1.0]  # the second differs between the parts, by 1 from their mean

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from small_heads import CHANNELS, GRID, small_head
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mcmiad_monai.data.features import SliceRecord
+from mcmiad_monai.networks.loss import ReconstructionLoss
+from mcmiad_monai.networks.score import AnomalyScore
+from mcmiad_monai.training import on_device
+from mcmiad_monai.training.handlers import CheckpointError, Checkpoints
+from mcmiad_monai.training.on_device import FeaturesOnDevice, loader
+from mcmiad_monai.training.threaded import ThreadedHead
+from mcmiad_monai.training.trainer import (
+    HeadTrainer,
+    HeadValidator,
+    StudyEvaluator,
+    learning_rate_schedule,
+)
+
+EPOCHS = 4
+
+
+class Features(Dataset[dict[str, Tensor]]):
+    """Random features; every third slice is anomalous if asked for, and then far away."""
+
+    def __init__(self, count: int = 12, *, anomalies: bool = False) -> None:
+        generator = torch.Generator().manual_seed(count)
+        # as features are kept, in half precision
+        self.values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator).half().float()
+        marks = [anomalies and i % 3 == 0 for i in range(count)]
+        self.values[marks] *= 20
+        self.records = [
+            SliceRecord(f"case{i}", i, mark, f"case{i}") for i, mark in enumerate(marks)
+        ]
+        self.has_anomalies = anomalies
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {
+            "image": self.values[index],
+            "label": torch.tensor(int(self.records[index].anomalous)),
+        }
+
+    def kept(self, positions: Sequence[int]) -> Tensor:
+        return self.values[list(positions)].half()
+
+
+def make_run(
+    directory: Path,
+    *,
+    epochs: int = EPOCHS,
+    anomalies: bool = True,
+    seed: int = 0,
+    threads: int = 1,
+    **options: Any,
+) -> SimpleNamespace:
+    """A trainer with all its parts, as the bundle's configuration wires them."""
+    head, dataset = small_head(), Features()
+    batches = loader(dataset, "cpu", batch_size=4, shuffle=True)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    schedule = learning_rate_schedule(optimizer, kind="cosine", total_steps=EPOCHS * len(batches))
+    validator = HeadValidator(
+        device="cpu",
+        dataset=Features(9, anomalies=anomalies),  # type: ignore[arg-type]
+        network=head,
+        loss_function=ReconstructionLoss(),
+        score=AnomalyScore(),
+    )
+    checkpoints = Checkpoints(
+        directory,
+        network=head,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        validator=validator,
+        fingerprint={"seed": seed},
+    )
+    trainer = HeadTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=batches,
+        network=ThreadedHead(head, threads, images_a_thread=1),
+        optimizer=optimizer,
+        loss_function=options.pop("loss_function", ReconstructionLoss()),
+        lr_scheduler=schedule,
+        seed=seed,
+        **options,
+    )
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine: Engine) -> None:
+        validator.run(engine.state.epoch)
+
+    checkpoints.attach(trainer)
+    return SimpleNamespace(
+        head=head, trainer=trainer, checkpoints=checkpoints, validator=validator, schedule=schedule
+    )
+
+
+def weights_of(head: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in head.parameters()])
+
+
+@pytest.mark.parametrize("free", [10**9, 0])
+def test_batches_of_a_device_train_and_validate_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    expected = make_run(tmp_path / "host")
+    expected.trainer.run()
+    monkeypatch.setattr(on_device, "on_host", lambda _: False)
+    monkeypatch.setattr(on_device, "free_memory", lambda _: free)
+    found = make_run(tmp_path / "device")
+    found.trainer.run()
+    assert isinstance(found.trainer.data_loader.dataset, FeaturesOnDevice)
+    assert isinstance(found.validator.data_loader.dataset, FeaturesOnDevice)
+    assert torch.equal(weights_of(found.head), weights_of(expected.head))
+    assert found.validator.state.metrics == pytest.approx(expected.validator.state.metrics)
+
+
+@pytest.mark.parametrize(("stop", "threads"), [(1, 1), (3, 1), (2, 3)])
+def test_resumed_run_equals_the_straight_run(tmp_path: Path, stop: int, threads: int) -> None:
+    straight = make_run(tmp_path / "straight", threads=threads)
+    straight.trainer.run()
+
+    first = make_run(tmp_path / "parts", epochs=stop, threads=threads)
+    first.trainer.run()
+    torch.randn(17)  # whatever else happened to the generator in between
+    second = make_run(tmp_path / "parts", threads=threads)
+    second.checkpoints.resume(second.trainer, second.checkpoints.last)
+    second.trainer.run()
+
+    assert second.trainer.state.epoch == EPOCHS
+    assert not torch.equal(weights_of(first.head), weights_of(second.head))
+    torch.testing.assert_close(
+        weights_of(second.head), weights_of(straight.head), rtol=0, atol=1e-6
+    )
+    assert second.checkpoints.best_metric == pytest.approx(straight.checkpoints.best_metric)
+
+
+def test_seed_decides_the_result(tmp_path: Path) -> None:
+    def train(seed: int) -> Tensor:
+        run = make_run(tmp_path / str(seed), epochs=1, seed=seed)
+        run.trainer.run()
+        return weights_of(run.head)
+
+    assert torch.equal(train(1), train(1))
+    assert not torch.equal(train(1), train(2))
+
+
+def test_training_lowers_the_loss_of_normal_slices(tmp_path: Path) -> None:
+    run = make_run(tmp_path, anomalies=False)
+    run.validator.run(0)
+    before = run.validator.state.metrics["val_neg_loss"]
+    run.trainer.run()
+    assert run.validator.state.metrics["val_neg_loss"] > before
+
+
+def test_training_in_bfloat16_is_near_the_exact_one_and_keeps_weights_exact(tmp_path: Path) -> None:
+    exact, half = make_run(tmp_path / "a"), make_run(tmp_path / "b", precision="bfloat16")
+    dtypes: set[torch.dtype] = set()
+    half.head.project.register_forward_hook(lambda *call: dtypes.add(call[2].dtype))
+    half.trainer.run()
+    exact.trainer.run()
+    assert torch.bfloat16 in dtypes
+    assert {p.dtype for p in half.head.parameters()} == {torch.float32}
+    found, expected = (r.validator.state.metrics["val_neg_loss"] for r in (half, exact))
+    assert found == pytest.approx(expected, rel=0.1)
+    assert not torch.equal(weights_of(half.head), weights_of(exact.head))
+
+
+def test_precision_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'float16' is not known"):
+        make_run(tmp_path, precision="float16")
+
+
+def test_key_metric_is_auroc_with_anomalies_and_loss_without(tmp_path: Path) -> None:
+    with_anomalies = make_run(tmp_path, anomalies=True).validator
+    with_anomalies.run(0)
+    assert with_anomalies.state.key_metric_name == "val_slice_auroc"
+    # anomalous features are far from anything a small head says
+    assert with_anomalies.state.metrics["val_slice_auroc"] == 1.0
+    only_normals = make_run(tmp_path, anomalies=False).validator
+    only_normals.run(0)
+    assert only_normals.state.key_metric_name == "val_neg_loss"
+
+
+def test_validation_of_a_head_on_a_cpu_is_shared_by_threads(tmp_path: Path) -> None:
+    validator = make_run(tmp_path).validator
+    assert isinstance(validator.network, ThreadedHead)
+
+
+def test_validation_loss_is_that_of_normal_slices_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path, anomalies=True)
+    run.validator.run(0)
+    dataset = Features(9, anomalies=True)
+    normal = torch.stack(
+        [dataset.values[i] for i, r in enumerate(dataset.records) if not r.anomalous]
+    )
+    with torch.no_grad():
+        output = run.head.eval()(normal)
+    squared = (output.target - output.reconstruction).square().mean()
+    # the balance term, at weight 0.01, is of the whole batch
+    assert -run.validator.state.metrics["val_neg_loss"] == pytest.approx(float(squared), abs=0.05)
+
+
+def test_best_checkpoint_is_the_best_epoch_and_later_of_equals(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    figures = iter([0.5, 0.9, 0.9, float("nan")])
+
+    @run.validator.on(Events.COMPLETED)
+    def pretend(engine: Engine) -> None:
+        engine.state.metrics[engine.state.key_metric_name] = next(figures)
+
+    run.trainer.run()
+    assert run.checkpoints.read(run.checkpoints.best)["epoch"] == 3
+    assert run.checkpoints.read(run.checkpoints.last)["epoch"] == EPOCHS
+
+
+def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=1)
+    run.trainer.run()
+    content = torch.load(run.checkpoints.last, weights_only=True)
+    assert content["epoch"] == 1
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, epochs=1, seed=0).trainer.run()
+    other = make_run(tmp_path, seed=1)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        other.checkpoints.resume(other.trainer, other.checkpoints.last)
+
+
+def test_resume_names_what_is_wrong(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        run.checkpoints.resume(run.trainer, tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        run.checkpoints.resume(run.trainer, tmp_path / "text.pt")
+    torch.save({"model": {}}, tmp_path / "package.pt")
+    with pytest.raises(CheckpointError, match="cannot be trained further"):
+        run.checkpoints.resume(run.trainer, tmp_path / "package.pt")
+
+
+def test_finished_run_is_not_resumed_without_more_epochs(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=1)
+    run.trainer.run()
+    again = make_run(tmp_path, epochs=1)
+    with pytest.raises(CheckpointError, match="raise max_epochs"):
+        again.checkpoints.resume(again.trainer, again.checkpoints.last)
+
+
+def test_diverged_training_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    make_run(tmp_path, epochs=1).trainer.run()
+    broken = make_run(tmp_path, loss_function=lambda output, _: output.reconstruction.sum() / 0)
+    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
+        broken.trainer.run()
+    assert broken.checkpoints.read(broken.checkpoints.last)["epoch"] == 1
+
+
+def test_gradients_are_clipped_together(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=1)
+    norms: list[float] = []
+
+    @run.trainer.on(Events.ITERATION_COMPLETED)
+    def measure(_engine: Engine) -> None:
+        parts = [p.grad.norm() for p in run.head.parameters() if p.grad is not None]
+        norms.append(float(torch.stack(parts).norm()))
+
+    run.trainer.run()
+    assert max(norms) <= 0.1 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("cosine", [1.0, (1 + math.cos(0.1 * math.pi)) / 2, 0.5, 0.0]),
+        ("step", [1.0, 1.0, 1.0, 0.1]),
+    ],
+)
+def test_schedule_by_hand(kind: Any, expected: list[float]) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = learning_rate_schedule(optimizer, kind=kind, total_steps=10)
+    rates = []
+    for _ in range(11):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert [rates[i] for i in (0, 1, 5, 10)] == pytest.approx(expected)
+
+
+def test_unknown_schedule_is_refused() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    with pytest.raises(ValueError, match='use "cosine" or "step"'):
+        learning_rate_schedule(optimizer, kind="linear", total_steps=10)  # type: ignore[arg-type]
+
+
+def test_one_bad_study_does_not_stop_the_others() -> None:
+    studies = [{"case": "a", "image": torch.ones(1)}, {"case": "b", "error": "is empty"}]
+    studies += [{"case": "c", "image": torch.zeros(1)}, {"case": "d", "image": torch.ones(1)}]
+
+    def infer(inputs: Tensor, network: Any) -> Tensor:
+        if not inputs.any():
+            raise ValueError("nothing to see")
+        return network(inputs)
+
+    done: list[Any] = []
+    evaluator = StudyEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(studies, batch_size=1),  # type: ignore[arg-type]
+        network=torch.nn.Identity(),
+        inferer=infer,
+    )
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: done.extend(engine.state.output)
+    )
+    evaluator.run()
+    assert evaluator.failures == {"b": "is empty", "c": "ValueError: nothing to see"}
+    assert [float(item["pred"]) for item in done] == [1.0, 1.0]  # a and d
+
+
+TRAIN_FOREVER = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_trainer import make_run
+run = make_run(Path({folder!r}), epochs=100000)
+run.trainer.run()
+"""
+
+
+def test_killed_process_leaves_a_loadable_checkpoint(tmp_path: Path, forked: Any) -> None:
+    script = tmp_path / "train_forever.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(TRAIN_FOREVER.format(tests=tests, folder=str(tmp_path)))
+    last = tmp_path / "last.pt"
+    for delay in (0.0, 0.037, 0.113):
+        process, *_ = forked.start([script], tmp_path)
+        deadline = time.monotonic() + 60
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        while not last.exists() or last.stat().st_mtime_ns == before:
+            assert process.is_alive(), "the training ended by itself"
+            assert time.monotonic() < deadline, "no checkpoint within a minute"
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        content = torch.load(last, weights_only=True)
+        run = make_run(tmp_path, epochs=content["epoch"] + 1)
+        run.checkpoints.resume(run.trainer, last)
+        run.trainer.run()
+        assert run.trainer.state.epoch == content["epoch"] + 1

@@ -1,0 +1,297 @@
+"""One model, several modalities: each has thresholds of its own, and heatmaps in their unit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from small_heads import small_detector
+
+from mcmiad_monai.calibration import (
+    Calibration,
+    UnifiedCalibration,
+    calibration_for,
+    conformal_threshold,
+    heat_unit,
+)
+from mcmiad_monai.data.features import FeatureDataset, SliceRecord, pack
+from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.encoder import empty_encoder
+from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.networks.text_prior import encode_hashing
+from mcmiad_monai.training.packaging import CalibrationError, Packager, calibrate, calibrate_each
+
+BRAIN = Calibration(
+    pixel_threshold=0.5,
+    pixel_false_positive_rate=0.005,
+    slice_threshold=1.25,
+    volume_threshold=math.inf,
+    false_positive_rate=0.05,
+    normal_pixels=123456,
+    normal_slices=80,
+    normal_volumes=18,
+    normal_patients=18,
+)
+LIVER = replace(BRAIN, pixel_threshold=2.0, slice_threshold=0.75, volume_threshold=3.0)
+UNIFIED = UnifiedCalibration({"brain_mri": BRAIN, "liver_ct": LIVER})
+RATE = 0.01
+SIZE = 28
+
+
+def stored(calibration: Calibration | UnifiedCalibration) -> dict[str, Any]:
+    """As a package or the metadata of a bundle brings it back."""
+    content: dict[str, Any] = json.loads(json.dumps(calibration.to_dict(), allow_nan=False))
+    return content
+
+
+def test_each_modality_has_its_own_thresholds() -> None:
+    assert calibration_for(stored(UNIFIED), "brain_mri") == BRAIN
+    assert calibration_for(stored(UNIFIED), "liver_ct") == LIVER
+
+
+@pytest.mark.parametrize("modality", ["retina_oct", None, ""])
+def test_modality_without_thresholds_is_refused_and_told_which_there_are(modality: Any) -> None:
+    for read in (calibration_for, heat_unit):
+        with pytest.raises(ValueError, match=r"no thresholds for .*\['brain_mri', 'liver_ct'\]"):
+            read(stored(UNIFIED), modality)
+
+
+@pytest.mark.parametrize("modality", ["brain_mri", None])
+def test_model_of_one_modality_is_calibrated_in_itself(modality: Any) -> None:
+    assert calibration_for(stored(BRAIN), modality) == BRAIN
+    assert heat_unit(stored(BRAIN), modality) == 1.0
+
+
+def test_model_without_calibration_has_neither_thresholds_nor_a_unit() -> None:
+    assert calibration_for({}, "brain_mri") is None
+    assert heat_unit({}, None) == 1.0
+
+
+def test_unit_of_the_network_is_the_largest_and_each_heatmap_is_brought_to_its_own() -> None:
+    assert UNIFIED.pixel_threshold == 2.0
+    assert heat_unit(stored(UNIFIED), "brain_mri") == pytest.approx(0.25)
+    assert heat_unit(stored(UNIFIED), "liver_ct") == 1.0
+    raw = 0.5  # the brain's threshold
+    assert raw / UNIFIED.pixel_threshold / heat_unit(stored(UNIFIED), "brain_mri") == 1.0
+
+
+def test_summary_has_a_line_for_each_modality() -> None:
+    assert UNIFIED.summary().split("\n") == [
+        f"brain_mri: {BRAIN.summary()}",
+        f"liver_ct: {LIVER.summary()}",
+    ]
+
+
+def volume_of(modality: str | None) -> MetaTensor:
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.uniform(0.1, 1, (1, 1, 20, 18, 4)).astype("f4"))
+    return MetaTensor(values, meta={} if modality is None else {"modality": modality})
+
+
+def network(images: torch.Tensor) -> torch.Tensor:
+    return images**2 + 0.5
+
+
+def test_heatmap_and_slice_scores_are_in_the_unit_of_the_study() -> None:
+    plain = SliceHeatmapInferer(size=32)(volume_of(None), network)
+    unified = SliceHeatmapInferer(size=32, calibration=stored(UNIFIED))
+    for modality, factor in (("brain_mri", 4.0), ("liver_ct", 1.0)):
+        heat = unified(volume_of(modality), network)
+        torch.testing.assert_close(heat.as_tensor(), plain.as_tensor() * factor)
+        scores, expected = heat.meta[SLICE_SCORES], plain.meta[SLICE_SCORES] * factor
+        torch.testing.assert_close(scores, expected)
+    for modality in ("retina_oct", None):
+        with pytest.raises(ValueError, match="no thresholds for"):
+            unified(volume_of(modality), network)
+    single = SliceHeatmapInferer(size=32, calibration=stored(LIVER))
+    assert torch.equal(single(volume_of(None), network), plain)
+
+
+@pytest.fixture(scope="module")
+def detector() -> MCMIADDetector:
+    return small_detector(empty_encoder("test_efficientnet", grid=7, pool="area"))
+
+
+class Kept(FeatureDataset):
+    """Held-out slices of (modality, scale of its features, slices); the last slice is anomalous."""
+
+    def __init__(self, *parts: tuple[str, float, int]) -> None:
+        blocks, masks, self.records = [], [], []
+        for modality, scale, count in parts:
+            rng = np.random.default_rng(count)
+            level = scale * np.exp(0.3 * rng.normal(size=(count, 1, 1, 1)))
+            blocks.append(level * rng.normal(size=(count, 120, 7, 7)))
+            blocks[-1][-1] *= 50
+            masks.append(rng.random((count, 1, SIZE, SIZE)) < 0.6)
+            self.records += [
+                SliceRecord(f"{modality}{i // 3}", i, i == count - 1, f"p{i // 6}", modality)
+                for i in range(count)
+            ]
+        self._features = np.concatenate(blocks).astype(np.float16)
+        self._foreground = pack(torch.from_numpy(np.concatenate(masks)))
+        self.size = SIZE
+
+    def rows(self, modality: str) -> list[int]:
+        return [i for i, r in enumerate(self.records) if r.modality == modality and not r.anomalous]
+
+
+@pytest.fixture(scope="module")
+def both() -> Kept:
+    return Kept(("brain_mri", 1.0, 61), ("liver_ct", 3.0, 43))
+
+
+def maps_of(
+    detector: MCMIADDetector, dataset: Kept, rows: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Heatmaps (n, S, S) and where they count."""
+    with torch.no_grad():
+        maps = detector.heatmap_from_features(dataset.batch(rows), (SIZE, SIZE))
+    return maps[:, 0].numpy(), dataset.foreground(rows)[:, 0].numpy()
+
+
+OPTIONS = {"pixel_false_positive_rate": RATE, "false_positive_rate": 0.2}
+
+
+@pytest.mark.parametrize("order", [["brain_mri", "liver_ct"], ["liver_ct", "brain_mri"]])
+def test_each_modality_has_its_stated_rate_of_normal_pixels_above_one(
+    detector: MCMIADDetector, both: Kept, order: list[str]
+) -> None:
+    found = calibrate_each(detector, both, order, unified=True, **OPTIONS)
+    assert isinstance(found, UnifiedCalibration)
+    units = {}
+    for name in ("brain_mri", "liver_ct"):
+        maps, inside = maps_of(detector, both, both.rows(name))
+        pixels = maps[inside] / heat_unit(stored(found), name)
+        assert np.mean(pixels > 1) == pytest.approx(RATE, abs=0.1 * RATE)
+        assert found.modalities[name].normal_pixels == pixels.size
+        units[name] = np.quantile(maps[inside], 1 - RATE) * found.pixel_threshold
+        assert found.modalities[name].pixel_threshold == pytest.approx(units[name], rel=0.01)
+    # without thresholds of their own, one of the two would be drowned in false positives
+    assert units["liver_ct"] > 2 * units["brain_mri"]
+    assert float(detector.heat_scale) == pytest.approx(found.pixel_threshold)
+    assert found.pixel_threshold == found.modalities["liver_ct"].pixel_threshold
+
+
+def test_slice_and_volume_thresholds_are_in_the_unit_of_their_modality(
+    detector: MCMIADDetector, both: Kept
+) -> None:
+    found = calibrate_each(detector, both, ["brain_mri", "liver_ct"], unified=True, **OPTIONS)
+    assert isinstance(found, UnifiedCalibration)
+    for name, calibration in found.modalities.items():
+        rows = both.rows(name)
+        maps, inside = maps_of(detector, both, rows)
+        scores, patients, studies = [], [], {}
+        for row, one, mask in zip(rows, maps, inside, strict=True):
+            pixels = np.sort(one[mask].astype(np.float64)) / heat_unit(stored(found), name)
+            # 0.5 · maximum + 0.3 · mean + 0.2 · mean of the top five
+            score = 0.5 * pixels[-1] + 0.3 * pixels.mean() + 0.2 * pixels[-5:].mean()
+            record = both.records[row]
+            scores.append(score)
+            patients.append(record.patient)
+            studies[record.case] = (max(score, studies.get(record.case, (0,))[0]), record.patient)
+        expected = conformal_threshold(scores, 0.2, groups=patients)
+        assert calibration.slice_threshold == pytest.approx(expected, rel=1e-4)
+        volumes, groups = zip(*studies.values(), strict=True)  # top 5 % of 3 slices is one slice
+        expected = conformal_threshold(volumes, 0.2, groups=groups)
+        assert calibration.volume_threshold == pytest.approx(expected, rel=1e-4)
+        assert calibration.normal_slices == len(rows)
+        assert calibration.normal_patients == len(set(patients))
+
+
+def test_modalities_do_not_touch_each_other(detector: MCMIADDetector, both: Kept) -> None:
+    together = calibrate_each(detector, both, ["brain_mri", "liver_ct"], unified=True, **OPTIONS)
+    assert isinstance(together, UnifiedCalibration)
+    alone = Kept(("brain_mri", 1.0, 61))
+    assert calibrate(detector, alone, **OPTIONS) == together.modalities["brain_mri"]
+    assert (
+        calibrate(detector, both, modality="liver_ct", **OPTIONS)
+        == (together.modalities["liver_ct"])
+    )
+
+
+def test_one_modality_is_calibrated_as_ever(detector: MCMIADDetector) -> None:
+    alone = Kept(("brain_mri", 1.0, 61))
+    found = calibrate_each(detector, alone, ["brain_mri"], unified=False, **OPTIONS)
+    assert isinstance(found, Calibration)
+    assert found == calibrate(detector, alone, **OPTIONS)
+    assert float(detector.heat_scale) == pytest.approx(found.pixel_threshold)
+
+
+def test_unified_model_of_one_modality_has_no_thresholds_for_others(
+    detector: MCMIADDetector,
+) -> None:
+    alone = Kept(("brain_mri", 1.0, 61))
+    found = calibrate_each(detector, alone, ["brain_mri"], unified=True, **OPTIONS)
+    assert calibration_for(stored(found), "brain_mri") is not None
+    with pytest.raises(ValueError, match="no thresholds for 'liver_ct'"):
+        calibration_for(stored(found), "liver_ct")
+
+
+def test_modality_that_was_not_trained_has_no_part_in_the_thresholds(
+    detector: MCMIADDetector, both: Kept
+) -> None:
+    expected = calibrate(detector, Kept(("brain_mri", 1.0, 61)), **OPTIONS)
+    found = calibrate_each(detector, both, ["brain_mri"], unified=False, **OPTIONS)
+    assert calibration_for(stored(found), "brain_mri") == expected
+
+
+def packager(
+    detector: MCMIADDetector, folder: Path, training: Kept, held_out: Kept, **options: Any
+) -> Packager:
+    checkpoints: Any = SimpleNamespace(best="best.pt", load_network=lambda _: {"best_epoch": 4})
+    return Packager(
+        detector=detector,
+        prior=encode_hashing(["healthy"], dim=32),
+        checkpoints=checkpoints,
+        training_data=training,
+        calibration_data=held_out,
+        path=folder / "model.pt",
+        training={"modality": "unified"},
+        **OPTIONS,
+        **options,
+    )
+
+
+def test_training_without_held_out_normals_of_a_modality_is_refused_before_it_starts(
+    detector: MCMIADDetector, tmp_path: Path, both: Kept
+) -> None:
+    packager(detector, tmp_path, both, both).check()
+    only_brain = Kept(("brain_mri", 1.0, 61))
+    packager(detector, tmp_path, only_brain, both).check()
+    with pytest.raises(CalibrationError, match="normal slices of liver_ct in the validation"):
+        packager(detector, tmp_path, both, only_brain).check()
+    anomalous = Kept(("brain_mri", 1.0, 61), ("liver_ct", 3.0, 1))  # its one slice is anomalous
+    with pytest.raises(CalibrationError, match="liver_ct"):
+        packager(detector, tmp_path, both, anomalous).check()
+    assert not list(tmp_path.iterdir())
+
+
+def test_package_and_metadata_carry_the_thresholds_of_every_modality(
+    detector: MCMIADDetector, tmp_path: Path, both: Kept
+) -> None:
+    detector.encoder.provenance.setdefault("weights", "random")
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text('{"name": "kept"}')
+    packager(detector, tmp_path, both, both, metadata=metadata).run()
+    loaded = load_package(tmp_path / "model.pt", modality="unified")
+    assert loaded.trained_with["modalities"] == ["brain_mri", "liver_ct"]
+    for name in ("brain_mri", "liver_ct"):
+        maps, inside = maps_of(loaded, both, both.rows(name))
+        pixels = maps[inside] / heat_unit(loaded.calibration, name)
+        assert np.mean(pixels > 1) == pytest.approx(RATE, abs=0.1 * RATE)
+    told = json.loads(metadata.read_text())
+    assert told["name"] == "kept"
+    assert told["calibration"] == loaded.calibration
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "brain_mri: pixel threshold" in card
+    assert "liver_ct: pixel threshold" in card
