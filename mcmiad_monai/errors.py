@@ -13,3 +13,9 @@ def unwrap(error: BaseException) -> BaseException:
             break
         error = error.__cause__
     return error
+
+
+def root_message(error: BaseException) -> str:
+    """Kind and message of an error, without what MONAI wraps around it."""
+    below = unwrap(error)
+    return f"{type(below).__name__}: {below}"

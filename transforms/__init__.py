@@ -20,12 +20,15 @@ from mcmiad_monai.transforms.recipes import preprocessing
 from mcmiad_monai.transforms.region import LoadOrganMaskd, OrganRegiond
 from mcmiad_monai.transforms.restore import as_heatmap, insert_slices, restore_maps
 from mcmiad_monai.transforms.slices import (
+    MIN_FOREGROUND,
     NETWORK_SIZE,
     ExtractSlices,
     ExtractSlicesd,
     foreground_slices,
+    select_slices,
     slice_batch,
     slice_to_world,
+    slices_in_range,
 )
 from mcmiad_monai.transforms.volume import (
     LoadMaskd,
@@ -38,6 +41,7 @@ from mcmiad_monai.transforms.volume import (
 
 __all__ = [
     "FOREGROUND_FLOOR",
+    "MIN_FOREGROUND",
     "NETWORK_SIZE",
     "CanonicalOrientation",
     "CanonicalOrientationd",
@@ -66,6 +70,8 @@ __all__ = [
     "normalizer",
     "preprocessing",
     "restore_maps",
+    "select_slices",
     "slice_batch",
     "slice_to_world",
+    "slices_in_range",
 ]

@@ -25,6 +25,9 @@ from mcmiad_monai.transforms.restore import insert_slices, restore_maps
 NETWORK_SIZE = 224
 """Rows and columns of a network slice (§4.2)."""
 
+MIN_FOREGROUND = 0.02
+"""A slice with less foreground than this share of its pixels is background and skipped."""
+
 SLICES = "slices"
 """Metadata key of `ExtractSlices`: indices, axis and source shape."""
 
@@ -68,7 +71,7 @@ def slice_batch(
 
 
 def foreground_slices(
-    volume: torch.Tensor, *, axis: int = 2, min_fraction: float = 0.02
+    volume: torch.Tensor, *, axis: int = 2, min_fraction: float = MIN_FOREGROUND
 ) -> list[int]:
     """Indices of the slices in which at least a share of the voxels is above 0.
 
@@ -86,6 +89,34 @@ def foreground_slices(
     needed = max(min_fraction * slices[0].numel(), 1)
     # one by one: over the whole volume the sum would take nine bytes a voxel for a moment
     return [k for k, plane in enumerate(slices) if int((plane > 0).sum()) >= needed]
+
+
+def select_slices(
+    volume: MetaTensor,
+    *,
+    axis: int,
+    slice_range: tuple[float, float] = (0.0, 1.0),
+    min_foreground: float = MIN_FOREGROUND,
+) -> list[int]:
+    """Slices that are worth the network's time, in order.
+
+    Parameters
+    ----------
+    volume : MetaTensor (1, X, Y, Z)
+        Normalised.
+    slice_range : (float, float)
+        Share of the slices to look at, ``[int(a·n), int(b·n))``.
+    """
+    n = volume.shape[1 + axis]
+    kept = foreground_slices(volume, axis=axis, min_fraction=min_foreground)
+    inside = slices_in_range(n, slice_range)
+    return [k for k in kept if inside.start <= k < inside.stop]
+
+
+def slices_in_range(n: int, slice_range: Sequence[float]) -> slice:
+    """Share of ``n`` slices as indices ``[int(a·n), int(b·n))``, at least one."""
+    low, high = int(slice_range[0] * n), int(slice_range[1] * n)
+    return slice(low, max(high, low + 1))
 
 
 def slice_to_world(
@@ -151,7 +182,7 @@ class ExtractSlices(InvertibleTransform):
         axis: int = 2,
         size: int = NETWORK_SIZE,
         indices: Sequence[int] | None = None,
-        min_fraction: float = 0.02,
+        min_fraction: float = MIN_FOREGROUND,
         mode: Mode = "bilinear",
     ) -> None:
         self.axis = axis
@@ -235,7 +266,7 @@ class ExtractSlicesd(MapTransform, InvertibleTransform):
         axis: int = 2,
         size: int = NETWORK_SIZE,
         indices: Sequence[int] | None = None,
-        min_fraction: float = 0.02,
+        min_fraction: float = MIN_FOREGROUND,
         mode: Mode | Sequence[Mode] = "bilinear",
         allow_missing_keys: bool = False,
     ) -> None:

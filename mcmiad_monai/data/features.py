@@ -25,7 +25,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from mcmiad_monai.data.studies import (
-    MIN_FOREGROUND,
     batches,
     iterate_slices,
     patient_of,
@@ -34,6 +33,7 @@ from mcmiad_monai.data.studies import (
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.runtime.cpu import encoding, slices_at_once
 from mcmiad_monai.training.distributed import main_first
+from mcmiad_monai.transforms import MIN_FOREGROUND
 
 logger = logging.getLogger(__name__)
 

@@ -11,19 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mcmiad_monai.errors import unwrap
+from mcmiad_monai.errors import root_message
 from mcmiad_monai.modality import Modality, get_modality
-from mcmiad_monai.transforms import foreground_slices, preprocessing, slice_batch
+from mcmiad_monai.transforms import MIN_FOREGROUND, preprocessing, select_slices, slice_batch
 from mcmiad_monai.transforms.metadata import MODALITY
 
 logger = logging.getLogger(__name__)
-
-#: A slice with less foreground than this share of its pixels is background and skipped.
-MIN_FOREGROUND = 0.02
 
 
 class StudyDataset(Dataset[dict[str, Any]]):
@@ -67,12 +63,6 @@ class StudyDataset(Dataset[dict[str, Any]]):
         return {key: value for key, value in sample.items() if value is not None}
 
 
-def root_message(error: BaseException) -> str:
-    """Kind and message of an error, without what MONAI wraps around it."""
-    below = unwrap(error)
-    return f"{type(below).__name__}: {below}"
-
-
 @dataclass(frozen=True)
 class SliceSample:
     """One slice on the network grid.
@@ -100,34 +90,6 @@ class SliceSample:
     anomalous: bool
     patient: str
     modality: str = ""
-
-
-def select_slices(
-    volume: MetaTensor,
-    *,
-    axis: int,
-    slice_range: tuple[float, float] = (0.0, 1.0),
-    min_foreground: float = MIN_FOREGROUND,
-) -> list[int]:
-    """Slices that are worth the network's time, in order.
-
-    Parameters
-    ----------
-    volume : MetaTensor (1, X, Y, Z)
-        Normalised.
-    slice_range : (float, float)
-        Share of the slices to look at, ``[int(a·n), int(b·n))``.
-    """
-    n = volume.shape[1 + axis]
-    kept = foreground_slices(volume, axis=axis, min_fraction=min_foreground)
-    inside = slices_in_range(n, slice_range)
-    return [k for k in kept if inside.start <= k < inside.stop]
-
-
-def slices_in_range(n: int, slice_range: Sequence[float]) -> slice:
-    """Share of ``n`` slices as indices ``[int(a·n), int(b·n))``, at least one."""
-    low, high = int(slice_range[0] * n), int(slice_range[1] * n)
-    return slice(low, max(high, low + 1))
 
 
 def iterate_slices(

@@ -22,7 +22,6 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from torch import Tensor
 
-from mcmiad_monai.data.studies import slices_in_range
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete, to_plain
 from mcmiad_monai.inference.inferer import SLICE_SCORES
@@ -39,6 +38,7 @@ from mcmiad_monai.metrics import (
 )
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.transforms import slices_in_range
 
 Output = list[dict[str, Any]]
 Pairs = Callable[[Output], tuple[Tensor, Tensor]]
@@ -142,7 +142,7 @@ def concatenate(parts: list[Tensor]) -> Tensor:
 
 
 def study_metrics(axis: int, slice_range: Sequence[float] = (0.0, 1.0)) -> dict[str, Metric]:
-    """Metrics of whole studies, for a :class:`~mcmiad_monai.training.trainer.StudyEvaluator`.
+    """Metrics of whole studies, for a :class:`~mcmiad_monai.inference.evaluator.StudyEvaluator`.
 
     Parameters
     ----------

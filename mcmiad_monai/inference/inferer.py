@@ -12,10 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mcmiad_monai.calibration import heat_unit
-from mcmiad_monai.data.studies import MIN_FOREGROUND, select_slices
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.runtime.cpu import slices_at_once
-from mcmiad_monai.transforms import as_heatmap, insert_slices, restore_maps, slice_batch
+from mcmiad_monai.transforms import (
+    MIN_FOREGROUND,
+    as_heatmap,
+    insert_slices,
+    restore_maps,
+    select_slices,
+    slice_batch,
+)
 from mcmiad_monai.transforms.metadata import MODALITY
 
 #: Key of a heatmap's meta dictionary that holds its slice scores, NaN where a slice was skipped.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from mcmiad_monai.data.studies import root_message
+from mcmiad_monai.errors import root_message
 
 logger = logging.getLogger(__name__)
 

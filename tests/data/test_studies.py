@@ -18,14 +18,12 @@ from mcmiad_monai.data.studies import (
     StudyDataset,
     batches,
     iterate_slices,
-    root_message,
-    select_slices,
-    slices_in_range,
     stack_images,
 )
+from mcmiad_monai.errors import root_message
 from mcmiad_monai.modality import BRAIN_MRI
 from mcmiad_monai.phantom.brain import make_phantom
-from mcmiad_monai.transforms import preprocessing
+from mcmiad_monai.transforms import preprocessing, select_slices, slices_in_range
 
 SHAPE = (24, 28, 8)  # canonical: eight axial slices
 

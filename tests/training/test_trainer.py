@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mcmiad_monai.data.features import SliceRecord
+from mcmiad_monai.inference.evaluator import StudyEvaluator
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.training import on_device
@@ -24,7 +25,6 @@ from mcmiad_monai.training.threaded import ThreadedHead
 from mcmiad_monai.training.trainer import (
     HeadTrainer,
     HeadValidator,
-    StudyEvaluator,
     learning_rate_schedule,
 )
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mcmiad_monai.data.cases.names import CaseError
-from mcmiad_monai.data.studies import root_message
+from mcmiad_monai.errors import root_message
 from mcmiad_monai.files import replace_atomically, write_text
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.layout import Pair, find_pairs

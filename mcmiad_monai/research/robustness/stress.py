@@ -19,7 +19,8 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 from mcmiad_monai import __version__
-from mcmiad_monai.data.studies import StudyDataset, root_message
+from mcmiad_monai.data.studies import StudyDataset
+from mcmiad_monai.errors import root_message
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.modality import Modality
 from mcmiad_monai.provenance import produced_with

@@ -21,12 +21,12 @@ from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.inference.evaluation import study_metrics
+from mcmiad_monai.inference.evaluator import StudyEvaluator
 from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.research.robustness import CORRUPTIONS, Corruptd, require_complete, run_stress
 from mcmiad_monai.research.robustness.subject import split_preprocessing
-from mcmiad_monai.training.trainer import StudyEvaluator
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
