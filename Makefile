@@ -1,5 +1,6 @@
-# make demo   the whole main job on generated studies, in an environment of its own
-# make test   every check: ruff, mypy, pytest with coverage, and MONAI Label in a second environment
+# make demo     the whole main job on generated studies, in an environment of its own
+# make bundles  the four bundles from their one source, bundles/source
+# make test     every check: ruff, mypy, pytest with coverage, and MONAI Label in a second environment
 #
 # MONAI Label pins pydicom below 3 and so numpy below 2, which the package itself does not need: its
 # tests run in an environment of their own, and all others with the newest versions.
@@ -15,10 +16,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LABEL_BIN := $(LABEL_VENV)/bin
 TYPECHECK := build/typecheck
 
-.PHONY: demo test lint types unit label install install-dev install-label clean
+.PHONY: demo bundles test lint types unit label install install-dev install-label clean
 
 demo: install
 	$(BIN)/mcmiad demo --out $(DEMO_OUT)
+
+bundles: install
+	$(BIN)/python bundles/source/render.py
 
 test: install-dev lint types unit label
 

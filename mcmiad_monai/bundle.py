@@ -38,9 +38,7 @@ class BundleError(ValueError):
 def shipped_bundles() -> dict[str, Path]:
     """Bundles that come with the installation, by name."""
     root = Path(str(files("mcmiad_monai.bundles")))
-    return {
-        p.parent.parent.name: p.parent.parent for p in sorted(root.glob("*/configs/train.yaml"))
-    }
+    return {path.name: path for path in sorted(root.glob("*_anomaly"))}
 
 
 def copy_bundle(name: str, destination: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from mcmiad_monai import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
+RENDER = ROOT / "bundles" / "source" / "render.py"
 FOLDERS = {"mcmiad_monai": "mcmiad_monai", "transforms": "mcmiad_monai.transforms"}
 
 
@@ -56,12 +58,11 @@ def test_wheel_holds_every_module_and_the_bundle(wheel: Path) -> None:
         for module in (ROOT / folder).rglob("*.py"):
             inside = package.replace(".", "/") / module.relative_to(ROOT / folder)
             assert str(inside) in names
-    for file in (ROOT / "bundles" / "brain_mri_anomaly").rglob("*"):
-        shipped = file.is_file() and "eval" not in file.parts and file.suffix != ".pt"
-        if shipped:
-            assert f"mcmiad_monai/bundles/{file.relative_to(ROOT / 'bundles')}" in names
+    for file in runpy.run_path(str(RENDER))["render"]():
+        assert f"mcmiad_monai/bundles/{file.relative_to(ROOT / 'bundles')}" in names
     assert "mcmiad_monai/py.typed" in names
     assert not [n for n in names if n.split("/")[0] in ("tests", "benchmarks", "transforms")]
+    assert not [n for n in names if n.startswith("mcmiad_monai/bundles/source")]
     assert any(n.endswith("licenses/LICENSE") or n.endswith("/LICENSE") for n in names)
 
 
@@ -172,3 +173,12 @@ def test_version_of_bundle_metadata_is_that_of_the_package() -> None:
         content = json.loads(metadata.read_text())
         assert content["version"] == __version__
         assert content["version"] in content["changelog"]
+
+
+def test_bundles_are_what_their_source_renders() -> None:
+    rendered: dict[Path, str] = runpy.run_path(str(RENDER))["render"]()
+    for path, text in rendered.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run `make bundles`"
+    for root in {path.parents[1] for path in rendered if path.parent.name == "configs"}:
+        written = {p for p in root.rglob("*.*") if "eval" not in p.parts and p.suffix != ".pt"}
+        assert written <= set(rendered), "edit bundles/source, not the bundles"
