@@ -111,14 +111,18 @@ def _damage_reported(path: Path) -> Iterator[None]:
 def _read_nibabel(path: Path) -> Image:
     """NIfTI and FreeSurfer MGH; scaling by slope and intercept is nibabel's."""
     stored: Any = nib.load(path)
+    return nibabel_image(stored, path, lambda: _values(stored, path))
+
+
+def nibabel_image(stored: Any, path: Path, read: Callable[[], NDArray[Any]]) -> Image:
+    """An image of nibabel; its voxels are read only once its header has been checked."""
     shape = spatial_shape(stored.shape, path)
     check_dtype(stored.get_data_dtype(), path)
     affine = np.asarray(stored.affine, dtype=np.float64)
     check_affine(affine, path)
     intent = int(stored.header["intent_code"]) if "intent_code" in stored.header else 0
-    values = _values(stored, path).reshape(shape)
     return Image(
-        values,
+        read().reshape(shape),
         affine,
         is_label=intent in NIFTI_LABEL_INTENTS,
         dicom_modality=sidecar_modality(path),

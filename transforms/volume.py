@@ -1,4 +1,4 @@
-"""Loading: a path becomes a checked volume (1, X, Y, Z) in RAS millimetres."""
+"""Loading: a path or an image in memory becomes a checked volume (1, X, Y, Z) in RAS mm."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mcmiad_monai.transforms.checks import (
     check_values,
     raise_label_map,
 )
+from mcmiad_monai.transforms.in_memory import image_in_memory
 from mcmiad_monai.transforms.metadata import new_volume, with_metadata_of
 from mcmiad_monai.transforms.readers import Image, read_image
 
@@ -39,10 +40,17 @@ JPEG_MASK_LEVEL = 127
 """Half of white: compression leaves small grey values around the lesions of a JPEG mask."""
 
 PathLike = str | os.PathLike[str]
+#: What can be loaded: a path, a nibabel image, a MetaTensor, or (array, affine).
+Study = Any
 
 
-def load_volume(path: PathLike) -> MetaTensor:
+def load_volume(study: Study) -> MetaTensor:
     """Load one image: NIfTI, MGH, NRRD, MetaImage, a picture, or a folder with a DICOM series.
+
+    Parameters
+    ----------
+    study : path, nibabel image, MetaTensor or (array, affine)
+        An image in memory passes the same checks; see `image_in_memory`.
 
     Returns
     -------
@@ -57,8 +65,11 @@ def load_volume(path: PathLike) -> MetaTensor:
         If the file cannot be read or is no single 3-D image: several time points, colour or complex
         voxels, NaN, no contrast, a label map, a singular affine, uneven DICOM slices.
     """
-    source = Path(path).expanduser()
-    image = read_image(source)
+    if isinstance(study, (str, os.PathLike)):
+        source = Path(study).expanduser()
+        image = read_image(source)
+    else:
+        image, source = image_in_memory(study)
     if image.is_label:
         raise_label_map(source, "the intent code of its header says so")
     values = _as_float32(image)
@@ -130,13 +141,13 @@ def _as_float32(image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:
 class LoadVolume(Transform):
     """`load_volume` as a MONAI transform."""
 
-    def __call__(self, path: PathLike) -> MetaTensor:
-        """Load the volume (1, X, Y, Z) at a path."""
-        return load_volume(path)
+    def __call__(self, study: Study) -> MetaTensor:
+        """Load the volume (1, X, Y, Z)."""
+        return load_volume(study)
 
 
 class LoadVolumed(MapTransform):
-    """Replace the paths under `keys` by their volumes (1, X, Y, Z)."""
+    """Replace paths, or images in memory, under `keys` by their volumes (1, X, Y, Z)."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key; see `load_volume` for what is refused."""

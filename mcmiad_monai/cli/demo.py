@@ -12,7 +12,7 @@ from typing import Any
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.inference.figures import montage
+from mcmiad_monai.inference.montage import montage
 from mcmiad_monai.inference.overlay import overlay_rows
 from mcmiad_monai.phantom.cohorts import write_brain_cohort
 

@@ -53,14 +53,21 @@ class StudyDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         case = self.data[index]
         try:
-            sample: dict[str, Any] = self.transform(dict(case))
+            return prepare_study(case, self.transform)
         except Exception as error:
             return {"case": case["case"], "error": root_message(error)}
-        sample["image"].meta["case"] = case["case"]
-        sample["image"].meta["patient"] = patient_of(case)
-        if case.get("anomalous") is not None:
-            sample["image"].meta["anomalous"] = case["anomalous"]
-        return {key: value for key, value in sample.items() if value is not None}
+
+
+def prepare_study(
+    case: Mapping[str, Any], transform: Callable[[dict[str, Any]], Any]
+) -> dict[str, Any]:
+    """A case through a transform; the image's metadata then name the case and its patient."""
+    sample: dict[str, Any] = transform(dict(case))
+    meta = sample["image"].meta
+    meta["case"], meta["patient"] = case["case"], patient_of(case)
+    if case.get("anomalous") is not None:
+        meta["anomalous"] = case["anomalous"]
+    return {key: value for key, value in sample.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def iterate_slices(
             )
 
 
-def patient_of(case: dict[str, Any]) -> str:
+def patient_of(case: Mapping[str, Any]) -> str:
     """Patient of a case; the case itself where the source does not tell."""
     return str(case.get("patient") or case["case"])
 

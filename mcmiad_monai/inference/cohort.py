@@ -1,4 +1,4 @@
-"""The report of a cohort: all scores in one place, and which studies failed."""
+"""Many studies, one after the other: all scores in one place, and which studies failed."""
 
 from __future__ import annotations
 
@@ -7,30 +7,49 @@ import io
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
+from tqdm import tqdm
 
+from mcmiad_monai.errors import root_message
 from mcmiad_monai.files import write_text
+from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.writes import Writes
+from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.provenance import produced_with
 
 logger = logging.getLogger(__name__)
+
+Case = Mapping[str, Any]
 
 
 class CohortIncomplete(SystemExit):
     """Some studies failed; as an exit code it is 1, with the message on standard error."""
 
 
-class CohortReport:
-    """Collect the scores of a cohort and say which studies failed.
+class StudyPredictor(Protocol):
+    """What runs over a cohort: a `Predictor`."""
 
-    Writes ``scores.json`` and ``scores.csv`` (one row a slice) into the output folder when the
-    evaluator completes, also if it is stopped by an exception.
+    detector: MCMIADDetector
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        """Read a study."""
+
+    def predict(self, sample: Mapping[str, Any]) -> Prediction:
+        """Heatmap, mask and scores of a study that was read."""
+
+
+class CohortReport:
+    """Collect the scores of a cohort, and which studies failed.
+
+    Writes ``scores.json`` and ``scores.csv`` (one row a slice) into the output folder. Attached to
+    an ignite engine it collects what `SaveStudyd` leaves under ``scores``, and writes when the
+    engine completes or is stopped by an exception.
 
     Parameters
     ----------
@@ -43,6 +62,13 @@ class CohortReport:
     writes : Writes, optional
         Where the studies' files are written; is waited for, and a study that it could not write
         has failed.
+
+    Attributes
+    ----------
+    scores : list of dict
+        Of the studies that are done.
+    failures : dict
+        ``case → message`` of the others.
     """
 
     def __init__(
@@ -59,20 +85,30 @@ class CohortReport:
         self.failures: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Collect after each study and write at the end."""
+        """Collect after each study of an engine and write at the end."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._write_and_raise)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._finish_and_raise)
 
     def _collect(self, engine: Any) -> None:
         self.scores += [item["scores"] for item in engine.state.output]
 
-    def _write_and_raise(self, engine: Engine, error: BaseException) -> None:
-        self._write(engine)
+    def _finish(self, engine: Any) -> None:
+        self.failures |= getattr(engine, "failures", {})
+        self.write()
+
+    def _finish_and_raise(self, engine: Engine, error: BaseException) -> None:
+        self._finish(engine)
         raise error
 
-    def _write(self, engine: Engine) -> None:
-        self.failures = dict(getattr(engine, "failures", {}))
+    def fail(self, case: str, error: BaseException) -> None:
+        """Keep and log why a study failed."""
+        logger.debug("study %s", case, exc_info=error)
+        self.failures[case] = root_message(error)
+        logger.error("study %s failed: %s", case, self.failures[case])
+
+    def write(self) -> None:
+        """Wait for the studies' files, and write the report."""
         if self.writes is not None:
             self.writes.finish()
             self.failures.update(self.writes.failures)
@@ -106,10 +142,8 @@ class CohortReport:
         return stream.getvalue()
 
     def summary(self) -> str:
-        """One line, with the failures after it."""
-        lines = [f"{len(self.scores)} studies done, {len(self.failures)} failed: {self.output_dir}"]
-        lines += [f"  {name}: {error}" for name, error in self.failures.items()]
-        return "\n".join(lines)
+        """How many studies are done and failed, and where the results are."""
+        return f"{len(self.scores)} studies done, {len(self.failures)} failed: {self.output_dir}"
 
     def finish(self) -> None:
         """Tell the caller if anything failed.
@@ -120,12 +154,89 @@ class CohortReport:
             If a study failed; everything else has been written.
         """
         if self.failures:
-            raise CohortIncomplete(self.summary())
+            total = len(self.scores) + len(self.failures)
+            names = ", ".join(self.failures)
+            raise CohortIncomplete(f"{len(self.failures)} of {total} studies failed: {names}")
+
+
+def infer_cohort(
+    predictor: StudyPredictor,
+    cases: Sequence[Case],
+    output_dir: str | Path,
+    *,
+    pictures: bool = True,
+    preview: bool = False,
+    progress: bool = True,
+) -> CohortReport:
+    """Heatmaps, masks and scores of many studies; one bad study never stops the others.
+
+    The next study is read, and the last one written, while one is computed. Memory is that of
+    these three, however many there are.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    cases : sequence of mapping
+        As `find_studies` gives them.
+    output_dir : path
+        Each study gets a folder in it.
+    pictures : bool
+        A study that was a picture comes back as pictures.
+    preview : bool
+        Also write ``<case>_preview.png``, the hottest slices of each study.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    CohortReport
+        Written; its `failures` are the studies that failed.
+    """
+    writes = Writes()
+    report = CohortReport(
+        output_dir,
+        provenance=predictor.detector.provenance,
+        calibration=predictor.detector.calibration,
+        writes=writes,
+    )
+    bar = tqdm(total=len(cases), desc="studies", unit=" studies", disable=not progress)
+    try:
+        for name, sample in read_ahead(predictor, cases):
+            try:
+                prediction = predictor.predict(sample.result())
+                report.scores.append(prediction.scores)
+                writes.submit(name, partial(_save, prediction, Path(output_dir), pictures, preview))
+            except Exception as error:
+                report.fail(name, error)
+            bar.update(1)
+    finally:
+        bar.close()
+        report.write()
+    return report
+
+
+def read_ahead(
+    predictor: StudyPredictor, cases: Sequence[Case]
+) -> Iterator[tuple[str, Future[dict[str, Any]]]]:
+    """Name and prepared sample of each case, of which the next is read in a thread meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reads") as reader:
+        following: Future[dict[str, Any]] | None = None
+        for k, case in enumerate(cases):
+            current = following or reader.submit(predictor.prepare, case)
+            more = k + 1 < len(cases)
+            following = reader.submit(predictor.prepare, cases[k + 1]) if more else None
+            yield str(case["case"]), current
+
+
+def _save(prediction: Prediction, out: Path, pictures: bool, preview: bool) -> None:
+    folder = prediction.save(out, pictures=pictures)
+    if preview:
+        prediction.preview(folder / f"{prediction.name}_preview.png")
 
 
 def to_plain(value: Any) -> Any:
     """Tensors, arrays and NaN as JSON has them; an undefined figure becomes null."""
-    if isinstance(value, (torch.Tensor, np.ndarray)):
+    if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Hashable, Mapping
@@ -17,9 +16,8 @@ from monai.transforms import MapTransform, SaveImaged
 from torch import Tensor
 
 from mcmiad_monai.calibration import Calibration, calibration_for
-from mcmiad_monai.files import write_text
 from mcmiad_monai.inference.inferer import SLICE_SCORES
-from mcmiad_monai.inference.writers import picture_of, write_nifti, write_pictures
+from mcmiad_monai.inference.writers import write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.transforms.metadata import MODALITY, MODALITY_FROM, PICTURE
@@ -68,16 +66,26 @@ class AnomalyMaskd(MapTransform):
             If the heatmap is a plain tensor, whose geometry is lost.
         """
         result = dict(data)
-        heatmap = data[self.first_key(result)]
-        if not isinstance(heatmap, MetaTensor):
-            raise TypeError(
-                f"the heatmap is a {type(heatmap).__name__} without geometry; a MetaTensor is "
-                "needed. Use SliceHeatmapInferer, and Invertd with to_tensor: true."
-            )
-        mask = MetaTensor((heatmap.as_tensor() > self.threshold).to(torch.uint8))
-        mask.copy_meta_from(heatmap)
-        result["mask"] = mask
+        result["mask"] = anomaly_mask(data[self.first_key(result)], self.threshold)
         return result
+
+
+def anomaly_mask(heatmap: Tensor, threshold: float = HEATMAP_THRESHOLD) -> MetaTensor:
+    """Mask (1, X, Y, Z), uint8: 1 where the heatmap exceeds a threshold in its own units.
+
+    Raises
+    ------
+    TypeError
+        If the heatmap is a plain tensor, whose geometry is lost.
+    """
+    if not isinstance(heatmap, MetaTensor):
+        raise TypeError(
+            f"the heatmap is a {type(heatmap).__name__} without geometry; a MetaTensor is "
+            "needed. Use SliceHeatmapInferer, and Invertd with to_tensor: true."
+        )
+    mask = MetaTensor((heatmap.as_tensor() > threshold).to(torch.uint8))
+    mask.copy_meta_from(heatmap)
+    return mask
 
 
 def study_scores(
@@ -203,28 +211,10 @@ class SaveStudyd(SaveImaged):
             calibration=calibration_for(self.calibration, modality),
         )
         image = data[self.image_key] if self.pictures and heatmap.meta.get(PICTURE) else None
-        work = partial(self._write, scores, heatmap, mask, image)
+        work = partial(write_study, self.output_dir, scores, heatmap, mask, image)
         if self.writes is None:
             work()
         else:
             self.writes.submit(scores["case"], work)
         result["scores"] = scores
         return result
-
-    def _write(
-        self, scores: dict[str, Any], heatmap: MetaTensor, mask: Tensor, image: Tensor | None
-    ) -> None:
-        """Write the files; with an image they are pictures."""
-        stem = self.output_dir / scores["case"] / scores["case"]
-        if image is not None:
-            write_pictures(
-                stem,
-                image=picture_of(image),
-                heatmap=picture_of(heatmap),
-                mask=picture_of(mask),
-            )
-        else:
-            affine = heatmap.affine.numpy()
-            write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
-            write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
-        write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))

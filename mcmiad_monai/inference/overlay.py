@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from monai.data import MetaTensor
 
-from mcmiad_monai.inference.figures import MontageRow, pick_slices
+from mcmiad_monai.inference.montage import MontageRow, pick_slices
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.transforms import CanonicalOrientation, load_heatmap, load_mask, load_volume
 from mcmiad_monai.transforms.intensity import CT_WINDOW

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mcmiad_monai.files import replace_atomically
-from mcmiad_monai.inference.figures import blend
+from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.inference.blend import blend
 
 #: Level of ISA-L's deflate: a heatmap is smaller than with zlib's level 3, in a tenth of the time
 #: (``benchmarks/deflate.py``).
@@ -46,6 +49,34 @@ def _write_gzip(image: nib.Nifti1Image, path: Path) -> None:
         packed = igzip.IGzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0)
         with packed:
             image.to_stream(packed)
+
+
+def write_study(
+    out: Path, scores: Mapping[str, Any], heatmap: MetaTensor, mask: Tensor, image: Tensor | None
+) -> Path:
+    """Write the files of one study into a folder of its name below `out`.
+
+    Parameters
+    ----------
+    scores : mapping
+        See `study_scores`; written last, so that a study with scores is complete.
+    heatmap, mask : (1, X, Y, Z) tensors
+        On the study's grid.
+    image : (1, W, H, 1) tensor or None
+        Of a study that was a picture, which then comes back as pictures.
+    """
+    folder = out / scores["case"]
+    stem = folder / scores["case"]
+    if image is not None:
+        write_pictures(
+            stem, image=picture_of(image), heatmap=picture_of(heatmap), mask=picture_of(mask)
+        )
+    else:
+        affine = heatmap.affine.numpy()
+        write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
+        write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
+    write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))
+    return folder
 
 
 def picture_of(volume: Tensor) -> NDArray[Any]:

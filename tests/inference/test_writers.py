@@ -13,7 +13,7 @@ from monai.transforms import Compose, Invertd
 from PIL import Image
 
 from mcmiad_monai.data.studies import StudyDataset
-from mcmiad_monai.inference.figures import blend
+from mcmiad_monai.inference.blend import blend
 from mcmiad_monai.inference.outputs import AnomalyMaskd, KeepSliceScoresd, SaveStudyd
 from mcmiad_monai.inference.writers import picture_of, write_nifti, write_pictures
 from mcmiad_monai.transforms import as_heatmap, load_volume, preprocessing

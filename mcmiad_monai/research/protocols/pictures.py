@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcmiad_monai.data.cases.names import Case
 from mcmiad_monai.data.studies import SliceSample, iterate_slices
-from mcmiad_monai.inference.figures import MontageRow, montage
+from mcmiad_monai.inference.montage import MontageRow, montage
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.protocols.tables import title_of

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mcmiad_monai.inference.figures import MontageRow, montage, pick_slices
+from mcmiad_monai.inference.montage import MontageRow, montage, pick_slices
 
 SHAPE = (40, 50, 9)
 

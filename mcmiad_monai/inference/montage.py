@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.inference.blend import COLOUR_MAP, DEFAULT_SCALE, opacity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 
 # Grey window of the image: percentiles of its foreground.
 WINDOW_PERCENTILES = (0.5, 99.5)
-# The colour scale ends at this many thresholds; what is above is drawn in its last colour.
-DEFAULT_SCALE = 2.0
-# Below this share of the threshold the heatmap is transparent, at the threshold it is full.
-TRANSPARENT_BELOW = 0.4
-HEATMAP_OPACITY = 0.85
-COLOUR_MAP = "inferno"
 OUTLINE_COLOUR = "#3ddbd9"
 BACKGROUND = "#101014"
 TEXT = "#e8e8ea"
@@ -193,43 +188,6 @@ def montage(
     return path
 
 
-def blend(
-    image: NDArray[Any], heatmap: NDArray[Any], *, scale: float = DEFAULT_SCALE
-) -> NDArray[np.uint8]:
-    """Lay a heatmap over an image, pixel by pixel, with a line around what is anomalous.
-
-    Parameters
-    ----------
-    image : (H, W) array
-        Grey values from 0 to 1.
-    heatmap : (H, W) array
-        In units of its threshold.
-    scale : float
-        The colours end at this many thresholds.
-
-    Returns
-    -------
-    (H, W, 3) array of uint8
-        RGB.
-    """
-    from matplotlib import colormaps
-    from scipy.ndimage import binary_erosion
-
-    grey = np.clip(np.asarray(image, dtype=np.float64), 0, 1)[..., None]
-    colours = colormaps[COLOUR_MAP](np.clip(heatmap / scale, 0, 1))[..., :3]
-    opacity = _opacity(np.asarray(heatmap))[..., None]
-    picture = grey * (1 - opacity) + colours * opacity
-    anomalous = np.asarray(heatmap) > 1
-    picture[anomalous & ~binary_erosion(anomalous)] = 1.0
-    return np.asarray(np.rint(picture * 255), dtype=np.uint8)
-
-
-def _opacity(relative: NDArray[Any]) -> NDArray[np.float64]:
-    """How much of a heatmap, in units of its threshold, is seen."""
-    seen = np.clip((relative - TRANSPARENT_BELOW) / (1.0 - TRANSPARENT_BELOW), 0.0, 1.0)
-    return np.asarray(seen * HEATMAP_OPACITY)
-
-
 def _slice(volume: NDArray[Any], row: MontageRow) -> NDArray[Any]:
     """The row's slice of a volume, upright: (rows = y, columns = x)."""
     return np.asarray(np.take(volume, row.index, axis=row.axis)).T
@@ -301,7 +259,7 @@ def _draw_heatmap(cell: Axes, relative: NDArray[Any], scale: float) -> None:
         cmap=COLOUR_MAP,
         vmin=0,
         vmax=scale,
-        alpha=_opacity(relative),
+        alpha=opacity(relative),
         aspect=cell.get_aspect(),
     )
     _outline(cell, relative, 1.0, TEXT, 0.7)

@@ -1,0 +1,129 @@
+"""What the model found in a study, and its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+
+from mcmiad_monai.inference.writers import write_study
+from mcmiad_monai.modality import get_modality
+from mcmiad_monai.transforms import CanonicalOrientation
+from mcmiad_monai.transforms.metadata import PICTURE
+
+#: Slices in a preview.
+PREVIEW_SLICES = 4
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """Heatmap, mask and scores of one study, on the study's own grid.
+
+    Attributes
+    ----------
+    heatmap : MetaTensor of shape (1, X, Y, Z)
+        float32; 1.0 is the calibrated pixel threshold.
+    mask : MetaTensor of shape (1, X, Y, Z)
+        uint8; 1 where the heatmap exceeds the mask's threshold.
+    scores : dict
+        What ``<case>_scores.json`` holds; see `study_scores`.
+    image : MetaTensor of shape (1, X', Y', Z')
+        The normalised study on the canonical grid, for pictures.
+    """
+
+    heatmap: MetaTensor
+    mask: MetaTensor
+    scores: dict[str, Any]
+    image: MetaTensor
+
+    def __repr__(self) -> str:
+        return (
+            f"Prediction(name={self.name!r}, shape={tuple(self.heatmap.shape)}, "
+            f"score={self.score:.4g}, threshold={self.threshold}, anomalous={self.anomalous})"
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the study, and of its files."""
+        return str(self.scores["case"])
+
+    @property
+    def modality(self) -> str:
+        """Name of the study's modality, e.g. ``"brain_mri"``."""
+        return str(self.scores["modality"])
+
+    @property
+    def score(self) -> float:
+        """Anomaly score of the study."""
+        return float(self.scores["volume_score"])
+
+    @property
+    def threshold(self) -> float | None:
+        """Threshold of the score; None where the model could not set one."""
+        return self.scores["volume_threshold"]
+
+    @property
+    def anomalous(self) -> bool | None:
+        """Whether the score exceeds its threshold; None is no verdict."""
+        return self.scores["anomalous"]
+
+    @property
+    def slice_scores(self) -> NDArray[np.float64]:
+        """Score of each slice (n,) along ``scores["slice_axis"]``, NaN where not looked at."""
+        count = self.heatmap.shape[1 + self.scores["slice_axis"]]
+        scores = np.full(count, np.nan)
+        for entry in self.scores["slices"]:
+            scores[entry["index"]] = entry["score"]
+        return scores
+
+    def save(self, out: str | Path, *, pictures: bool = True) -> Path:
+        """Write heatmap, mask and scores into ``out/<name>/``, each file whole or not at all.
+
+        Parameters
+        ----------
+        out : path
+            Folder of the cohort.
+        pictures : bool
+            A study that was a picture comes back as pictures; False writes NIfTI for it too.
+
+        Returns
+        -------
+        Path
+            The study's folder.
+        """
+        image = self.image if pictures and self.heatmap.meta.get(PICTURE) else None
+        return write_study(Path(out), self.scores, self.heatmap, self.mask, image)
+
+    def preview(self, path: str | Path, *, count: int = PREVIEW_SLICES) -> Path:
+        """Draw the hottest slices, with and without heat, as a PNG.
+
+        Parameters
+        ----------
+        path : path
+            File to write.
+        count : int
+            Slices to show.
+        """
+        from mcmiad_monai.inference.montage import MontageRow, montage, pick_slices
+
+        kind = get_modality(self.modality)
+        heat = CanonicalOrientation(kind.axcodes)(self.heatmap).numpy()[0]
+        spacing = np.linalg.norm(self.image.affine.numpy()[:3, :3], axis=0)
+        rows = [
+            MontageRow(
+                image=self.image.numpy()[0],
+                heatmap=heat,
+                index=index,
+                title=self.name,
+                threshold=1.0,  # heatmaps are in units of the calibrated threshold
+                zooms=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+                axis=kind.slice_axis,
+                oriented=not self.heatmap.meta.get(PICTURE),
+            )
+            for index in pick_slices(heat, count, axis=kind.slice_axis)
+        ]
+        return montage(rows, path)

@@ -1,0 +1,381 @@
+"""The unit of work: a trained model, opened once and called with one study after the other.
+
+    study ─ prepare: load, check, orient, normalise ─ heat: slices → network → volume ─ predict:
+    back to the study's own grid, mask, scores
+
+`inference.yaml` of a bundle names the same parts in MONAI's words and writes the same files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from torch import nn
+
+from mcmiad_monai.bundle import BundleError
+from mcmiad_monai.calibration import Calibration, calibration_for
+from mcmiad_monai.data.studies import prepare_study
+from mcmiad_monai.errors import unwrap
+from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
+from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD, anomaly_mask, study_scores
+from mcmiad_monai.inference.prediction import Prediction
+from mcmiad_monai.modality import Modality, get_modality
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.networks.weights import WeightsError
+from mcmiad_monai.runtime.open import Engine, open_network
+from mcmiad_monai.runtime.precision import Precision
+from mcmiad_monai.transforms import CanonicalOrientationd, preprocessing
+from mcmiad_monai.transforms.metadata import MODALITY
+from mcmiad_monai.transforms.recipes import Region
+
+#: The model of a bundle, below its folder.
+MODEL = Path("models") / "model.pt"
+#: Settings of a bundle's inference.yaml, and the options that they are here.
+SETTINGS = {
+    "engine": "engine",
+    "precision": "precision",
+    "compile": "compiled",
+    "batch_size": "batch_size",
+    "mask_threshold": "mask_threshold",
+    "check_modality": "check_modality",
+    "study_modality": "modality",
+    "slice_range": "slice_range",
+    "region": "region",
+    "organ_label": "organ_label",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How a model looks at studies.
+
+    Attributes
+    ----------
+    engine : {"auto", "torch", "onnxruntime", "openvino"}
+        What computes; see `open_network`.
+    precision : {"float32", "bfloat16"}
+        Of the products.
+    compiled : bool
+        Of PyTorch on a GPU.
+    batch_size : int, optional
+        Slices in one call of the network; by default what the engine is fast with.
+    mask_threshold : float
+        Of the mask, in units of the calibrated pixel threshold.
+    check_modality : bool
+        Refuse studies that are of another modality by their header or their values.
+    modality : str, optional
+        Of every study that does not say it itself; for a unified model.
+    slice_range : (float, float), optional
+        Share of the slices to look at; by default what the model was trained for.
+    region : {"whole", "organ"}, optional
+        Where to look; by default what the model was trained for.
+    organ_label : int, optional
+        Value of the organ in a mask of many; by default that of the training.
+    """
+
+    engine: Engine = "auto"
+    precision: Precision = "float32"
+    compiled: bool = False
+    batch_size: int | None = None
+    mask_threshold: float = HEATMAP_THRESHOLD
+    check_modality: bool = True
+    modality: str | None = None
+    slice_range: Sequence[float] | None = None
+    region: Region | None = None
+    organ_label: int | None = None
+
+
+def load(
+    source: str | Path, *, device: str | torch.device | None = None, **options: Any
+) -> Predictor:
+    """Open a trained model.
+
+    Parameters
+    ----------
+    source : path
+        Folder of a trained bundle, or a model file ``model.pt``. An export ``model.onnx`` beside
+        the model is what the engines for CPUs run. Settings at the top of a bundle's
+        ``inference.yaml`` hold unless they are given here.
+    device : str or torch.device, optional
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; by default a GPU if there is one.
+    **options
+        See `InferenceOptions`.
+
+    Raises
+    ------
+    BundleError
+        If there is no model at `source`, or an option is not known.
+    WeightsError
+        If the file is not a model of this project.
+    ExportError, ValueError
+        If the engine or the device is not there, or an option has no such value.
+    """
+    root = Path(source)
+    model = root / MODEL if root.is_dir() else root
+    if not model.is_file():
+        raise BundleError(
+            f"{root} has no trained model: {model} does not exist. Train one with mcmiad train, or "
+            "name the folder of a trained bundle."
+        )
+    known = set(InferenceOptions.__dataclass_fields__)
+    if unknown := sorted(set(options) - known):
+        raise BundleError(f"{unknown} are no options; they are {sorted(known)} and device.")
+    settings = bundle_settings(root) if root.is_dir() else {}
+    modality = settings.pop("bundle_modality", None)
+    chosen = replace(InferenceOptions(**settings), **options)
+    place = choose_device(device)
+    detector = load_package(model, modality=modality)
+    network = open_network(
+        detector,
+        engine=chosen.engine,
+        path=model.with_suffix(".onnx"),
+        device=place,
+        precision=chosen.precision,
+        compiled=chosen.compiled,
+    )
+    return Predictor(detector, network, chosen, modality=modality, device=place)
+
+
+def bundle_settings(root: Path) -> dict[str, Any]:
+    """Settings of a bundle's ``inference.yaml``, read as plain YAML: no code is run.
+
+    Expressions, which begin with ``$`` or ``@``, are the file's own defaults and left out.
+    """
+    path = root / "configs" / "inference.yaml"
+    if not path.is_file():
+        raise BundleError(f"{root} is no bundle of this project: {path} does not exist.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = {
+        option: content[key]
+        for key, option in SETTINGS.items()
+        if key in content and not str(content[key]).startswith(("$", "@"))
+    }
+    return {**found, "bundle_modality": content.get("modality")}
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Device to compute on; a GPU if there is one, where none is named.
+
+    Raises
+    ------
+    ValueError
+        If the device is not known or not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device {device!r} is not known; choose cpu, cuda, cuda:1 or mps."
+        ) from error
+    count = torch.cuda.device_count()
+    absent = chosen.type == "cuda" and (chosen.index or 0) >= count
+    if absent or (chosen.type == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(
+            f"device {device} is not there: this machine has {count} CUDA GPUs that PyTorch can "
+            "use. Choose another device, or leave it out."
+        )
+    return chosen
+
+
+class Predictor:
+    """A trained model, ready for studies.
+
+    Several threads may call it: studies are read and written side by side, and the network computes
+    one at a time.
+
+    Parameters
+    ----------
+    detector : MCMIADDetector
+        Of the package.
+    network : Module
+        What computes it; see `open_network`.
+    options : InferenceOptions
+    modality : str, optional
+        Of the model, where its package does not say it.
+    device : torch.device
+        Of the network.
+
+    Attributes
+    ----------
+    modality : Modality
+        Of the model.
+    slice_axis : int
+        Axis of the canonical volume along which slices are cut.
+    slice_range : (float, float)
+        Share of the slices that are looked at.
+
+    Raises
+    ------
+    WeightsError
+        If the package does not say for which modality it was trained.
+    """
+
+    def __init__(
+        self,
+        detector: MCMIADDetector,
+        network: nn.Module,
+        options: InferenceOptions,
+        *,
+        modality: str | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        trained = detector.trained_with
+        name = trained.get("modality") or modality
+        if name is None:
+            raise WeightsError(
+                "the model does not say for which modality it was trained; open it through its "
+                "bundle's folder, or train it with mcmiad train."
+            )
+        self.detector, self.network, self.options = detector, network, options
+        self.device = torch.device("cpu") if device is None else device
+        self.modality: Modality = get_modality(name)
+        self.slice_axis = self.modality.slice_axis
+        low, high = options.slice_range or trained.get("slice_range", (0.0, 1.0))
+        self.slice_range = (float(low), float(high))
+        self._region: dict[str, Any] = {
+            "region": options.region or trained.get("region", "whole"),
+            "organ_label": trained.get("organ_label")
+            if options.organ_label is None
+            else options.organ_label,
+        }
+        self._inferer = SliceHeatmapInferer(
+            axis=self.slice_axis,
+            slice_range=self.slice_range,
+            batch_size=options.batch_size,
+            calibration=detector.calibration,
+            score=detector.score.slice_score,
+        )
+        self._prepare = self.transforms()
+        self._prepare_with_label = self.transforms(label=True)
+        self._network_free = threading.Lock()
+
+    @property
+    def engine(self) -> str:
+        """Name and version of what computes."""
+        return str(getattr(self.network, "name", f"PyTorch {torch.__version__}"))
+
+    def calibration_of(self, modality: str | None) -> Calibration | None:
+        """Thresholds of studies of a modality; None for a model without.
+
+        Raises
+        ------
+        ValueError
+            If the model was not calibrated for the modality.
+        """
+        return calibration_for(self.detector.calibration, modality)
+
+    def transforms(self, *, label: bool = False) -> Compose:
+        """The steps from a study's path to a normalised canonical volume; see `preprocessing`."""
+        return preprocessing(
+            self.modality,
+            mask_key="label" if label else None,
+            check_modality=self.options.check_modality,
+            **self._region,
+        )
+
+    def __call__(
+        self,
+        study: Any,
+        *,
+        name: str | None = None,
+        modality: str | None = None,
+        organ: str | Path | None = None,
+    ) -> Prediction:
+        """Heatmap, mask and scores of a study.
+
+        Parameters
+        ----------
+        study : path, nibabel image, MetaTensor or (array, affine)
+            A path may be a file or the folder of a DICOM series. An array is (X, Y, Z), its affine
+            (4, 4) in RAS millimetres.
+        name : str, optional
+            Of the study; by default that of its file, without the suffix.
+        modality : str, optional
+            Of the study, for a unified model.
+        organ : path, optional
+            Mask of the organ to look in, for a model that looks at one organ.
+
+        Raises
+        ------
+        VolumeError
+            If the study cannot be used.
+        """
+        case = {"image": study, "case": name or _name_of(study), "modality": modality}
+        return self.predict(self.prepare({**case, "organ": organ}))
+
+    def prepare(self, case: Mapping[str, Any], *, label: bool = False) -> dict[str, Any]:
+        """Read a study and bring it to the canonical grid, normalised.
+
+        Parameters
+        ----------
+        case : mapping
+            ``image`` and ``case``, its name; where known ``patient``, ``modality``,
+            ``dicom_modality``, ``organ``, ``label`` and ``anomalous``, as `find_cases` gives them.
+        label : bool
+            Bring the lesion mask along.
+
+        Returns
+        -------
+        dict
+            ``image`` (1, X, Y, Z), and with `label` the mask ``label`` (1, X, Y, Z).
+
+        Raises
+        ------
+        VolumeError
+            If the study cannot be used.
+        """
+        given = {key: value for key, value in case.items() if value is not None}
+        given.setdefault("modality", self.options.modality)
+        steps = self._prepare_with_label if label else self._prepare
+        try:
+            return prepare_study(given, steps)
+        except RuntimeError as error:
+            raise unwrap(error) from error
+
+    def heat(self, image: MetaTensor) -> MetaTensor:
+        """Heatmap of a prepared image, both (1, X, Y, Z) on the canonical grid.
+
+        ``meta["slice_scores"]`` is (n,), NaN in slices that were not looked at.
+        """
+        with self._network_free:
+            heat = self._inferer(cast(MetaTensor, image[None]), self.network)
+        heatmap = cast(MetaTensor, heat[0])
+        heatmap.meta[SLICE_SCORES] = heat.meta[SLICE_SCORES].reshape(-1)
+        return heatmap
+
+    def predict(self, sample: Mapping[str, Any]) -> Prediction:
+        """Heatmap on the study's own grid, mask and scores of a sample of `prepare`."""
+        heat = self.heat(sample["image"])
+        scores = heat.meta.pop(SLICE_SCORES)
+        orient = next(t for t in self._prepare.transforms if isinstance(t, CanonicalOrientationd))
+        heatmap = orient.orient.inverse(heat)
+        found = study_scores(
+            heatmap,
+            scores,
+            slice_axis=self.slice_axis,
+            calibration=self.calibration_of(heatmap.meta.get(MODALITY)),
+        )
+        mask = anomaly_mask(heatmap, self.options.mask_threshold)
+        return Prediction(heatmap, mask, found, sample["image"])
+
+
+def _name_of(study: Any) -> str:
+    """Name of a study: that of its file or folder, without the suffix of an image."""
+    from mcmiad_monai.data.cases.names import stem_of
+
+    if isinstance(study, MetaTensor):
+        study = study.meta.get("filename_or_obj", "study")
+    elif hasattr(study, "get_filename"):
+        study = study.get_filename() or "study"
+    return stem_of(Path(study)) if isinstance(study, (str, Path)) else "study"
