@@ -2,20 +2,15 @@
 
     python benchmarks/training.py [--batch 16 256] [--repeats 7] [--compile] [--device cuda]
 
-Plain is the head without savings, with PyTorch's dropout and its default AdamW, in float32, on
-cached features. End to end is the same with the images through timm's `features_only` in every
-step, as methods without a feature cache train. The default is what bundles train with: each thread
-takes its share of the batch; "in layers" leaves the threads to PyTorch. All forms start from the
-same weights and take turns. The error is the norm of the difference of all gradients from plain's,
-relative to plain's, without dropout and jitter, which draw other numbers in each form. TFLOP/s
-counts the products that the method needs, as `limits.py` does. `--compile` adds forms through
-`torch.compile`, which needs a compiler, tells how long that took, and leaves out their error: that
-of the compiled head is a test.
-
-On a GPU the default takes its steps as CUDA graphs, and "in layers" launches each kernel.
-
-Threads that share a step wait for each other by spinning. Where other processes want the cores too
-this can be much slower; measure with GOMP_SPINCOUNT=1000, as `mcmiad` runs.
+Plain is the head without savings, with PyTorch's default AdamW, in float32, on cached features. End
+to end is the same with the images through timm's `features_only` in every step, as methods without
+a feature cache train. The default is what bundles train with; on a GPU its steps are CUDA graphs,
+and "without graphs" launches each kernel. All forms start from the same weights and take turns. The
+error is the norm of the difference of all gradients from plain's, relative to plain's, without
+dropout and jitter, which draw other numbers in each form. TFLOP/s counts the products that the
+method needs, as `limits.py` does. `--compile` adds forms through `torch.compile`, which needs a
+compiler, reports how long that took, and leaves out their error: a test compares the gradients of
+the compiled head.
 """
 
 from __future__ import annotations
@@ -33,8 +28,7 @@ from engines import Untruncated, default_detector, place, wait
 from limits import operations
 from torch import Tensor, nn
 
-from mcmiad_monai.networks.dropout import DroppingReLU
-from mcmiad_monai.networks.head import MCMIADHead, head_from_config
+from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.runtime.precision import slowdown
 from mcmiad_monai.training.distributed import replicate
@@ -86,14 +80,10 @@ class Form:
 
 
 def plain_head(head: MCMIADHead) -> MCMIADHead:
-    """The head without savings and with PyTorch's dropout."""
-    plain = head_from_config({**head.config, "savings": False})
-    plain.load_state_dict(head.state_dict())
-    for module in plain.modules():
-        for name, child in module.named_children():
-            if isinstance(child, DroppingReLU):
-                setattr(module, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.p)))
-    return plain.to(head.channel_mean.device).train()
+    """The head without savings."""
+    plain = copy.deepcopy(head).train()
+    plain.decoder.savings = False
+    return plain
 
 
 def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]:
@@ -124,8 +114,9 @@ def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]
         if half and cpu and slowdown("bfloat16") > 1:
             print("bfloat16: this processor has no instructions for it")
             continue
-        layers = f"{name.split()[0]}, in layers"
-        known[layers] = Form(head(), cached, half=half, fused=True)
+        if not cpu:
+            without = f"{name.split()[0]}, without graphs"
+            known[without] = Form(head(), cached, half=half, fused=True)
         known[name] = Form(head(), cached, half=half, fused=True, shipped=True)
         if compiled and half:
             known[f"{name.split()[0]}, compiled"] = Form(
@@ -139,7 +130,7 @@ def gradient(form: Form) -> Tensor:
     head = copy.deepcopy(form.head)
     head.jitter.scale = 0.0
     for module in head.modules():
-        if isinstance(module, DroppingReLU | nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
     replace(form, head=head).loss().backward()
     return torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])

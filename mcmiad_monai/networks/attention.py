@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcmiad_monai.networks.tracing import is_written
-
 
 class KeysValues(NamedTuple):
     """Projected keys and values, each of shape (B, heads, M, D / heads)."""
@@ -74,9 +72,9 @@ class MultiHeadAttention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Softmax attention by the faster of two equal forms.
 
-    The fused kernel wins except in half precision on a CPU, where its backward is slow for
-    sequences as short as 196 tokens, and in an exported graph, into which it would bring a search
-    for queries without any key; there the product, softmax and product are written out.
+    The fused kernel is faster except in two cases, where product, softmax and product are written
+    out: in half precision on a CPU, where its backward is slow for as few as 196 tokens; and in an
+    exported graph, where it would add a search for queries without any key.
 
     Parameters
     ----------
@@ -89,7 +87,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
     Tensor of shape (B, heads, N, d)
     """
     half_on_cpu = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-    if half_on_cpu or is_written():
+    # some versions of PyTorch say that they export while they compile
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    if half_on_cpu or exporting or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return attention_weights(query, key, allowed).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
 

@@ -7,14 +7,13 @@ of a token, so that no token can copy itself. LayerNorms are a round's only weig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.networks.attention import MultiHeadAttention, neighbourhood_blocked
-from mcmiad_monai.networks.moe import Dispatch, MixtureOfExperts, Weights
+from mcmiad_monai.networks.moe import Dispatch, MixtureOfExperts
 
 QUERY_STD = 0.02
 """Standard deviation from which the learned query starts."""
@@ -107,18 +106,17 @@ class RecursiveMoEDecoder(nn.Module):
         position = self.position()  # (1, N, D)
         output, importance = tokens, [torch.zeros((), device=tokens.device)] * self.ffn_per_round
         attended = self._attend_input(tokens, position)  # (B, N, D)
-        experts = [cast(MixtureOfExperts, ffn).split() for ffn in self.ffns]
         for index, norms in enumerate(self.norms):
             if index and not self.savings:
                 attended = self._attend_input(tokens, position)
-            output, used = self._round(attended, output, position, cast(RoundNorms, norms), experts)
+            output, used = self._round(attended, output, position, cast(RoundNorms, norms))
             importance = [total + new for total, new in zip(importance, used, strict=True)]
         return output, torch.stack(importance)
 
-    def has_fixed_shapes(self, images: int, dtype: torch.dtype) -> bool:
-        """Whether no shape depends on the data, for so many images and products of this type."""
+    def has_fixed_shapes(self, images: int) -> bool:
+        """Whether no shape depends on the data, for so many images."""
         tokens = images * self.allowed.shape[0]
-        return all(cast(MixtureOfExperts, f).has_fixed_shapes(tokens, dtype) for f in self.ffns)
+        return all(cast(MixtureOfExperts, ffn).is_dense(tokens) for ffn in self.ffns)
 
     def _attend_input(self, tokens: Tensor, position: Tensor) -> Tensor:
         """First attention of a round: the learned query looks at the input."""
@@ -131,23 +129,20 @@ class RecursiveMoEDecoder(nn.Module):
         previous: Tensor,
         position: Tensor,
         norms: RoundNorms,
-        experts: Sequence[Weights],
     ) -> tuple[Tensor, list[Tensor]]:
         """Everything of a round after its first attention."""
         used: list[Tensor] = []
         x = norms.input(self.query + attended)  # (B, N, D)
         if norms.extra is not None:
-            x, importance = self._feed_forward(1, x, experts, norms.extra)
+            x, importance = self._feed_forward(1, x, norms.extra)
             used.append(importance)
         memory = self.round_attention.project(previous + position, previous)
         x = norms.round(x + self.round_attention(x + position, memory, self.allowed))
-        x, importance = self._feed_forward(0, x, experts, norms.ffn)
+        x, importance = self._feed_forward(0, x, norms.ffn)
         return x, [importance, *used]
 
-    def _feed_forward(
-        self, index: int, x: Tensor, experts: Sequence[Weights], norm: nn.LayerNorm
-    ) -> tuple[Tensor, Tensor]:
-        mixed, importance = self.ffns[index](x, experts[index])
+    def _feed_forward(self, index: int, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        mixed, importance = self.ffns[index](x)
         return norm(x + mixed), importance
 
 

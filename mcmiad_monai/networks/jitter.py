@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mcmiad_monai.networks.randomness import generator
-
 
 class FeatureJitter(nn.Module):
     """Add Gaussian noise in proportion to each token's norm; the identity in evaluation.
@@ -40,15 +38,9 @@ class FeatureJitter(nn.Module):
         if not self.training or self.scale == 0 or self.probability == 0:
             return tokens
         norm = tokens.norm(dim=-1, keepdim=True)  # (B, N, 1)
-        drawn = torch.randn(
-            tokens.shape, generator=generator(), dtype=tokens.dtype, device=tokens.device
-        )
-        noise = drawn * norm * (self.scale / tokens.shape[-1])  # (B, N, C)
-        return tokens + noise * self._picked(tokens)
-
-    def _picked(self, tokens: Tensor) -> Tensor:
+        noise = torch.randn_like(tokens) * norm * (self.scale / tokens.shape[-1])  # (B, N, C)
         chance = torch.full_like(tokens[:, :1, :1], self.probability)  # (B, 1, 1)
-        return torch.bernoulli(chance, generator=generator())
+        return tokens + noise * torch.bernoulli(chance)
 
     def extra_repr(self) -> str:
         """Options, for printing."""

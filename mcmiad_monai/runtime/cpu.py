@@ -1,12 +1,14 @@
-"""Slices through a network in several threads, each with slices of its own.
+"""Inference on the CPU in several threads, each with slices of its own.
 
-Cores that share a slice wait for each other in every layer, and what they work on leaves their
-caches; cores with a slice each do neither.
+Threads that share a slice wait for each other in every layer, and its activations leave the caches
+of the cores. Threads with slices of their own avoid both.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,39 +19,40 @@ from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.runtime.gpu import ACCELERATOR_SLICES, accelerated
 from mcmiad_monai.runtime.precision import Precision
-from mcmiad_monai.runtime.threads import pool_of_threads
 
-#: Slices that one worker takes at a time: the activations of more leave the caches of a core.
+#: Slices that a worker takes at a time: the activations of more leave the caches of a core.
 SLICES_A_WORKER = 2
-#: Portions for each worker in one call, so that none idles long at its end.
+#: Portions for each worker in one call, so that no worker is idle for long at its end.
 PORTIONS_A_CALL = 4
-#: Slices in one call of PyTorch on a CPU, where there are no more threads than that.
+#: Fewest slices in one call of PyTorch on a CPU; with more threads, one slice for each.
 CPU_SLICES = 4
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 def slices_at_once(network: Any, device: torch.device) -> int:
-    """Slices in one call that a network is fast with.
+    """Number of slices in one call with which a network is fast.
 
-    An engine tells its own number. On a CPU PyTorch is fastest with few: the activations of many
-    leave the caches (``benchmarks/engines.py --batches``). An accelerator wants to be filled.
+    It is the network's own attribute of this name, if it has one. On a CPU PyTorch is fastest with
+    few slices: the activations of many leave the caches (``benchmarks/engines.py --batches``). A
+    GPU is fastest with many.
     """
-    told = getattr(network, "slices_at_once", None)
-    if told is not None:
-        return int(told)
+    own = getattr(network, "slices_at_once", None)
+    if own is not None:
+        return int(own)
     return max(CPU_SLICES, torch.get_num_threads()) if device.type == "cpu" else ACCELERATOR_SLICES
 
 
 class SliceWorkers(nn.Module):
-    """A slice network on the CPU, computed in portions by threads.
+    """A slice network on the CPU, whose slices are shared by threads.
 
     Parameters
     ----------
     run : callable
-        Maps images (n, 1, S, S) to an array (n, …), both float32, in any thread, with one core.
+        Maps images (n, 1, S, S) to an array (n, …), both float32. Called in several threads, each
+        of which uses one core.
     name : str
-        Of what computes, and its version, for people.
+        Library that computes, and its version; for messages.
     workers : int, optional
         Calls of `run` at the same time; by default the threads that PyTorch would use.
     slices_a_worker : int
@@ -73,7 +76,7 @@ class SliceWorkers(nn.Module):
         workers = workers or torch.get_num_threads()
         self.run, self.name, self.slices_a_worker = run, name, slices_a_worker
         self.slices_at_once = workers * slices_a_worker * PORTIONS_A_CALL
-        self._pool = pool_of_threads(workers, "slices")
+        self._pool = _one_core_threads(workers)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, 1, S, S); the output (B, …) comes back on their device."""
@@ -85,7 +88,7 @@ class SliceWorkers(nn.Module):
 
 
 def torch_run(network: nn.Module, precision: Precision = "float32") -> Run:
-    """How a worker runs a network of PyTorch, in the layout that convolutions are fastest in."""
+    """Function that runs a PyTorch network for `SliceWorkers`, in its fastest memory layout."""
     network = network.to(memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
@@ -105,3 +108,35 @@ def encoding(encoder: FrozenEncoder, device: torch.device) -> nn.Module:
     if device.type != "cpu":
         return accelerated(folded, device)
     return SliceWorkers(torch_run(folded), "PyTorch")
+
+
+def _one_core_threads(workers: int) -> ThreadPoolExecutor:
+    """Threads in each of which PyTorch uses one core; other threads keep their setting.
+
+    PyTorch's setting is that of the calling thread and of all that start later, so that it is put
+    back once every worker has started.
+
+    Raises
+    ------
+    RuntimeError
+        If the system cannot start so many threads.
+    """
+    before = torch.get_num_threads()
+    started = threading.Barrier(workers + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # once it was read, a thread no longer follows others' settings
+        started.wait()
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="slices", initializer=start)
+    try:
+        for _ in range(workers):
+            pool.submit(int)
+        started.wait()
+    except RuntimeError:
+        started.abort()  # a thread could not start; the others do not wait for it forever
+        raise
+    finally:
+        torch.set_num_threads(before)
+    return pool

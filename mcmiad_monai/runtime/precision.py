@@ -1,4 +1,4 @@
-"""In which numbers products are computed: exact by default, faster on request."""
+"""Precision of products: float32 by default, bfloat16 on request, which is faster."""
 
 from __future__ import annotations
 
@@ -18,34 +18,28 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def require_precision(name: str) -> None:
-    """Refuse a precision that is not known.
-
-    Raises
-    ------
-    ValueError
-        If it is not one of `PRECISIONS`.
-    """
+    """Raise a ValueError if a precision is not one of `PRECISIONS`."""
     if name not in PRECISIONS:
         raise ValueError(f"precision {name!r} is not known; choose one of {list(PRECISIONS)}.")
 
 
 def require_gpu_to_compile(device: str | torch.device, compiled: bool) -> None:
-    """Refuse to compile for a CPU, where other forms are faster.
+    """Refuse `torch.compile` on a CPU, where other forms are faster.
 
     Raises
     ------
     ValueError
-        If a network is to be compiled for something else than a GPU.
+        If `compiled` is true and the device is not a GPU.
     """
     if compiled and torch.device(device).type != "cuda":
         raise ValueError(
             f"compile is for PyTorch on a GPU, and this network runs on {device}: leave compile "
-            "false. On a CPU the extra export is fastest for inference, and training takes threads."
+            "false. On a CPU the extra export is fastest for inference."
         )
 
 
 class ProductsIn(nn.Module):
-    """A network with its products in a precision, on whatever device; the output is float32.
+    """A network with its products in the given precision, on any device; the output is float32.
 
     On a GPU PyTorch would by itself compute convolutions in TensorFloat-32, whose products have ten
     bits: float32 means float32 here.
@@ -66,7 +60,7 @@ class ProductsIn(nn.Module):
         half = self.precision == "bfloat16"
         with (
             without_tensorfloat(),
-            # nothing is kept: weights that are not trained are converted in each call all the same
+            # the cache would not help: it is for weights that require gradients
             torch.autocast(image.device.type, torch.bfloat16, enabled=half, cache_enabled=False),
         ):
             output: Tensor = self.network(image)
@@ -75,7 +69,7 @@ class ProductsIn(nn.Module):
 
 @contextmanager
 def without_tensorfloat() -> Iterator[None]:
-    """Convolutions on a GPU in float32; products of matrices are, unless a program asks else."""
+    """Convolutions on a GPU in float32; products of matrices are by PyTorch's default."""
     kept = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -85,16 +79,16 @@ def without_tensorfloat() -> Iterator[None]:
 
 
 def slowdown(name: str) -> float:
-    """How many times as long a product of matrices takes on this processor as in float32.
+    """Time of a product of matrices on this processor, relative to float32.
 
-    Processors without instructions for bfloat16 do it in software. It is measured, since of some
-    kinds PyTorch does not tell which have them.
+    Processors without instructions for bfloat16 compute it in software. It is measured, since
+    PyTorch does not know of every processor whether it has them.
     """
     return _seconds(getattr(torch, name)) / _seconds(torch.float32)
 
 
 def warn_where_slow(name: str, device: torch.device) -> None:
-    """Log a warning if a processor multiplies matrices faster in float32 than as asked."""
+    """Log a warning if this processor is faster in float32 than in the chosen precision."""
     if name == "float32" or device.type != "cpu":
         return
     if (times := slowdown(name)) > 1:
@@ -107,7 +101,7 @@ def warn_where_slow(name: str, device: torch.device) -> None:
 
 
 def _seconds(dtype: torch.dtype, *, size: int = 256, repeats: int = 3) -> float:
-    """Least time of a product of square matrices."""
+    """Shortest time of a product of square matrices."""
     matrix = torch.ones(size, size, dtype=dtype)
     taken = []
     for _ in range(repeats):

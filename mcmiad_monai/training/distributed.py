@@ -2,8 +2,7 @@
 
 Every process holds the whole head and takes its share of each batch; gradients are averaged by
 PyTorch's DistributedDataParallel. Without an initialised process group everything here is what one
-process does. On a CPU the threads of a process share its batch in turn; on a GPU a process that is
-alone launches its steps as graphs.
+process does. On a GPU, a process that is alone runs its steps as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mcmiad_monai.networks.head import MCMIADHead
-from mcmiad_monai.runtime.graphs import GraphedHead
+from mcmiad_monai.runtime.gpu import GraphedHead
 from mcmiad_monai.runtime.precision import require_gpu_to_compile
-from mcmiad_monai.training.threaded import ThreadedHead
 
 #: The others wait while the first process computes the features of a whole cohort.
 TIMEOUT = timedelta(hours=12)
@@ -100,9 +98,8 @@ def replicate(
     Parameters
     ----------
     network : nn.Module
-        Moved in place; keep it for its state dict, which has no wrapper's prefix. An `MCMIADHead`
-        trains in threads on a CPU, and as CUDA graphs on a GPU of one process; another network as
-        it is.
+        Moved in place. Use its own state dict, which has no wrapper's prefix. An `MCMIADHead`
+        trains as CUDA graphs on a GPU of one process; any other network stays as it is.
     place : str or torch.device
         Where to.
     compiled : bool
@@ -118,11 +115,8 @@ def replicate(
     if compiled and is_initialised():
         raise ValueError("compile is for training in one process; leave compile false.")
     network = network.to(where)
-    if isinstance(network, MCMIADHead):
-        if where.type == "cpu":
-            network = ThreadedHead(network)
-        elif where.type == "cuda" and not is_initialised():
-            network = GraphedHead(network, compiled=compiled)
     if not is_initialised():
+        if where.type == "cuda" and isinstance(network, MCMIADHead):
+            return GraphedHead(network, compiled=compiled)
         return network
     return DistributedDataParallel(network, device_ids=[where] if where.type == "cuda" else None)

@@ -23,13 +23,11 @@ from torch.utils.data import DataLoader
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.metrics import SliceAUROC
-from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.runtime.precision import Precision, require_precision, warn_where_slow
 from mcmiad_monai.training.distributed import rank, world_size
 from mcmiad_monai.training.handlers import GradientClip, SeedEachEpoch
 from mcmiad_monai.training.on_device import loader
-from mcmiad_monai.training.threaded import ThreadedHead
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +148,7 @@ class HeadValidator(SupervisedEvaluator):
     dataset : FeatureDataset
         Validation slices.
     network : Module
-        On `device`. An `MCMIADHead` is computed by threads on a CPU.
+        On `device`.
     score : AnomalyScore
         Turns a reconstruction into slice scores.
     loss_function : callable
@@ -185,8 +183,6 @@ class HeadValidator(SupervisedEvaluator):
                 f"{len(dataset)} validation slices are shared by {world_size()} processes; give "
                 "each at least one: more studies to validate on, or fewer processes."
             )
-        if isinstance(network, MCMIADHead) and torch.device(device).type == "cpu":
-            network = ThreadedHead(network)
         loss = MeanOfSlices(output_transform=loss_of_normals)
         metrics: dict[str, Metric] = {"val_neg_loss": -1.0 * loss}
         key: dict[str, Metric] = metrics

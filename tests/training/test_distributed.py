@@ -25,7 +25,6 @@ from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.training import distributed
 from mcmiad_monai.training.loading import feature_loader
-from mcmiad_monai.training.threaded import IMAGES_A_THREAD
 from mcmiad_monai.training.trainer import (
     HeadTrainer,
     HeadValidator,
@@ -100,7 +99,6 @@ def gradients(images: Tensor, **options: Any) -> list[float]:
     """Gradients after a second backward pass: DDP finds out by then what it was not given."""
     head = small_head(**{**QUIET, **options})
     network = distributed.replicate(head, "cpu")
-    assert len(images) // 2 >= IMAGES_A_THREAD
     for _ in range(2):
         head.zero_grad()
         LOSS(network(images)).backward()
@@ -108,7 +106,6 @@ def gradients(images: Tensor, **options: Any) -> list[float]:
 
 
 OPTIONS: list[dict[str, Any]] = [{}, {"use_text_fusion": False}, {"top_k": 1, "ffn_per_round": 2}]
-#: large enough that the threads of each process share their part of it
 BATCH = torch.randn(16, CHANNELS, GRID, GRID, generator=torch.Generator().manual_seed(5))
 VALIDATION = [Kept(9, anomalous=(0, 3, 4)), Kept(8, anomalous=(1, 7)), Kept(7)]
 TRAINING = Kept(16)
@@ -156,7 +153,7 @@ def who_goes_first(folder: Path) -> dict[str, bool]:
 
 def work(folder: Path) -> None:
     """What each process runs."""
-    torch.set_num_threads(2)  # that share a batch
+    torch.set_num_threads(1)
     distributed.start("gloo")
     rank = distributed.rank()
     found = {

@@ -21,7 +21,6 @@ from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.training import on_device
 from mcmiad_monai.training.handlers import CheckpointError, Checkpoints
 from mcmiad_monai.training.on_device import FeaturesOnDevice, loader
-from mcmiad_monai.training.threaded import ThreadedHead
 from mcmiad_monai.training.trainer import (
     HeadTrainer,
     HeadValidator,
@@ -36,10 +35,10 @@ class Features(Dataset[dict[str, Tensor]]):
 
     def __init__(self, count: int = 12, *, anomalies: bool = False) -> None:
         generator = torch.Generator().manual_seed(count)
-        # as features are kept, in half precision
-        self.values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator).half().float()
+        self.values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator)
         marks = [anomalies and i % 3 == 0 for i in range(count)]
         self.values[marks] *= 20
+        self.values = self.values.half().float()  # as features are kept
         self.records = [
             SliceRecord(f"case{i}", i, mark, f"case{i}") for i, mark in enumerate(marks)
         ]
@@ -64,7 +63,6 @@ def make_run(
     epochs: int = EPOCHS,
     anomalies: bool = True,
     seed: int = 0,
-    threads: int = 1,
     **options: Any,
 ) -> SimpleNamespace:
     """A trainer with all its parts, as the bundle's configuration wires them."""
@@ -91,7 +89,7 @@ def make_run(
         device="cpu",
         max_epochs=epochs,
         train_data_loader=batches,
-        network=ThreadedHead(head, threads, images_a_thread=1),
+        network=head,
         optimizer=optimizer,
         loss_function=options.pop("loss_function", ReconstructionLoss()),
         lr_scheduler=schedule,
@@ -129,15 +127,15 @@ def test_batches_of_a_device_train_and_validate_the_same(
     assert found.validator.state.metrics == pytest.approx(expected.validator.state.metrics)
 
 
-@pytest.mark.parametrize(("stop", "threads"), [(1, 1), (3, 1), (2, 3)])
-def test_resumed_run_equals_the_straight_run(tmp_path: Path, stop: int, threads: int) -> None:
-    straight = make_run(tmp_path / "straight", threads=threads)
+@pytest.mark.parametrize("stop", [1, 3])
+def test_resumed_run_equals_the_straight_run(tmp_path: Path, stop: int) -> None:
+    straight = make_run(tmp_path / "straight")
     straight.trainer.run()
 
-    first = make_run(tmp_path / "parts", epochs=stop, threads=threads)
+    first = make_run(tmp_path / "parts", epochs=stop)
     first.trainer.run()
     torch.randn(17)  # whatever else happened to the generator in between
-    second = make_run(tmp_path / "parts", threads=threads)
+    second = make_run(tmp_path / "parts")
     second.checkpoints.resume(second.trainer, second.checkpoints.last)
     second.trainer.run()
 
@@ -194,11 +192,6 @@ def test_key_metric_is_auroc_with_anomalies_and_loss_without(tmp_path: Path) -> 
     only_normals = make_run(tmp_path, anomalies=False).validator
     only_normals.run(0)
     assert only_normals.state.key_metric_name == "val_neg_loss"
-
-
-def test_validation_of_a_head_on_a_cpu_is_shared_by_threads(tmp_path: Path) -> None:
-    validator = make_run(tmp_path).validator
-    assert isinstance(validator.network, ThreadedHead)
 
 
 def test_validation_loss_is_that_of_normal_slices_alone(tmp_path: Path) -> None:
