@@ -6,15 +6,14 @@ columns and rows. Only this file and `restore` know that layout.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform
+from monai.transforms import InvertibleTransform
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
@@ -242,59 +241,3 @@ class ExtractSlices(InvertibleTransform):
         out.affine = torch.from_numpy(np.array(origin["affine"], dtype=np.float64))
         out.meta.pop(SLICES, None)
         return out
-
-
-class ExtractSlicesd(MapTransform, InvertibleTransform):
-    """`ExtractSlices` of the volumes under `keys`; all keys are cut at the slices of the first.
-
-    Parameters
-    ----------
-    keys : KeysCollection
-        The first key decides which slices have enough foreground.
-    axis, size, indices, min_fraction
-        As for `ExtractSlices`.
-    mode : {"bilinear", "nearest"} or sequence of these
-        One for all keys, or one for each.
-    allow_missing_keys : bool
-        Whether a missing key is passed over.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        *,
-        axis: int = 2,
-        size: int = NETWORK_SIZE,
-        indices: Sequence[int] | None = None,
-        min_fraction: float = MIN_FOREGROUND,
-        mode: Mode | Sequence[Mode] = "bilinear",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        modes: list[Any] = [mode] * len(self.keys) if isinstance(mode, str) else list(mode)
-        if len(modes) != len(self.keys):
-            raise ValueError(
-                f"{len(modes)} modes were given for {len(self.keys)} keys; one for each is needed."
-            )
-        self.axis, self.indices, self.min_fraction = axis, indices, min_fraction
-        self.extract = {
-            key: ExtractSlices(axis=axis, size=size, indices=indices, mode=m)
-            for key, m in zip(self.keys, modes, strict=True)
-        }
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Cut every key at the same slices."""
-        d = dict(data)
-        indices = self.indices
-        for key in self.key_iterator(d):
-            if indices is None:
-                indices = foreground_slices(d[key], axis=self.axis, min_fraction=self.min_fraction)
-            d[key] = self.extract[key].cut(d[key], indices)
-        return d
-
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Put the maps of every key back into a volume."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.extract[key].inverse(d[key])
-        return d

@@ -7,12 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd
 
 from mcmiad_monai.transforms import (
-    CanonicalOrientationd,
     ExtractSlices,
-    ExtractSlicesd,
     as_heatmap,
     foreground_slices,
     insert_slices,
@@ -175,39 +172,9 @@ def test_extraction_leaves_its_input_alone() -> None:
     assert "slices" not in volume.meta
 
 
-def test_small_maps_go_home_through_invertd() -> None:
-    volume = _volume((30, 44, 12))
-    volume.meta["space"] = "RAS"
-    prepare = Compose([CanonicalOrientationd("image"), ExtractSlicesd("image", indices=[1, 5])])
-    data = prepare({"image": volume})
-    data["pred"] = MetaTensor(torch.ones(2, 1, 14, 14))
-    home = Invertd("pred", prepare, orig_keys="image", nearest_interp=False)(data)["pred"]
-    assert home.shape == volume.shape
-    assert torch.equal(home.affine, volume.affine)
-    # the two canonical slices, and nothing else, lie in the volume
-    assert int(home.count_nonzero()) == 2 * volume.numel() // 12
-    covered = home.as_tensor() > 0
-    torch.testing.assert_close(home.as_tensor(), covered.float())
-
-
-def test_image_and_mask_are_cut_at_the_same_slices() -> None:
-    image = _volume()
-    image[..., :4] = 0
-    mask = as_heatmap(torch.zeros(1, 30, 44, 12), image)
-    mask[..., 6] = 1
-    cut = ExtractSlicesd(("image", "label"), size=32, mode=("bilinear", "nearest"))
-    data = cut({"image": image, "label": mask})
-    assert data["image"].meta["slices"] == data["label"].meta["slices"]
-    assert data["label"].sum(dim=(1, 2, 3)).tolist() == [0, 0, 1024, 0, 0, 0, 0, 0]
-    back = cut.inverse(data)
-    torch.testing.assert_close(back["label"].as_tensor(), mask.as_tensor())
-
-
 def test_nothing_to_cut_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"2\.0% of foreground"):
         ExtractSlices()(MetaTensor(torch.zeros(1, 4, 4, 4)))
-    with pytest.raises(ValueError, match="2 modes were given for 1"):
-        ExtractSlicesd("image", mode=("bilinear", "nearest"))
 
 
 def test_heatmap_takes_geometry_and_copies_it() -> None:
