@@ -125,7 +125,7 @@ LIVER_CT = Modality(
 
 MODALITIES: dict[str, Modality] = {m.name: m for m in (BRAIN_MRI, RETINA_OCT, LIVER_CT)}
 
-#: One model for all of them; what a study is must then be told by the study.
+#: One model for all of them; each study then says of which modality it is.
 UNIFIED = Modality(
     name="unified",
     title="brain MRI, retina OCT or liver CT",

@@ -165,7 +165,7 @@ def looks_like_label_map(values: NDArray[np.float32]) -> bool:
     """
     if values.size < LABEL_MIN_VOXELS:
         return False
-    # most images tell by a part of their voxels: all of them have no fewer values, nor whole ones
+    # a part of the voxels decides for most images: all voxels have at least as many values
     part = values.ravel(order="K")[:: max(1, values.size // LABEL_SAMPLE)]
     if np.unique(part).size > LABEL_MAX_VALUES or not _whole_numbers(part):
         return False

@@ -1,4 +1,4 @@
-"""What kind of study a volume is: told by the user or a header, checked, and never guessed."""
+"""What kind of study a volume is: given by the user or a header, checked, and never guessed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class StudyModalityd(MapTransform):
     """Settle the modality of each volume, and refuse a volume of another one.
 
     The modality is that of the model. A unified model takes it from the key ``modality`` of the
-    data (a datalist, a folder's name or a request tells it there) or from the DICOM header; a study
-    of which neither tells is refused. What the header says is read by `load_volume` (DICOM, or a
+    data (a datalist, a folder's name or a request puts it there) or from the DICOM header; a study
+    without either is refused. What the header says is read by `load_volume` (DICOM, or a
     BIDS sidecar), or given under the key ``dicom_modality`` where a server has it.
 
     Afterwards ``meta["modality"]`` holds the name and ``meta["modality_from"]`` the reason.
@@ -78,23 +78,23 @@ class StudyModalityd(MapTransform):
             volume.meta[MODALITY], volume.meta[MODALITY_FROM] = kind.name, source
         return d
 
-    def _settle(self, name: str, told: Any, header: str | None) -> tuple[Modality, str]:
+    def _settle(self, name: str, given: Any, header: str | None) -> tuple[Modality, str]:
         if not self.kind.is_unified:
-            if self.check and told is not None and told != self.kind.name:
+            if self.check and given is not None and given != self.kind.name:
                 raise VolumeError(
-                    f"{name} is listed as {told}, and the model is for {self.kind.name}; use a "
+                    f"{name} is listed as {given}, and the model is for {self.kind.name}; use a "
                     "model of that modality, or correct the list."
                 )
             return self.kind, "the model"
-        if told is not None:
-            if told not in MODALITIES:
+        if given is not None:
+            if given not in MODALITIES:
                 raise VolumeError(
-                    f"{name} has the modality {told!r}; one of {sorted(MODALITIES)} is needed."
+                    f"{name} has the modality {given!r}; one of {sorted(MODALITIES)} is needed."
                 )
-            return MODALITIES[told], "given"
+            return MODALITIES[given], "given"
         found = modality_of_dicom(header) if header else None
         if found is None:
-            says = f"its header says {header!r}" if header else "no header tells"
+            says = f"its header says {header!r}" if header else "no header says it"
             raise VolumeError(
                 f"the modality of {name} is not known ({says}), and it is never guessed. Give it: "
                 "study_modality for all studies, 'modality' in a datalist, or a folder named "

@@ -53,7 +53,7 @@ class Image:
     is_picture : bool
         A PNG, JPEG, TIFF or BMP: grey levels of a display rather than measured intensities.
     dicom_modality : str or None
-        ``"MR"``, ``"CT"``, …, where a DICOM header or a BIDS sidecar tells.
+        ``"MR"``, ``"CT"``, …, where a DICOM header or a BIDS sidecar has it.
     """
 
     values: NDArray[Any]
@@ -148,8 +148,8 @@ def sidecar_modality(path: Path) -> str | None:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # some other JSON of this name; nothing rests on it
-    told = content.get("Modality") if isinstance(content, dict) else None
-    return told if isinstance(told, str) else None
+    modality = content.get("Modality") if isinstance(content, dict) else None
+    return modality if isinstance(modality, str) else None
 
 
 def _read_itk(path: Path) -> Image:

@@ -1,1 +1,1 @@
-"""From a study to its heatmap, and what a study leaves on disk."""
+"""From a study to its heatmap, and the files that are written for it."""

@@ -48,7 +48,7 @@ class CohortReport:
     """Collect the scores of a cohort, and which studies failed.
 
     Writes ``scores.json`` and ``scores.csv`` (one row a slice) into the output folder. Attached to
-    an ignite engine it collects what `SaveStudyd` leaves under ``scores``, and writes when the
+    an ignite engine it collects what `SaveStudyd` puts under ``scores``, and writes when the
     engine completes or is stopped by an exception.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What a study leaves on disk: heatmap, mask and scores, each written whole or not at all."""
+"""The files of a study: heatmap, mask and scores, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
 
 
 class SaveStudyd(SaveImaged):
-    """Write all that a study leaves: heatmap, mask, scores, and for a picture an overlay.
+    """Write the files of a study: heatmap, mask, scores, and for a picture an overlay.
 
     It is a SaveImaged, so that servers which answer with the heatmap themselves leave it out as
     they leave out MONAI's own.

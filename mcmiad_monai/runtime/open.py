@@ -66,7 +66,7 @@ def open_network(
         Of the package.
     engine : {"auto", "torch", "onnxruntime", "openvino"}
         Which library computes. The last two compute on the CPU. ``"auto"`` takes the fastest of
-        those that are installed and have a file of this model, and tells which.
+        those that are installed and have a file of this model, and logs which.
     path : path, optional
         The exported ``.onnx`` file; needed for ``"onnxruntime"`` and ``"openvino"``.
     device : str or torch.device
@@ -111,13 +111,13 @@ class Opened(NamedTuple):
     workers : SliceWorkers
     precision : str
         The numbers it computes in.
-    told : str
-        The project's metadata in the file; empty if it has none.
+    metadata : str
+        The project's metadata in the file, as JSON; empty if it has none.
     """
 
     workers: SliceWorkers
     precision: str
-    told: str
+    metadata: str
 
 
 def _on_cpu(detector: MCMIADDetector, precision: Precision) -> nn.Module:
@@ -186,8 +186,8 @@ def _fastest(detector: MCMIADDetector, source: Path, precision: Precision) -> nn
 
 
 def _belongs(opened: Opened, detector: MCMIADDetector) -> bool:
-    """Whether a file's metadata tells of this model."""
-    stored = json.loads(opened.told or "{}").get("model_sha256")
+    """Whether a file was exported from this model, by its metadata."""
+    stored = json.loads(opened.metadata or "{}").get("model_sha256")
     return bool(stored == description(detector)["model_sha256"])
 
 
@@ -227,15 +227,15 @@ def _onnxruntime(runtime: Any, path: Path) -> Opened:
         found: np.ndarray = session.run(None, {"image": images})[0]
         return found
 
-    told = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+    metadata = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
     # as fast with one slice as with two, in less memory
     workers = SliceWorkers(run, f"onnxruntime {runtime.__version__}", slices_a_worker=1)
-    return Opened(workers, "float32", told)
+    return Opened(workers, "float32", metadata)
 
 
 def _openvino(library: Any, path: Path, precision: Precision) -> Opened:
     settings = {
-        # told, since OpenVINO takes bfloat16 by itself where the processor has it
+        # OpenVINO takes bfloat16 by default where the processor has it
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": torch.get_num_threads(),  # a worker has one core
@@ -245,7 +245,7 @@ def _openvino(library: Any, path: Path, precision: Precision) -> Opened:
         model = core.read_model(str(path))
         compiled = core.compile_model(model, "CPU", settings)
     place = ["framework", METADATA_KEY]
-    told = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else ""
+    metadata = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else ""
     requests = _Requests(compiled)
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     used = {"f32": "float32", "bf16": "bfloat16"}.get(hint, hint)
@@ -257,7 +257,7 @@ def _openvino(library: Any, path: Path, precision: Precision) -> Opened:
     def run(images: np.ndarray) -> np.ndarray:
         return np.array(requests.mine().infer([images], share_inputs=True)[0], dtype=np.float32)
 
-    return Opened(SliceWorkers(run, f"openvino {library.__version__}"), used, told)
+    return Opened(SliceWorkers(run, f"openvino {library.__version__}"), used, metadata)
 
 
 class _Requests:

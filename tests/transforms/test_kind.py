@@ -96,7 +96,7 @@ def test_unified_model_refuses_a_header_against_what_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "says"), [(None, "no header tells"), ("US", "its header says 'US'")]
+    ("header", "says"), [(None, "no header says it"), ("US", "its header says 'US'")]
 )
 @pytest.mark.parametrize("check", [True, False])
 def test_unified_model_never_guesses(header: str | None, says: str, check: bool) -> None:

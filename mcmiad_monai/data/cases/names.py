@@ -1,4 +1,4 @@
-"""What a file is, told by its name: image, lesion mask, DICOM slice; and the words of a name."""
+"""What a file is, by its name: image, lesion mask, DICOM slice; and the words of a name."""
 
 from __future__ import annotations
 
