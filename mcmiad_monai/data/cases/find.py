@@ -69,7 +69,7 @@ def find_cases(
     -------
     list of dict
         Cases with the keys ``case`` (unique name), ``image`` (path of a file or a DICOM folder),
-        ``label`` (path of the lesion mask or None) and ``anomalous`` (bool where the source says so,
+        ``label`` (path of the lesion mask or None) and ``anomalous`` (bool where it is known,
         else None). Sorted by path, split after split; a datalist keeps its order.
 
     Raises
