@@ -23,7 +23,9 @@ import torch
 from ignite.metrics import Metric
 from torch import Tensor
 
-from mcmiad_monai.metrics import AUPRO, PixelMetrics, auroc, average_precision, f1_max
+from mcmiad_monai.metrics.curves import auroc, average_precision, f1_max
+from mcmiad_monai.metrics.pixels import PixelMetrics
+from mcmiad_monai.metrics.regions import AUPRO
 
 IMAGES, SIZE = 10, 224
 EXACT_UP_TO = 1_000_000

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
-from mcmiad_monai.metrics import PixelMetrics, SliceAUROC
+from mcmiad_monai.metrics.pixels import PixelMetrics
+from mcmiad_monai.metrics.slices import SliceAUROC
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.runtime.export import export_model
 from mcmiad_monai.runtime.open import open_network

@@ -14,7 +14,9 @@ from peers import Maps, nearest_neighbour, position_gaussian
 from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.metrics import PixelMetrics, auroc, bootstrap_auroc
+from mcmiad_monai.metrics.bootstrap import bootstrap_auroc
+from mcmiad_monai.metrics.curves import auroc
+from mcmiad_monai.metrics.pixels import PixelMetrics
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
 from mcmiad_monai.networks.score import AnomalyScore

@@ -58,7 +58,8 @@ from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.inference.inferer import SliceHeatmapInferer
-from mcmiad_monai.metrics import AUPRO, PixelMetrics
+from mcmiad_monai.metrics.pixels import PixelMetrics
+from mcmiad_monai.metrics.regions import AUPRO
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.phantom.brain import make_phantom

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,13 @@ def save_torch(content: Any, path: str | Path) -> None:
     import torch
 
     replace_atomically(path, lambda partial: torch.save(content, partial))
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same keys as CSV atomically, the keys first; no rows give an empty file."""
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
+    if rows:
+        table.writeheader()
+        table.writerows(rows)
+    write_text(path, stream.getvalue())

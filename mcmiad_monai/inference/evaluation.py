@@ -1,6 +1,6 @@
-"""What is measured on volumes with lesion masks, and the report of it.
+"""Figures on studies with lesion masks, and the report of them.
 
-A study's output holds ``image`` (normalised), ``label`` (lesion mask) and ``pred`` (heatmap), all
+A study's sample holds ``image`` (normalised), ``label`` (lesion mask) and ``pred`` (heatmap), each
 (1, X, Y, Z) on the canonical grid. Slices outside the chosen range are no part of any figure.
 Within it, slices without foreground are never looked at: normal ones are left out of every figure,
 because they would only flatter it; a lesion in one counts as missed.
@@ -8,210 +8,106 @@ because they would only flatter it; a lesion in one counts as missed.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Metric
 from torch import Tensor
+from tqdm import tqdm
 
-from mcmiad_monai.files import write_text
+from mcmiad_monai.errors import root_message
+from mcmiad_monai.files import write_csv, write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete, to_plain
 from mcmiad_monai.inference.inferer import SLICE_SCORES
-from mcmiad_monai.metrics import (
-    AUPRO,
-    FROC,
-    PatientPixels,
-    PixelAUROC,
-    PixelMetrics,
-    SliceAP,
-    SliceAUROC,
-    SliceF1Max,
-    bootstrap_auroc,
-)
+from mcmiad_monai.metrics.studies import StudyFigures
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.transforms import slices_in_range
+from mcmiad_monai.transforms.metadata import plain
 
-Output = list[dict[str, Any]]
-Pairs = Callable[[Output], tuple[Tensor, Tensor]]
-
-
-def slice_labels(mask: Tensor, axis: int) -> Tensor:
-    """Whether each slice of a mask (1, X, Y, Z) holds a lesion, (n,) bool."""
-    return (mask > 0).movedim(1 + axis, 0).flatten(1).any(1)
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Which slices are measured.
+class CountedSlices(NamedTuple):
+    """The slices of a study that count.
 
     Attributes
     ----------
-    axis : int
-        Slice axis of the canonical volumes.
-    slice_range : (float, float)
-        Share of the slices of a study, as the inferer was told.
+    scores : Tensor (n,)
+        0 in slices that were not looked at.
+    labels : Tensor (n,) of bool
+        Whether a slice has a lesion.
+    heat, lesion, image : Tensor (1, X, Y, Z)
+        Heatmap, mask and normalised intensities of these slices alone.
     """
 
-    axis: int
-    slice_range: tuple[float, float] = (0.0, 1.0)
+    scores: Tensor
+    labels: Tensor
+    heat: Tensor
+    lesion: Tensor
+    image: Tensor
+
+    @property
+    def volume_score(self) -> float | None:
+        """Score of the study; None if no slice counts."""
+        return float(volume_score(self.scores)) if self.scores.numel() else None
 
 
-def study_slices(item: Mapping[str, Any], which: Slices) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, labels and indices of the slices of a study that count, (m,) each."""
-    scores = torch.as_tensor(item["pred"].meta[SLICE_SCORES]).reshape(-1)
-    labels = slice_labels(torch.as_tensor(item["label"]), which.axis)
-    known = item["pred"].meta.get("anomalous")
-    if known is not None and bool(torch.as_tensor(known)):
-        labels = labels | (scores.shape[0] == 1)  # an image whose folder says so, without a mask
-    inside = torch.zeros_like(labels)
-    inside[slices_in_range(len(labels), which.slice_range)] = True
-    counted = (torch.isfinite(scores) | labels) & inside
-    return torch.nan_to_num(scores, nan=0.0)[counted], labels[counted], counted.nonzero().flatten()
-
-
-def slice_pairs(which: Slices) -> Pairs:
-    """Slice scores and labels of an output."""
-
-    def pairs(output: Output) -> tuple[Tensor, Tensor]:
-        parts = [study_slices(item, which)[:2] for item in output]
-        return concatenate([s for s, _ in parts]), concatenate([y for _, y in parts])
-
-    return pairs
-
-
-def volume_pairs(which: Slices) -> Pairs:
-    """Volume scores and labels of an output."""
-
-    def pairs(output: Output) -> tuple[Tensor, Tensor]:
-        parts = [study_slices(item, which)[:2] for item in output]
-        parts = [(s, y) for s, y in parts if s.numel()]
-        scores = [volume_score(s).reshape(1) for s, _ in parts]
-        return concatenate(scores), concatenate([y.any().reshape(1) for _, y in parts])
-
-    return pairs
-
-
-def pixel_pairs(which: Slices, *, foreground: bool = False) -> Pairs:
-    """Heatmap and mask voxels of the slices that count; all of them, or the foreground's."""
-
-    def pairs(output: Output) -> tuple[Tensor, Tensor]:
-        heat, lesion = [], []
-        for item in output:
-            chosen = study_slices(item, which)[2]
-            parts = [
-                torch.as_tensor(item[key]).index_select(1 + which.axis, chosen)
-                for key in ("pred", "label", "image")
-            ]
-            keep = (parts[2] > 0) | (parts[1] > 0) if foreground else torch.ones_like(parts[2]) > 0
-            heat.append(parts[0][keep])
-            lesion.append(parts[1][keep])
-        return concatenate(heat), concatenate(lesion)
-
-    return pairs
-
-
-def whole_pair(which: Slices) -> Pairs:
-    """Heatmap and mask (1, 1, …) of the one study of an output, or none of it (0, 1)."""
-
-    def pair(output: Output) -> tuple[Tensor, Tensor]:
-        if not output:
-            return torch.zeros(0, 1), torch.zeros(0, 1)
-        (item,) = output  # studies differ in shape: a batch holds one
-        chosen = study_slices(item, which)[2]
-        heat, mask = (
-            torch.as_tensor(item[key]).index_select(1 + which.axis, chosen)[None]
-            for key in ("pred", "label")
-        )
-        return heat, mask
-
-    return pair
-
-
-def concatenate(parts: list[Tensor]) -> Tensor:
-    """Concatenate flat tensors; nothing gives an empty one."""
-    return torch.cat([p.reshape(-1) for p in parts]) if parts else torch.zeros(0)
-
-
-def study_metrics(axis: int, slice_range: Sequence[float] = (0.0, 1.0)) -> dict[str, Metric]:
-    """Metrics of whole studies, for a :class:`~mcmiad_monai.inference.evaluator.StudyEvaluator`.
+def counted_slices(
+    sample: Mapping[str, Any], axis: int, slice_range: Sequence[float] = (0.0, 1.0)
+) -> CountedSlices:
+    """Choose the slices of a study that count.
 
     Parameters
     ----------
+    sample : mapping
+        ``image``, ``label`` and ``pred``; ``pred.meta`` has the slice scores, and may have
+        ``anomalous``, which decides for a single image without a mask.
     axis : int
-        Slice axis of the canonical volumes.
+        Slice axis of the canonical volume.
     slice_range : (float, float)
         Share of the slices that the inferer looks at.
     """
-    which = Slices(axis, (float(slice_range[0]), float(slice_range[1])))
-    slices, volumes, pixels = slice_pairs(which), volume_pairs(which), pixel_pairs(which)
-    return {
-        "slice_auroc": SliceAUROC(slices),
-        "slice_ap": SliceAP(slices),
-        "slice_f1_max": SliceF1Max(slices),
-        "volume_auroc": SliceAUROC(volumes),
-        "volume_ap": SliceAP(volumes),
-        "volume_f1_max": SliceF1Max(volumes),
-        "pixels": PixelMetrics(pixels),
-        "pixel_auroc_foreground": PixelAUROC(pixel_pairs(which, foreground=True)),
-        "aupro": AUPRO(whole_pair(which)),
-        "lesions": FROC(whole_pair(which)),
-    }
-
-
-class Intervals:
-    """Scores of every study, for confidence intervals over patients."""
-
-    def __init__(self) -> None:
-        self._slices: list[tuple[str, float, bool]] = []
-        self._volumes: list[tuple[str, float, bool]] = []
-        self._pixels = PatientPixels()
-
-    def add(
-        self, patient: str, scores: Tensor, labels: Tensor, pixels: tuple[Tensor, Tensor]
-    ) -> None:
-        """Take a study: slice scores and labels (n,), and its heatmap and mask."""
-        if not scores.numel():
-            return
-        pairs = zip(scores.tolist(), labels.tolist(), strict=True)
-        self._slices += [(patient, score, label) for score, label in pairs]
-        self._volumes.append((patient, float(volume_score(scores)), bool(labels.any())))
-        self._pixels.update(patient, *pixels)
-
-    def to_dict(self) -> dict[str, Any]:
-        """95 % intervals by bootstrap over patients, fit for JSON."""
-        if not self._volumes:
-            return {}
-        intervals = {"pixel_auroc": self._pixels.auroc_interval()}
-        for name, rows in (("slice_auroc", self._slices), ("volume_auroc", self._volumes)):
-            patients, scores, labels = zip(*rows, strict=True)
-            intervals[name] = bootstrap_auroc(np.array(scores), np.array(labels), patients)
-        return {name: interval.to_dict() for name, interval in intervals.items()}
+    meta = sample["pred"].meta
+    volumes = [torch.as_tensor(plain(sample[key])).cpu() for key in ("pred", "label", "image")]
+    scores = torch.as_tensor(meta[SLICE_SCORES]).reshape(-1)
+    labels = (volumes[1] > 0).movedim(1 + axis, 0).flatten(1).any(1)
+    known = meta.get("anomalous")
+    if known is not None and bool(torch.as_tensor(known)):
+        labels = labels | (scores.shape[0] == 1)
+    inside = torch.zeros_like(labels)
+    inside[slices_in_range(len(labels), (slice_range[0], slice_range[1]))] = True
+    chosen = ((torch.isfinite(scores) | labels) & inside).nonzero().flatten()
+    parts = (volume.index_select(1 + axis, chosen) for volume in volumes)
+    return CountedSlices(torch.nan_to_num(scores, nan=0.0)[chosen], labels[chosen], *parts)
 
 
 class EvaluationReport:
-    """Write ``metrics.json`` and ``studies.csv`` when an evaluation completes.
+    """Figures of studies, into ``metrics.json`` and ``studies.csv``.
+
+    Attach it to an evaluator, or call :meth:`add` for each study and then :meth:`write`.
 
     Parameters
     ----------
     output_dir : path
-        Where to.
+        Folder to write into.
     axis : int
         Slice axis of the canonical volumes.
     slice_range : (float, float)
         Share of the slices that the inferer looks at.
     provenance : mapping, optional
-        What produced the figures.
+        What produced the heatmaps.
     calibration : mapping, optional
-        Thresholds of the model: goes into ``metrics.json``.
+        Thresholds of the model.
+
+    Attributes
+    ----------
+    report : dict
+        Content of ``metrics.json`` once it is written.
     """
 
     def __init__(
@@ -223,72 +119,62 @@ class EvaluationReport:
         provenance: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.calibration = dict(calibration or {})
-        self.which = Slices(axis, (float(slice_range[0]), float(slice_range[1])))
-        self.provenance = dict(provenance or {})
+        self.output_dir, self.axis = Path(output_dir), axis
+        self.slice_range = (float(slice_range[0]), float(slice_range[1]))
+        self.provenance, self.calibration = dict(provenance or {}), dict(calibration or {})
+        self.figures = StudyFigures()
         self.rows: list[dict[str, Any]] = []
-        self.intervals = Intervals()
         self.report: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Collect after each study and write after the metrics are computed."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+        """Add each study of an evaluator, and write at the end; the figures are its metrics."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_all)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
-    def _collect(self, engine: Any) -> None:
-        for item in engine.state.output:
-            scores, labels, _ = study_slices(item, self.which)
-            inside = slices_in_range(
-                item["pred"].shape[1 + self.which.axis], self.which.slice_range
-            )
-            heat, mask = (
-                torch.as_tensor(item[key]).movedim(1 + self.which.axis, 0)[inside]
-                for key in ("pred", "label")
-            )
-            mask = mask > 0
-            meta = item["pred"].meta
-            self.intervals.add(meta.get("patient", meta["case"]), scores, labels, (heat, mask))
-            self.rows.append(
-                {
-                    "case": item["pred"].meta["case"],
-                    "slices": int(labels.numel()),
-                    "anomalous_slices": int(labels.sum()),
-                    "volume_score": float(volume_score(scores)) if scores.numel() else 0.0,
-                    "lesion_voxels": int(mask.sum()),
-                    "dice_at_threshold": dice(heat > 1, mask),
-                }
-            )
+    def add(self, sample: Mapping[str, Any]) -> None:
+        """Add a study; ``pred.meta`` has its ``case`` and may have its ``patient``."""
+        meta, found = sample["pred"].meta, counted_slices(sample, self.axis, self.slice_range)
+        self.figures.update(
+            str(meta.get("patient", meta["case"])),
+            found.heat,
+            found.lesion,
+            found.image,
+            scores=found.scores,
+            labels=found.labels,
+            volume_score=found.volume_score,
+        )
+        self.rows.append(
+            {
+                "case": meta["case"],
+                "slices": found.labels.numel(),
+                "anomalous_slices": int(found.labels.sum()),
+                "volume_score": found.volume_score or 0.0,
+                "lesion_voxels": int((found.lesion > 0).sum()),
+                "dice_at_threshold": dice(found.heat > 1, found.lesion > 0),
+            }
+        )
 
-    def _write(self, engine: Engine) -> None:
+    def write(self, failures: Mapping[str, str]) -> None:
+        """Write both files; ``failures`` are messages of studies without figures."""
+        intervals = self.figures.intervals()
         self.report = {
-            # ignite has the figures of a metric with several both together and one by one
-            "metrics": {
-                k: to_plain(v)
-                for k, v in engine.state.metrics.items()
-                if not isinstance(v, Mapping)
-            },
-            "intervals": self.intervals.to_dict(),
+            "metrics": {k: to_plain(v) for k, v in self.figures.compute().items()},
+            "intervals": {name: interval.to_dict() for name, interval in intervals.items()},
             "undefined": "null: only one class was present",
-            "slice_range": list(self.which.slice_range),
+            "slice_range": list(self.slice_range),
             "studies": len(self.rows),
             "slices": sum(r["slices"] for r in self.rows),
             "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),
-            "failed": dict(getattr(engine, "failures", {})),
+            "failed": dict(failures),
             "calibration": self.calibration,
             "provenance": self.provenance,
             "evaluated_with": produced_with(),
         }
         write_text(self.output_dir / "metrics.json", json.dumps(self.report, indent=1, default=str))
-        stream = io.StringIO()
-        if self.rows:
-            table = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
-            table.writeheader()
-            table.writerows(self.rows)
-        write_text(self.output_dir / "studies.csv", stream.getvalue())
+        write_csv(self.output_dir / "studies.csv", self.rows)
 
     def finish(self) -> None:
-        """Tell the caller if a study failed.
+        """Raise if a study failed.
 
         Raises
         ------
@@ -297,10 +183,63 @@ class EvaluationReport:
         """
         failed = self.report.get("failed", {})
         if failed:
-            told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
+            names = "".join(f"\n  {name}: {error}" for name, error in failed.items())
             raise CohortIncomplete(
-                f"{len(self.rows)} studies evaluated, {len(failed)} failed:{told}"
+                f"{len(self.rows)} studies evaluated, {len(failed)} failed:{names}"
             )
+
+    def _add_all(self, engine: Any) -> None:
+        for sample in engine.state.output:  # empty where a study failed
+            self.add(sample)
+
+    def _write(self, engine: Any) -> None:
+        self.write(getattr(engine, "failures", {}))
+        engine.state.metrics.update(self.report["metrics"])
+
+
+def evaluate(
+    predictor: Any,
+    cases: Iterable[Mapping[str, Any]],
+    output_dir: str | Path,
+    *,
+    progress: bool = True,
+) -> EvaluationReport:
+    """Measure a predictor on studies with masks; writes what ``evaluate.yaml`` of a bundle writes.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    cases : iterable of dict
+        With ``case``, ``image`` and ``label``, as ``find_studies`` returns them.
+    output_dir : path
+        Folder of ``metrics.json`` and ``studies.csv``.
+
+    Returns
+    -------
+    EvaluationReport
+        Its ``report`` is the content of ``metrics.json``; its :meth:`~EvaluationReport.finish`
+        raises if a study failed.
+    """
+    detector = predictor.detector
+    report = EvaluationReport(
+        output_dir,
+        axis=predictor.slice_axis,
+        slice_range=predictor.slice_range,
+        provenance=detector.provenance,
+        calibration=detector.calibration,
+    )
+    failures: dict[str, str] = {}
+    for case in tqdm(list(cases), "studies", disable=not progress):
+        name = str(case["case"])
+        try:
+            sample = predictor.prepare(case, label=True)
+            report.add({**sample, "pred": predictor.heat(sample["image"])})
+        except Exception as error:
+            failures[name] = root_message(error)
+            logger.error("study %s failed: %s", name, failures[name])
+            logger.debug("study %s", name, exc_info=error)
+    report.write(failures)
+    return report
 
 
 def dice(prediction: Tensor, truth: Tensor) -> float | None:

@@ -1,20 +1,18 @@
-"""Exact metrics over slices or volumes, which keep a score and a label of each."""
+"""Exact AUROC over slices or volumes: one score and one label of each are kept."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced
 from torch import Tensor
 
-from mcmiad_monai.metrics.curves import auroc, average_precision, f1_max
+from mcmiad_monai.metrics.curves import auroc
 
 
 def identity(output: Any) -> Any:
@@ -22,8 +20,8 @@ def identity(output: Any) -> Any:
     return output
 
 
-class SliceMetric(Metric):
-    """A statistic of scores against 0/1 labels: ``update((scores (N,), labels (N,)))``."""
+class SliceAUROC(Metric):
+    """Exact AUROC of scores against 0/1 labels: ``update((scores (N,), labels (N,)))``."""
 
     def __init__(
         self,
@@ -40,7 +38,7 @@ class SliceMetric(Metric):
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Take the scores and 0/1 labels of a batch.
+        """Add the scores and 0/1 labels of a batch.
 
         Raises
         ------
@@ -57,7 +55,7 @@ class SliceMetric(Metric):
         self._labels.append(labels.detach().reshape(-1).cpu().bool())
 
     def compute(self) -> float:
-        """Statistic over everything seen, in every process; NaN if one class is missing.
+        """AUROC over the scores of all processes; NaN if only one class is present.
 
         Raises
         ------
@@ -68,37 +66,8 @@ class SliceMetric(Metric):
         parts = gather((self._scores, self._labels))
         scores, labels = ([batch for part in parts for batch in part[i]] for i in (0, 1))
         if not scores:
-            name = type(self).__name__
-            raise NotComputableError(f"{name} needs at least one update before compute.")
-        return self.statistic(torch.cat(scores).numpy(), torch.cat(labels).numpy())
-
-    @abstractmethod
-    def statistic(self, scores: np.ndarray, labels: np.ndarray) -> float:
-        """Statistic of scores (N,) and labels (N,) of bool."""
-
-
-class SliceAUROC(SliceMetric):
-    """Exact AUROC."""
-
-    def statistic(self, scores: np.ndarray, labels: np.ndarray) -> float:
-        """Area under the ROC curve."""
-        return auroc(scores, labels)
-
-
-class SliceAP(SliceMetric):
-    """Exact average precision."""
-
-    def statistic(self, scores: np.ndarray, labels: np.ndarray) -> float:
-        """Area under the precision-recall curve, as scikit-learn defines it."""
-        return average_precision(scores, labels)
-
-
-class SliceF1Max(SliceMetric):
-    """The best F1 of any threshold: an upper bound, since it looks at the labels."""
-
-    def statistic(self, scores: np.ndarray, labels: np.ndarray) -> float:
-        """F1 at the threshold where it is best."""
-        return f1_max(scores, labels).f1
+            raise NotComputableError("SliceAUROC needs at least one update before compute.")
+        return auroc(torch.cat(scores).numpy(), torch.cat(labels).numpy())
 
 
 def gather(value: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from mcmiad_monai.calibration import (
 )
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.files import write_text
-from mcmiad_monai.metrics import ScoreHistogram
+from mcmiad_monai.metrics.histogram import ScoreHistogram
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import save_package

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.metrics import SliceAUROC
+from mcmiad_monai.metrics.slices import SliceAUROC
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.runtime.precision import Precision, require_precision, warn_where_slow
 from mcmiad_monai.training.distributed import rank, world_size

@@ -16,14 +16,7 @@ from monai.data import MetaTensor
 from sklearn.metrics import roc_auc_score
 
 from mcmiad_monai.inference.cohort import CohortIncomplete
-from mcmiad_monai.inference.evaluation import (
-    EvaluationReport,
-    Slices,
-    dice,
-    slice_labels,
-    study_metrics,
-    study_slices,
-)
+from mcmiad_monai.inference.evaluation import EvaluationReport, counted_slices, dice
 
 SKIPPED = math.nan
 
@@ -48,13 +41,23 @@ def make_item(
     return {"pred": MetaTensor(pred, meta=meta), "label": label, "image": image}
 
 
+def reported(
+    tmp_path: Path, *items: dict[str, Any], failures: dict[str, str] | None = None, **options: Any
+) -> EvaluationReport:
+    """Report of studies, written into the folder."""
+    report = EvaluationReport(tmp_path, **{"axis": 2, **options})
+    for item in items:
+        report.add(item)
+    report.write(failures or {})
+    return report
+
+
 def figures(*items: dict[str, Any], axis: int = 2, **options: Any) -> dict[str, float]:
-    """Metrics of studies that come one at a time, as an evaluation gives them."""
-    engine = Engine(lambda _engine, item: [item])
-    for name, metric in study_metrics(axis, **options).items():
-        metric.attach(engine, name)
-    engine.run(list(items))
-    return dict(engine.state.metrics)
+    """Figures of studies that come one at a time."""
+    report = EvaluationReport("unused", axis=axis, **options)
+    for item in items:
+        report.add(item)
+    return report.figures.compute()
 
 
 def test_slice_auroc_by_hand() -> None:
@@ -142,13 +145,18 @@ def test_one_class_alone_is_undefined_and_not_a_half() -> None:
     assert all(math.isnan(v) for v in found.values() if not isinstance(v, dict))
 
 
-def test_failed_study_does_not_disturb_the_figures() -> None:
-    expected = figures(make_item([1, 3], [1]), make_item([2], []))
-    engine = Engine(lambda _engine, batch: batch)
-    for name, metric in study_metrics(2).items():
-        metric.attach(engine, name)
-    engine.run([[make_item([1, 3], [1])], [], [make_item([2], [])]])
-    assert engine.state.metrics == expected
+def test_attached_report_gives_the_figures_to_the_evaluator_and_passes_over_failures(
+    tmp_path: Path,
+) -> None:
+    items = [make_item([1, 3], [1]), make_item([2], [])]
+    expected = reported(tmp_path / "a", *items).report
+    engine, report = Engine(lambda _engine, batch: batch), EvaluationReport(tmp_path / "b", axis=2)
+    report.attach(engine)
+    engine.run([[items[0]], [], [items[1]]])  # an empty output is a study that failed
+    assert engine.state.metrics == expected["metrics"]
+    assert report.report == expected
+    for name in ("metrics.json", "studies.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 @pytest.mark.parametrize(("scores", "expected"), [([3.0], [True]), ([3.0, 1.0], [False, False])])
@@ -156,24 +164,25 @@ def test_folder_decides_for_a_picture_and_never_for_slices_of_a_volume(
     scores: list[float], expected: list[bool]
 ) -> None:
     item = make_item(scores, [], anomalous=True)
-    assert study_slices(item, Slices(axis=2))[1].tolist() == expected
+    assert counted_slices(item, 2).labels.tolist() == expected
 
 
-def test_counted_slices_name_their_position() -> None:
+def test_counted_slices_are_those_in_the_range_that_were_looked_at_or_have_a_lesion() -> None:
     item = make_item([SKIPPED, 1, SKIPPED, 3, 4, 5], [2])
-    scores, labels, index = study_slices(item, Slices(axis=2, slice_range=(0.1, 0.9)))
-    assert index.tolist() == [1, 2, 3, 4]
-    assert scores.tolist() == [1, 0, 3, 4]
-    assert labels.tolist() == [False, True, False, False]
+    item["image"] = torch.arange(6.0).expand(1, 3, 4, 6)
+    found = counted_slices(item, 2, (0.1, 0.9))
+    assert found.image[0, 0, 0].tolist() == [1, 2, 3, 4]
+    assert found.heat[0, 0, 0].tolist() == found.scores.tolist() == [1, 0, 3, 4]
+    assert found.lesion[0, 0, 0].tolist() == found.labels.tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slice_is_anomalous_by_a_single_voxel(axis: int) -> None:
-    mask = torch.zeros(1, 3, 4, 5)
-    mask[0, 1, 2, 3] = 1
-    labels = slice_labels(mask, axis)
-    assert torch.nonzero(labels).tolist() == [[axis + 1]]
-    assert len(labels) == mask.shape[1 + axis]
+    item = make_item([1, 2, 3, 4, 5], [], axis=axis)
+    place = [0, 1, 1, 1]
+    place[1 + axis] = 3
+    item["label"][tuple(place)] = 1
+    assert counted_slices(item, axis).labels.tolist() == [False, False, False, True, False]
 
 
 def test_dice_by_hand() -> None:
@@ -190,27 +199,15 @@ def test_dice_of_a_healthy_study_is_undefined_whatever_was_predicted() -> None:
     assert dice(~empty, empty) is None
 
 
-def evaluate(
-    report: EvaluationReport, *items: dict[str, Any], failures: dict[str, str] | None = None
-) -> None:
-    """Run studies through an engine with the metrics and the report, as the bundle wires them."""
-    engine = Engine(lambda _engine, item: [item])
-    engine.failures = failures or {}  # type: ignore[attr-defined]
-    for name, metric in study_metrics(report.which.axis, report.which.slice_range).items():
-        metric.attach(engine, name)
-    report.attach(engine)
-    engine.run(list(items))
-
-
 def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_report_files_hold_figures_and_studies(tmp_path: Path) -> None:
-    report = EvaluationReport(tmp_path, axis=2, slice_range=(0, 1), provenance={"seed": 3})
     lesion = make_item([0.5, 3, 2, SKIPPED], [1], case="b.1")
-    evaluate(report, lesion, make_item([0.5, 1.5], [], case="healthy, 2"))
+    healthy = make_item([0.5, 1.5], [], case="healthy, 2")
+    reported(tmp_path, lesion, healthy, provenance={"seed": 3})
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["metrics"]["slice_auroc"] == 1
     assert content["metrics"]["volume_auroc"] == 1
@@ -235,40 +232,35 @@ def test_report_files_hold_figures_and_studies(tmp_path: Path) -> None:
 
 
 def test_undefined_figures_are_null_in_the_file(tmp_path: Path) -> None:
-    evaluate(EvaluationReport(tmp_path, axis=2), make_item([1, 2], []))
+    reported(tmp_path, make_item([1, 2], []))
     text = (tmp_path / "metrics.json").read_text()
     assert "NaN" not in text
     assert set(json.loads(text)["metrics"].values()) == {None}
 
 
 def test_report_counts_slices_in_the_range_alone(tmp_path: Path) -> None:
-    report = EvaluationReport(tmp_path, axis=2, slice_range=(0.25, 0.75))
-    evaluate(report, make_item([9, 1, 2, 9], [0, 2]))
+    reported(tmp_path, make_item([9, 1, 2, 9], [0, 2]), slice_range=(0.25, 0.75))
     (row,) = read_rows(tmp_path / "studies.csv")
     assert (row["slices"], row["anomalous_slices"]) == ("2", "1")
     assert float(row["volume_score"]) == 2
 
 
 def test_dice_of_the_report_is_of_the_slices_in_the_range(tmp_path: Path) -> None:
-    report = EvaluationReport(tmp_path, axis=2, slice_range=(0.25, 0.75))
     # the inferer leaves slices outside the range cold
-    evaluate(report, make_item([SKIPPED, 0.5, 2, SKIPPED], [0, 2, 3]))
+    reported(tmp_path, make_item([SKIPPED, 0.5, 2, SKIPPED], [0, 2, 3]), slice_range=(0.25, 0.75))
     (row,) = read_rows(tmp_path / "studies.csv")
     assert float(row["dice_at_threshold"]) == 1
     assert row["lesion_voxels"] == "12"
 
 
 def test_finish_names_the_failed_studies_after_writing_the_others(tmp_path: Path) -> None:
-    report = EvaluationReport(tmp_path, axis=2)
-    evaluate(report, make_item([1, 2], [1]), failures={"bad": "VolumeError: 4-D"})
+    report = reported(tmp_path, make_item([1, 2], [1]), failures={"bad": "VolumeError: 4-D"})
     with pytest.raises(CohortIncomplete, match="1 studies evaluated, 1 failed:\n  bad: VolumeErr"):
         report.finish()
     assert json.loads((tmp_path / "metrics.json").read_text())["failed"] == {
         "bad": "VolumeError: 4-D"
     }
-    fine = EvaluationReport(tmp_path, axis=2)
-    evaluate(fine, make_item([1, 2], [1]))
-    fine.finish()
+    reported(tmp_path, make_item([1, 2], [1])).finish()
 
 
 def test_lesions_and_regions_are_those_of_whole_volumes() -> None:
@@ -287,6 +279,5 @@ def test_intervals_keep_the_studies_of_a_patient_together(tmp_path: Path) -> Non
     items = [make_item([0.5, k], [1], case=f"c{k}") for k in range(1, 7)]
     for k, item in enumerate(items):
         item["pred"].meta["patient"] = f"p{k % 2}"
-    report = EvaluationReport(tmp_path, axis=2)
-    evaluate(report, *items)
-    assert report.report["intervals"]["slice_auroc"]["patients"] == 2
+    report = reported(tmp_path, *items).report
+    assert report["intervals"]["slice_auroc"]["patients"] == 2

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mcmiad_monai.metrics import (
-    Interval,
-    PatientPixels,
-    auroc,
-    average_precision,
-    bootstrap_auroc,
-    bootstrap_interval,
-)
+from mcmiad_monai.metrics.bootstrap import Interval, bootstrap_auroc, bootstrap_interval
+from mcmiad_monai.metrics.curves import auroc, average_precision
+from mcmiad_monai.metrics.pixels import PatientPixels
 
 
 def cohort(

@@ -12,14 +12,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from mcmiad_monai.metrics import (
-    PixelMetrics,
-    SliceAP,
-    SliceF1Max,
-    average_precision,
-    f1_max,
-)
+from mcmiad_monai.metrics.curves import average_precision, f1_max
 from mcmiad_monai.metrics.histogram import BITS
+from mcmiad_monai.metrics.pixels import PixelMetrics
 
 KINDS = ["separate", "overlapping", "few lesions", "heavy ties", "worse than chance", "narrow"]
 
@@ -84,17 +79,6 @@ def test_slice_figures_are_exact(kind: str) -> None:
     best = f1_max(scores, labels)
     assert best.f1 == pytest.approx(best_f1(scores, labels), abs=1e-12)
     assert f1_score(labels, scores >= best.threshold) == pytest.approx(best.f1, abs=1e-12)
-
-
-@pytest.mark.parametrize("metric", [SliceAP, SliceF1Max])
-def test_slice_metrics_stream(metric: type[SliceAP] | type[SliceF1Max]) -> None:
-    scores, labels = pixels("overlapping", 300)
-    whole, parts = metric(), metric()
-    whole.update((scores, labels))
-    for part in torch.arange(300).split(77):
-        parts.update((scores[part], labels[part]))
-    assert parts.compute() == whole.compute()
-    assert 0 < whole.compute() < 1
 
 
 @pytest.mark.parametrize("label", [0, 1])

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from mcmiad_monai.metrics import ScoreHistogram
-from mcmiad_monai.metrics.histogram import BITS, HIGHEST, LOWEST, bin_of, lower_edges
+from mcmiad_monai.metrics.histogram import (
+    BITS,
+    HIGHEST,
+    LOWEST,
+    ScoreHistogram,
+    bin_of,
+    lower_edges,
+)
 
 
 def histogram_of(*batches: torch.Tensor, bits: int = BITS) -> ScoreHistogram:

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 from torch import Tensor
 
-from mcmiad_monai.metrics import AUPRO, FROC
+from mcmiad_monai.metrics.regions import AUPRO, FROC
 
 
 def images(count: int = 6, size: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from small_heads import CHANNELS, GRID, QUIET, small_head
 from torch import Tensor, nn
 
 from mcmiad_monai.data.features import FeatureDataset, SliceRecord
-from mcmiad_monai.metrics import SliceAUROC
+from mcmiad_monai.metrics.slices import SliceAUROC
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.training import distributed

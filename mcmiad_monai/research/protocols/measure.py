@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,44 +11,10 @@ import torch
 from mcmiad_monai.data.cases.names import Case
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import patient_of
-from mcmiad_monai.metrics import (
-    AUPRO,
-    Interval,
-    PatientPixels,
-    PixelMetrics,
-    auroc,
-    average_precision,
-    bootstrap_auroc,
-    f1_max,
-)
+from mcmiad_monai.inference.cohort import to_plain
+from mcmiad_monai.metrics.studies import Scored, StudyFigures, score_figures
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.research.protocols.method import SCORES, Method
-
-
-class ScoreFigures:
-    """Streaming figures of one scoring option."""
-
-    def __init__(self, score: AnomalyScore) -> None:
-        self.score = score
-        self.scores: list[float] = []
-        self.pixels, self.aupro, self.patients = PixelMetrics(), AUPRO(), PatientPixels()
-
-    def update(
-        self,
-        heat: torch.Tensor,
-        inside: torch.Tensor,
-        lesion: torch.Tensor,
-        patients: Sequence[str],
-    ) -> None:
-        """Take heatmaps, foregrounds and masks, each (n, 1, S, S)."""
-        heat = heat * inside
-        self.scores += self.score.slice_score(heat, inside).tolist()
-        heat = heat.cpu()
-        self.pixels.update((heat, lesion))
-        self.aupro.update((heat, lesion))
-        for patient, one, mask in zip(patients, heat, lesion, strict=True):
-            self.patients.update(patient, one, mask)
 
 
 @torch.inference_mode()
@@ -63,10 +28,10 @@ def measure(
     device: str | torch.device = "cpu",
     batch_size: int = 32,
 ) -> dict[str, Any]:
-    """Image and pixel figures on test images, outside the foreground of which heat is zero.
+    """Image and pixel figures on test images; the heat is zero outside the foreground.
 
-    An image's label is that of its folder, and by the mask where there is one; BMAD has anomalous
-    images with an empty mask, so that the two differ.
+    An image is labelled by its folder, and by its mask where there is one. The two differ: BMAD has
+    anomalous images with an empty mask.
 
     Parameters
     ----------
@@ -84,82 +49,53 @@ def measure(
     dict
         ``scores``, figures by scoring option with null where undefined, and counts.
     """
-    known = {case["case"]: case for case in cases}
-    records = dataset.records
-    told = [known[r.case]["anomalous"] for r in records]
-    # a volume of one's own, which no folder calls healthy or ill: its mask tells slice by slice
+    known, records = {case["case"]: case for case in cases}, dataset.records
+    folders = [known[r.case]["anomalous"] for r in records]
+    # no folder says whether a user's own volume is anomalous: its mask does, slice by slice
     by_folder = np.array(
-        [r.anomalous if t is None else bool(t) for r, t in zip(records, told, strict=True)]
+        [r.anomalous if f is None else bool(f) for r, f in zip(records, folders, strict=True)]
     )
+    by_mask = np.array([r.anomalous for r in records])
     masked = any(case["label"] for case in cases)
-    by_mask = np.array([r.anomalous for r in records]) if masked else None
     patients = [patient_of(known[r.case]) for r in records]
-    figures = {
-        name: ScoreFigures(method.build_score(dataset.encoder, name).to(device)) for name in SCORES
-    }
+    scorers = {n: method.build_score(dataset.encoder, n).to(device) for n in SCORES}
+    figures = {name: StudyFigures("image") for name in SCORES}
     unit = detector.heat_scale.float()
     for start in range(0, len(records), batch_size):
         rows = list(range(start, min(start + batch_size, len(records))))
         output = detector.head(dataset.batch(rows).to(device))
         inside, lesion = dataset.foreground(rows).to(device), dataset.lesion(rows)
-        for name, figure in figures.items():
-            heat = figure.score(output.target, output.reconstruction, inside.shape[-2:])
+        for name, scorer in scorers.items():
+            heat = scorer(output.target, output.reconstruction, inside.shape[-2:]) * inside
             heat = heat / unit if name == method.score else heat
-            figure.update(heat, inside, lesion, patients[start : start + batch_size])
+            figures[name].update_images(
+                patients[start : start + batch_size],
+                heat.cpu(),
+                lesion,
+                scores=scorer.slice_score(heat, inside),
+                labels=by_folder[rows],
+            )
+
+    def of_score(name: str) -> dict[str, Any]:
+        chosen = name == method.score
+        found = figures[name].compute()
+        if masked:
+            images = zip(figures[name].slices, by_mask, strict=True)
+            relabelled = [Scored(image.patient, image.score, label) for image, label in images]
+            found |= score_figures("image_by_mask", relabelled)
+        if not (thresholds and chosen):
+            del found["pixel_dice_at_threshold"]
+        kept = {k: to_plain(v) for k, v in found.items() if masked or k.startswith("image")}
+        intervals = figures[name].intervals() if chosen else {}
+        return kept | {
+            f"{k}_interval": [to_plain(interval.low), to_plain(interval.high)]
+            for k, interval in intervals.items()
+            if masked or k.startswith("image")
+        }
+
     return {
         "images": {"good": int((~by_folder).sum()), "anomalous": int(by_folder.sum())},
-        "empty_masks": None if by_mask is None else int((by_folder & ~by_mask).sum()),
+        "empty_masks": int((by_folder & ~by_mask).sum()) if masked else None,
         "unreadable": len(dataset.failures),
-        "scores": {
-            name: {
-                **image_figures("image", figure.scores, by_folder),
-                **(
-                    {}
-                    if by_mask is None
-                    else image_figures("image_by_mask", figure.scores, by_mask)
-                ),
-                **(pixel_figures(figure, thresholds and name == method.score) if masked else {}),
-                **(intervals(figure, by_folder, patients, masked) if name == method.score else {}),
-            }
-            for name, figure in figures.items()
-        },
+        "scores": {name: of_score(name) for name in SCORES},
     }
-
-
-def image_figures(prefix: str, scores: Sequence[float], labels: np.ndarray) -> dict[str, Any]:
-    """AUROC, AP and best F1 of images; null where undefined."""
-    values = np.asarray(scores)
-    return {
-        f"{prefix}_auroc": plain(auroc(values, labels)),
-        f"{prefix}_ap": plain(average_precision(values, labels)),
-        f"{prefix}_f1_max": plain(f1_max(values, labels).f1),
-    }
-
-
-def pixel_figures(figure: ScoreFigures, thresholds: bool) -> dict[str, Any]:
-    """AUROC, AP, best F1, AUPRO and, for a calibrated score, Dice of pixels."""
-    found = figure.pixels.compute()
-    if not thresholds:
-        del found["pixel_dice_at_threshold"]
-    return {name: plain(v) for name, v in {**found, "aupro": figure.aupro.compute()}.items()}
-
-
-def intervals(
-    figure: ScoreFigures, labels: np.ndarray, patients: Sequence[str], masked: bool
-) -> dict[str, Any]:
-    """95 % intervals of the two AUROCs over resampled patients."""
-
-    def ends(interval: Interval) -> list[float | None]:
-        return [plain(interval.low), plain(interval.high)]
-
-    found = {
-        "image_auroc_interval": ends(bootstrap_auroc(np.array(figure.scores), labels, patients))
-    }
-    if masked:
-        found["pixel_auroc_interval"] = ends(figure.patients.auroc_interval())
-    return found
-
-
-def plain(value: float) -> float | None:
-    """A figure as JSON has it; undefined is null."""
-    return None if math.isnan(value) else float(value)

@@ -22,6 +22,7 @@ from mcmiad_monai import __version__
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.inference.cohort import CohortIncomplete
+from mcmiad_monai.inference.evaluation import counted_slices
 from mcmiad_monai.modality import Modality
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.robustness.corruptions import (
@@ -105,7 +106,7 @@ def run_stress(
     options: dict[str, Any] = {
         "model_sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
         "modality": subject.kind.name,
-        "slice_range": list(subject.which.slice_range),
+        "slice_range": list(subject.slice_range),
         "engine": subject.engine,
         "seed": seed,
     }
@@ -282,9 +283,9 @@ class StressBench:
             image, label = corrupt(condition.corruption, condition.severity)
         normalised: MetaTensor = self.normalise({"image": image})["image"]
         heatmap = self.inferer(normalised[None], self.subject.runner)[0]
-        return study_result(
-            {"image": normalised, "label": label, "pred": heatmap}, self.subject.which
-        )
+        sample = {"image": normalised, "label": label, "pred": heatmap}
+        axis = self.subject.kind.slice_axis
+        return study_result(counted_slices(sample, axis, self.subject.slice_range), axis)
 
 
 def _report(place: str, error: Exception) -> str:

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mcmiad_monai.files import write_text
-from mcmiad_monai.metrics import bootstrap_auroc
-from mcmiad_monai.metrics.bootstrap import DRAWS
+from mcmiad_monai.metrics.bootstrap import DRAWS, bootstrap_auroc
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.robustness.stress_report import csv_text
 from mcmiad_monai.research.robustness.subgroup_tables import (

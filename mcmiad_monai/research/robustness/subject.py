@@ -13,7 +13,6 @@ from monai.transforms import Compose
 from torch import nn
 
 from mcmiad_monai.calibration import Calibration, calibration_for
-from mcmiad_monai.inference.evaluation import Slices
 from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 from mcmiad_monai.modality import MODALITIES, Modality, get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -35,8 +34,8 @@ class Subject(NamedTuple):
         What computes it: the fastest engine there is for it.
     kind : Modality
         Of the studies; never the unified one.
-    which : Slices
-        Slices that are looked at.
+    slice_range : (float, float)
+        Share of the slices that are looked at.
     calibration : Calibration or None
         Of this modality.
     """
@@ -44,7 +43,7 @@ class Subject(NamedTuple):
     network: MCMIADDetector
     runner: nn.Module
     kind: Modality
-    which: Slices
+    slice_range: tuple[float, float]
     calibration: Calibration | None
 
     @property
@@ -55,8 +54,8 @@ class Subject(NamedTuple):
     def inferer(self, batch_size: int | None = None) -> SliceHeatmapInferer:
         """From volumes to heatmaps in the unit of the modality, as the bundle has it."""
         return SliceHeatmapInferer(
-            axis=self.which.axis,
-            slice_range=self.which.slice_range,
+            axis=self.kind.slice_axis,
+            slice_range=self.slice_range,
             batch_size=batch_size,
             calibration=self.network.calibration,
             score=self.network.score.slice_score,
@@ -94,10 +93,9 @@ def open_subject(
     kind = _modality(network, model, modality, cases)
     calibration = calibration_for(network.calibration, kind.name)
     low, high = network.provenance["training"].get("slice_range", (0.0, 1.0))
-    which = Slices(kind.slice_axis, (float(low), float(high)))
     exported = Path(model).with_suffix(".onnx")
     runner = open_network(network, engine="auto", path=exported, device=device)
-    return Subject(network, runner, kind, which, calibration)
+    return Subject(network, runner, kind, (float(low), float(high)), calibration)
 
 
 def cases_of(cases: Sequence[dict[str, Any]], kind: Modality) -> list[dict[str, Any]]:

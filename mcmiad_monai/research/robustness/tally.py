@@ -6,12 +6,11 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +18,12 @@ from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.files import save_torch
 from mcmiad_monai.inference.cohort import to_plain
-from mcmiad_monai.inference.evaluation import Slices, pixel_pairs, study_slices
+from mcmiad_monai.inference.evaluation import CountedSlices
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
-from mcmiad_monai.metrics import ScoreHistogram, auroc, histogram_auroc
+from mcmiad_monai.metrics.histogram import ScoreHistogram, bin_count
+from mcmiad_monai.metrics.studies import Scored, StudyFigures
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.research.robustness.corruptions import Corruption
-from mcmiad_monai.transforms.metadata import plain
 
 logger = logging.getLogger(__name__)
 
@@ -65,87 +64,73 @@ class Condition:
         return f"{self.name}/{self.level:g}"
 
 
-def study_result(item: Mapping[str, Any], which: Slices) -> Result:
-    """What is kept of a study under a condition: tensors and numbers, some 10 kB.
-
-    Parameters
-    ----------
-    item : mapping
-        ``image``, ``label`` and ``pred``, (1, X, Y, Z) each, as an evaluation has them.
-    which : Slices
-        Slices that count.
+def study_result(found: CountedSlices, axis: int) -> Result:
+    """What is stored of a study under a condition: tensors and numbers, about 10 kB.
 
     Raises
     ------
     ValueError
         If a score is negative or not finite.
     """
-    scores, labels, chosen = study_slices(item, which)
-    heat, truth = (plain(part) for part in pixel_pairs(which)([dict(item)]))
-    hot, pixels = _false_positive_pixels(item, which, plain(chosen[~labels]))
+    normal = (~found.labels).nonzero().flatten()
+    heat, image = (volume.index_select(1 + axis, normal) for volume in (found.heat, found.image))
+    hot = (heat > HEATMAP_THRESHOLD) & (image > 0)
     return {
-        "scores": plain(scores).double(),
-        "labels": plain(labels),
-        "lesion": _sparse(heat[truth > 0]),
-        "normal": _sparse(heat[truth <= 0]),
-        "pixels": [hot, pixels],
+        "scores": found.scores.double(),
+        "labels": found.labels,
+        "lesion": _sparse(found.heat[found.lesion > 0]),
+        "normal": _sparse(found.heat[found.lesion <= 0]),
+        # foreground pixels of slices without lesion: above the threshold, and all
+        "pixels": [int(hot.sum()), int((image > 0).sum())],
     }
 
 
 class Tally:
-    """Figures of a condition over studies, in memory that does not grow with their pixels."""
+    """Figures of a condition over studies; memory does not grow with their pixels."""
 
     def __init__(self) -> None:
         self.studies: list[dict[str, Any]] = []
-        self.passed_over: list[str] = []  # cases that cannot show the corruption
-        self.slices: list[tuple[float, bool]] = []
-        self.lesion, self.normal = ScoreHistogram(PIXEL_BITS), ScoreHistogram(PIXEL_BITS)
-        self.hot_pixels, self.normal_pixels = 0, 0
+        self.not_applicable = 0  # studies that cannot show the corruption
+        self._figures = StudyFigures(bits=PIXEL_BITS)
+        self._hot_pixels, self._normal_pixels = 0, 0
 
     def add(self, case: Mapping[str, Any], result: Result | None) -> None:
         """Count the result of a case; None is a case that cannot show the corruption."""
-        name = str(case["case"])
         if result is None:
-            self.passed_over.append(name)
+            self.not_applicable += 1
             return
-        scores, labels = result["scores"], result["labels"]
-        self.slices += list(zip(scores.tolist(), labels.tolist(), strict=True))
-        for histogram, kind in ((self.lesion, "lesion"), (self.normal, "normal")):
-            bins, counts = result[kind]
-            histogram.counts[bins.long()] += counts
-        self.hot_pixels += result["pixels"][0]
-        self.normal_pixels += result["pixels"][1]
+        scores, labels, patient = result["scores"], result["labels"], patient_of(dict(case))
+        # in float32, as an evaluation has it; a study without slices has no score
+        volume = float(volume_score(scores.float())) if scores.numel() else None
+        self._figures.add_scores(patient, scores, labels, volume)
+        self._figures.pixels.add_counts(_dense(result["lesion"]), _dense(result["normal"]))
+        self._hot_pixels += result["pixels"][0]
+        self._normal_pixels += result["pixels"][1]
         self.studies.append(
             {
-                "case": name,
-                "patient": patient_of(dict(case)),
+                "case": str(case["case"]),
+                "patient": patient,
                 "slices": int(labels.numel()),
                 "anomalous_slices": int(labels.sum()),
-                # in float32, as an evaluation has it
-                "volume_score": float(volume_score(scores.float())) if scores.numel() else 0.0,
+                "volume_score": volume or 0.0,
             }
         )
 
     def figures(self, calibration: Calibration | None) -> dict[str, Any]:
         """AUROCs, and rates at the thresholds with their counts; None is undefined."""
-        # a study of which no slice was looked at has no score, as in an evaluation
-        scored = [s for s in self.studies if s["slices"]]
-        volumes = [(s["volume_score"], s["anomalous_slices"] > 0) for s in scored]
         limits = (math.inf, math.inf)
         if calibration is not None:
             limits = (calibration.volume_threshold, calibration.slice_threshold)
-        hot = None if calibration is None else self.hot_pixels
+        hot, found = None if calibration is None else self._hot_pixels, self._figures.compute()
         figures = {
             "studies": len(self.studies),
-            "not_applicable": len(self.passed_over),
-            "volume_auroc": _auroc(volumes),
-            "slice_auroc": _auroc(self.slices),
-            "pixel_auroc": histogram_auroc(self.lesion.counts, self.normal.counts),
-            **_rates("volume", volumes, limits[0]),
-            **_rates("slice", self.slices, limits[1]),
-            "pixel_false_positive_rate": _share(hot, self.normal_pixels),
+            "not_applicable": self.not_applicable,
+            **{name: found[name] for name in ("volume_auroc", "slice_auroc", "pixel_auroc")},
+            **_rates("volume", self._figures.volumes, limits[0]),
+            **_rates("slice", self._figures.slices, limits[1]),
+            "pixel_false_positive_rate": _share(hot, self._normal_pixels),
             "pixel_false_positives": hot,
-            "normal_pixels": self.normal_pixels,
+            "normal_pixels": self._normal_pixels,
         }
         return {name: to_plain(value) for name, value in figures.items()}
 
@@ -203,36 +188,19 @@ def _stamp(case: Mapping[str, Any]) -> list[str]:
     return stamp
 
 
-def _false_positive_pixels(
-    item: Mapping[str, Any], which: Slices, normal: Tensor
-) -> tuple[int, int]:
-    """Foreground pixels of slices without lesion: above the threshold, and all."""
-    heat, image = (
-        plain(item[key]).index_select(1 + which.axis, normal) for key in ("pred", "image")
-    )
-    inside = image > 0
-    return int(((heat > HEATMAP_THRESHOLD) & inside).sum()), int(inside.sum())
-
-
-def _auroc(pairs: list[tuple[float, bool]]) -> float:
-    return auroc([score for score, _ in pairs], [int(label) for _, label in pairs])
-
-
-def _rates(what: str, pairs: list[tuple[float, bool]], threshold: float) -> dict[str, Any]:
+def _rates(what: str, scored: Sequence[Scored], threshold: float) -> dict[str, Any]:
     """False positives and detections at a threshold; None where it could not be set."""
-    scores, labels = (np.array(part) for part in zip(*pairs, strict=True)) if pairs else ([], [])
-    truth = np.asarray(labels, dtype=bool)
-    above = np.asarray(scores, dtype=np.float64) > threshold
     finite = math.isfinite(threshold)
-    wrong = int((above & ~truth).sum()) if finite else None
-    found = int((above & truth).sum()) if finite else None
+    normal, anomalous = ([row.score for row in scored if row.label == kind] for kind in (0, 1))
+    wrong, right = (sum(score > threshold for score in part) for part in (normal, anomalous))
+    false_positives, detections = (wrong, right) if finite else (None, None)
     return {
-        f"{what}_false_positive_rate": _share(wrong, int((~truth).sum())),
-        f"{what}_false_positives": wrong,
-        f"normal_{what}s": int((~truth).sum()),
-        f"{what}_sensitivity": _share(found, int(truth.sum())),
-        f"{what}_detections": found,
-        f"anomalous_{what}s": int(truth.sum()),
+        f"{what}_false_positive_rate": _share(false_positives, len(normal)),
+        f"{what}_false_positives": false_positives,
+        f"normal_{what}s": len(normal),
+        f"{what}_sensitivity": _share(detections, len(anomalous)),
+        f"{what}_detections": detections,
+        f"anomalous_{what}s": len(anomalous),
     }
 
 
@@ -246,3 +214,10 @@ def _sparse(scores: Tensor) -> list[Tensor]:
     histogram.update(scores)
     bins = torch.nonzero(histogram.counts).flatten()
     return [bins.int(), histogram.counts[bins]]
+
+
+def _dense(stored: list[Tensor]) -> Tensor:
+    """The whole histogram (bins,) again."""
+    counts = torch.zeros(bin_count(PIXEL_BITS), dtype=torch.float64)
+    counts[stored[0].long()] = stored[1]
+    return counts

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.metrics import Metric
 from monai.data import DataLoader
 from monai.transforms import Compose
 from PIL import Image
@@ -20,7 +19,7 @@ from stressed import FEW, RANGE, make_model, rows_of
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.inference.cohort import CohortIncomplete
-from mcmiad_monai.inference.evaluation import study_metrics
+from mcmiad_monai.inference.evaluation import EvaluationReport
 from mcmiad_monai.inference.evaluator import StudyEvaluator
 from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 from mcmiad_monai.modality import get_modality
@@ -70,15 +69,10 @@ def test_clean_figures_are_those_of_an_evaluation_of_the_bundle(
 
 
 def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
-    model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]]
+    model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     network = load_package(model)
     read, normalise = split_preprocessing(get_modality("brain_mri"))
-    metrics: dict[str, Metric] = {
-        name: metric
-        for name, metric in study_metrics(2, RANGE).items()
-        if name in ("volume_auroc", "slice_auroc", "pixels")
-    }
     corrupt = Corruptd(corruption="rotation", severity=5, modality="brain_mri")
     dataset = StudyDataset(cases, Compose([read, corrupt, normalise]))
     evaluator = StudyEvaluator(
@@ -86,7 +80,7 @@ def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
         val_data_loader=DataLoader(dataset, batch_size=1),
         network=network,
         inferer=SliceHeatmapInferer(axis=2, slice_range=RANGE, score=network.score.slice_score),
-        key_val_metric=metrics,
+        val_handlers=[EvaluationReport(tmp_path, axis=2, slice_range=RANGE)],
     )
     evaluator.run()
     row = rows_of(straight[1])["rotation", 5]
