@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -201,7 +201,7 @@ def infer_cohort(
     )
     bar = tqdm(total=len(cases), desc="studies", unit=" studies", disable=not progress)
     try:
-        for name, sample in read_ahead(predictor, cases):
+        for name, sample in read_ahead(predictor.prepare, cases):
             try:
                 prediction = predictor.predict(sample.result())
                 report.scores.append(prediction.scores)
@@ -216,15 +216,15 @@ def infer_cohort(
 
 
 def read_ahead(
-    predictor: StudyPredictor, cases: Sequence[Case]
+    prepare: Callable[[Case], dict[str, Any]], cases: Sequence[Case]
 ) -> Iterator[tuple[str, Future[dict[str, Any]]]]:
     """Name and prepared sample of each case, of which the next is read in a thread meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="reads") as reader:
         following: Future[dict[str, Any]] | None = None
         for k, case in enumerate(cases):
-            current = following or reader.submit(predictor.prepare, case)
+            current = following or reader.submit(prepare, case)
             more = k + 1 < len(cases)
-            following = reader.submit(predictor.prepare, cases[k + 1]) if more else None
+            following = reader.submit(prepare, cases[k + 1]) if more else None
             yield str(case["case"]), current
 
 

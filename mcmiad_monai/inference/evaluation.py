@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.files import write_csv, write_text
-from mcmiad_monai.inference.cohort import CohortIncomplete, to_plain
+from mcmiad_monai.inference.cohort import CohortIncomplete, read_ahead, to_plain
 from mcmiad_monai.inference.inferer import SLICE_SCORES
 from mcmiad_monai.metrics.studies import StudyFigures
 from mcmiad_monai.networks.score import volume_score
@@ -199,7 +200,7 @@ class EvaluationReport:
 
 def evaluate(
     predictor: Any,
-    cases: Iterable[Mapping[str, Any]],
+    cases: Sequence[Mapping[str, Any]],
     output_dir: str | Path,
     *,
     progress: bool = True,
@@ -209,7 +210,7 @@ def evaluate(
     Parameters
     ----------
     predictor : Predictor
-    cases : iterable of dict
+    cases : sequence of dict
         With ``case``, ``image`` and ``label``, as ``find_studies`` returns them.
     output_dir : path
         Folder of ``metrics.json`` and ``studies.csv``.
@@ -229,10 +230,10 @@ def evaluate(
         calibration=detector.calibration,
     )
     failures: dict[str, str] = {}
-    for case in tqdm(list(cases), "studies", disable=not progress):
-        name = str(case["case"])
+    ahead = read_ahead(partial(predictor.prepare, label=True), cases)
+    for name, reading in tqdm(ahead, "studies", total=len(cases), disable=not progress):
         try:
-            sample = predictor.prepare(case, label=True)
+            sample = reading.result()
             report.add({**sample, "pred": predictor.heat(sample["image"])})
         except Exception as error:
             failures[name] = root_message(error)

@@ -14,9 +14,13 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from sklearn.metrics import roc_auc_score
+from stressed import make_model
 
+from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.inference.cohort import CohortIncomplete
-from mcmiad_monai.inference.evaluation import EvaluationReport, counted_slices, dice
+from mcmiad_monai.inference.evaluation import EvaluationReport, counted_slices, dice, evaluate
+from mcmiad_monai.predictor import load
 
 SKIPPED = math.nan
 
@@ -281,3 +285,27 @@ def test_intervals_keep_the_studies_of_a_patient_together(tmp_path: Path) -> Non
         item["pred"].meta["patient"] = f"p{k % 2}"
     report = reported(tmp_path, *items).report
     assert report["intervals"]["slice_auroc"]["patients"] == 2
+
+
+def test_evaluation_in_python_writes_the_files_of_the_bundles_evaluation(
+    cohort: Path, tmp_path: Path
+) -> None:
+    """One study of the cohort cannot be read, and fails in both."""
+    listed = json.loads((cohort / "datalist.json").read_text())
+    for study in listed["test"]:
+        study |= {key: str(cohort / study[key]) for key in ("image", "label") if study.get(key)}
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    listed["test"].append({"image": str(tmp_path / "bad.nii.gz")})
+    source = tmp_path / "datalist.json"
+    source.write_text(json.dumps({"test": listed["test"]}))
+    root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
+    make_model(root / "models" / "model.pt")
+    given = {"dataset_dir": str(source), "output_dir": str(tmp_path / "a"), "device": "cpu"}
+    with pytest.raises(CohortIncomplete, match="4 studies evaluated, 1 failed:\n  bad: "):
+        open_workflow(root, ("train", "evaluate"), {**given, "progress": False}).run()
+    predictor = load(root, device="cpu")
+    report = evaluate(predictor, find_cases(source, "test"), tmp_path / "b", progress=False)
+    with pytest.raises(CohortIncomplete, match="1 failed"):
+        report.finish()
+    for name in ("metrics.json", "studies.csv"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()

@@ -252,17 +252,22 @@ class StudyCorruptor:
         ValueError
             If the severity is not 0 to 5.
         """
+        mask = None if self.mask is None else self.moved(self.mask, corruption, severity)
         if severity == 0:
-            return self.volume, self.mask
+            return self.volume, mask
+        values = self._apply(corruption.effect, self.volume, corruption, corruption.level(severity))
+        if corruption.mask_effect is None and self._background is not None:
+            values = torch.where(self._background, _values(self.volume), values)
+        values = values.clamp(0, self._grey) if self._grey else values  # a picture's greys
+        return with_metadata_of(values[None].to(self.volume.device), self.volume), mask
+
+    def moved(self, mask: MetaTensor, corruption: Corruption, severity: int) -> MetaTensor:
+        """A mask (1, X, Y, Z) of the study, turned with the image if the corruption moves it."""
+        if severity == 0 or corruption.mask_effect is None:
+            return mask
         level = corruption.level(severity)
-        changed = self._apply(corruption.effect, self.volume, corruption, level)
-        if corruption.mask_effect is None:
-            return self._wrap(self._keep_background(changed)), self.mask
-        image = self._wrap(changed)
-        if self.mask is None:
-            return image, None
-        turned = self._apply(corruption.mask_effect, self.mask, corruption, level)
-        return image, with_metadata_of(turned[None].to(self.mask.device), self.mask)
+        moved = self._apply(corruption.mask_effect, mask, corruption, level)
+        return with_metadata_of(moved[None].to(mask.device), mask)
 
     def _apply(
         self, effect: Effect, volume: MetaTensor, corruption: Corruption, level: float
@@ -282,16 +287,6 @@ class StudyCorruptor:
         )
         out = effect(planes, level).float() + zero  # (n, X, Y)
         return out.movedim(0, axis).contiguous()
-
-    def _wrap(self, values: Tensor) -> MetaTensor:
-        """Image (1, X, Y, Z) in the geometry of the study; a picture stays within its greys."""
-        kept = values.clamp(0, self._grey) if self._grey else values
-        return with_metadata_of(kept[None].to(self.volume.device), self.volume)
-
-    def _keep_background(self, changed: Tensor) -> Tensor:
-        if self._background is None:
-            return changed
-        return torch.where(self._background, _values(self.volume), changed)
 
     def _foreground(self, values: Tensor) -> Tensor:
         recipe = normalizer(self.kind.intensity)

@@ -1,29 +1,31 @@
 """How far figures fall, and false alarms rise, when images get worse.
 
-Every study is read once, and all conditions run on it in memory: reading, unpacking and orienting a
-study costs as much as its inference on a GPU, and there are some fifty conditions. What a study
-gives is stored when it is done (see `tally`): an interrupted run goes on where it was, and studies
-or conditions that are asked for later are added to those there are.
+Every study is read once, and all conditions run on it in memory: reading and orienting a study
+costs as much as its inference on a GPU, and there are about fifty conditions. The results of a
+study are stored when it is done (see `tally`): an interrupted run goes on where it was, and studies
+or conditions that are asked for later are added to the stored ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
+from monai.transforms import Compose
 from tqdm import tqdm
 
 from mcmiad_monai import __version__
-from mcmiad_monai.data.studies import StudyDataset
+from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.inference.evaluation import counted_slices
-from mcmiad_monai.modality import Modality
+from mcmiad_monai.modality import MODALITIES, Modality, get_modality
+from mcmiad_monai.predictor import MODEL, Predictor, load
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.robustness.corruptions import (
     SEVERITIES,
@@ -32,44 +34,39 @@ from mcmiad_monai.research.robustness.corruptions import (
     get_corruption,
 )
 from mcmiad_monai.research.robustness.stress_report import write_report
-from mcmiad_monai.research.robustness.subject import (
-    Subject,
-    cases_of,
-    open_subject,
-    split_preprocessing,
-)
 from mcmiad_monai.research.robustness.tally import Condition, Result, Store, Tally, study_result
+from mcmiad_monai.transforms import CanonicalOrientationd
 
 logger = logging.getLogger(__name__)
+Case = Mapping[str, Any]
 
 
 def run_stress(
     model: str | Path,
-    cases: Sequence[dict[str, Any]],
+    cases: Sequence[Case],
     *,
     out: str | Path,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
     modality: str | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure a packaged model on studies under graded corruptions.
+    """Measure a trained model on studies under graded corruptions.
 
     Writes ``stress.json``, ``stress.csv``, ``stress.md``, ``stress.png`` and, with the scores of
     the studies as they are, ``studies.csv``. The figures of the condition ``clean`` are those of
-    an evaluation of the bundle. A study that cannot be read or inferred is reported and left out;
-    it is tried again when the test is run again.
+    an evaluation. A study that cannot be read or inferred is reported and left out; it is tried
+    again when the test is run again.
 
     Parameters
     ----------
     model : path
-        Usually ``models/model.pt`` of a trained bundle. Modality and share of the slices to look at
-        are those of its training; an export beside it is used as inference uses it.
-    cases : sequence of dict
-        As :func:`mcmiad_monai.data.cases.find.find_cases` gives them.
+        Folder of a trained bundle, or its ``model.pt``; see `load`.
+    cases : sequence of mapping
+        As `find_cases` returns them.
     out : path
         Folder of the report; its folder ``partial`` holds the results of the studies.
     corruptions : sequence of str, optional
@@ -77,54 +74,111 @@ def run_stress(
     severities : sequence of int
         From 1 to 5; the studies as they are, severity 0, are always measured.
     seed : int
-        Of the corruptions.
+        Seed of the corruptions.
     modality : str, optional
-        Of the studies, for a unified model, which is measured in one modality at a time. Cases
-        that name another under the key ``modality`` are left out. Without it, the only one named.
-    device : str or torch.device
+        Modality of the studies, for a unified model, which is measured in one at a time; by
+        default the only one that the cases name. Cases that name another are left out.
+    device : str or torch.device, optional
+        By default a GPU if there is one.
     batch_size : int, optional
-        Slices in one call of the network; chosen by the device if not given.
+        Slices in one call of the network.
     progress : bool
-        Show a progress bar over the studies and conditions.
+        Show a progress bar.
 
     Returns
     -------
     dict
-        What ``stress.json`` holds.
+        Content of ``stress.json``.
 
     Raises
     ------
     ValueError
-        If there are no cases, two have one name, a corruption or severity is not known, the
-        package does not say for which modality it was trained, or does not fit `modality`.
+        If there are no cases, two have one name, a corruption or severity is not known, or the
+        model does not fit `modality`.
     WeightsError
-        If the model is no package.
+        If the file is not a model of this project, or does not name the modality of its training.
     """
-    subject = open_subject(model, cases, modality=modality, device=device)
-    conditions = choose_conditions(subject.kind, corruptions, severities)
-    chosen = cases_of(cases, subject.kind)
+    predictor = load(model, device=device, batch_size=batch_size)
+    kind = choose_modality(predictor.modality, modality, cases)
+    calibration = predictor.calibration_of(kind.name)
+    conditions = choose_conditions(kind, corruptions, severities)
+    chosen = cases_of(cases, kind)
+    file = Path(model) / MODEL if Path(model).is_dir() else Path(model)
     options: dict[str, Any] = {
-        "model_sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
-        "modality": subject.kind.name,
-        "slice_range": list(subject.slice_range),
-        "engine": subject.engine,
+        "model_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "modality": kind.name,
+        "slice_range": list(predictor.slice_range),
+        "engine": predictor.engine,
         "seed": seed,
     }
     store = Store(Path(out) / "partial", {**options, "version": __version__})
-    bench = StressBench(
-        subject, conditions=conditions, store=store, batch_size=batch_size, seed=seed
-    )
+    bench = StressBench(predictor, kind, conditions=conditions, store=store, seed=seed)
     bench.run(chosen, progress=progress)
     report = {
         **options,
-        "rows": [bench.row(condition) for condition in conditions],
+        "rows": [
+            {
+                **condition.to_dict(),
+                **tally.figures(calibration),
+                "failed": bench.failures[condition],
+            }
+            for condition, tally in bench.tallies.items()
+        ],
         "failed": bench.unread,
-        "calibration": subject.calibration.to_dict() if subject.calibration else {},
-        "provenance": subject.network.provenance,
+        "calibration": calibration.to_dict() if calibration else {},
+        "provenance": predictor.detector.provenance,
         "measured_with": produced_with(),
     }
     write_report(report, bench.tallies[conditions[0]].studies, Path(out))
     return report
+
+
+def choose_modality(trained: Modality, modality: str | None, cases: Sequence[Case]) -> Modality:
+    """Modality to measure: that of the model or, for a unified one, that of the studies.
+
+    Raises
+    ------
+    ValueError
+        If the model was trained for another, or the studies of a unified model are of several.
+    """
+    if not trained.is_unified:
+        if modality not in (None, trained.name):
+            raise ValueError(
+                f"the model was trained for {trained.name}, and the studies are said to be "
+                f"{modality}; give the model of that modality, or a unified one."
+            )
+        return trained
+    named = {str(case["modality"]) for case in cases if case.get("modality")}
+    if modality is not None:
+        named = {modality}
+    if len(named) != 1 or not named <= set(MODALITIES):
+        raise ValueError(
+            f"the model is a unified one, and a test measures one modality at a time, while the "
+            f"studies name {sorted(named) or 'none'}. Name one of {sorted(MODALITIES)} "
+            "(--modality)."
+        )
+    return get_modality(named.pop())
+
+
+def cases_of(cases: Sequence[Case], kind: Modality) -> list[Case]:
+    """Cases that name this modality or none; each must have a name of its own.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or two have one name.
+    """
+    kept = [case for case in cases if case.get("modality") in (None, kind.name)]
+    if len(kept) < len(cases):
+        logger.info("%d cases of other modalities are left out", len(cases) - len(kept))
+    counts = Counter(str(case["case"]) for case in kept)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if not kept or twice:
+        raise ValueError(
+            f"got {len(kept)} cases of {kind.name}, with the names {twice[:5]} more than once; at "
+            "least one case and a name of its own for each are needed, as find_cases gives them."
+        )
+    return kept
 
 
 def choose_conditions(
@@ -154,59 +208,67 @@ def choose_conditions(
 
 
 def require_complete(report: Mapping[str, Any]) -> None:
-    """Tell the caller if a study failed, as an evaluation does.
+    """Raise if a study failed.
 
     Raises
     ------
     CohortIncomplete
         If one did, in any condition; the figures of the others have been written.
     """
-    told = [f"\n  {name}: {message}" for name, message in report["failed"].items()]
+    lines = [f"\n  {name}: {message}" for name, message in report["failed"].items()]
     for row in report["rows"]:
         place = f"{row['corruption']} {row['severity']}"
-        told += [f"\n  {name}, {place}: {message}" for name, message in row["failed"].items()]
-    if told:
-        raise CohortIncomplete(f"stress test incomplete, {len(told)} failures:{''.join(told)}")
+        lines += [f"\n  {name}, {place}: {message}" for name, message in row["failed"].items()]
+    if lines:
+        raise CohortIncomplete(f"stress test incomplete, {len(lines)} failures:{''.join(lines)}")
+
+
+def split_steps(predictor: Predictor) -> tuple[Compose, Compose]:
+    """The steps of a predictor in two: reading with orientation, and what follows."""
+    steps = list(predictor.transforms(label=True).transforms)
+    cut = 1 + next(i for i, step in enumerate(steps) if isinstance(step, CanonicalOrientationd))
+    return Compose(steps[:cut]), Compose(steps[cut:])
 
 
 class StressBench:
-    """A model with what is needed to run it over studies under conditions.
+    """A model that runs over studies under conditions.
 
     Parameters
     ----------
-    subject : Subject
+    predictor : Predictor
+    kind : Modality
+        Modality of the studies.
     conditions : sequence of Condition
     store : Store
-        Where counts are kept between runs.
-    batch_size : int, optional
+        Keeps results between runs.
     seed : int
 
     Attributes
     ----------
+    tallies : dict
+        Figures by condition.
     unread : dict
         Message of each case that could not be read.
     failures : dict
-        The same of each condition for cases that failed in it alone.
+        By condition, messages of cases that failed in it alone.
     """
 
     def __init__(
         self,
-        subject: Subject,
+        predictor: Predictor,
+        kind: Modality,
         *,
         conditions: Sequence[Condition],
         store: Store,
-        batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.subject, self.seed = subject, seed
-        self.read, self.normalise = split_preprocessing(subject.kind)
-        self.inferer = subject.inferer(batch_size)
-        self.store = store
+        self.predictor, self.kind, self.store, self.seed = predictor, kind, store, seed
+        self.read, self.finish = split_steps(predictor)
         self.tallies = {condition: Tally() for condition in conditions}
         self.unread: dict[str, str] = {}
         self.failures: dict[Condition, dict[str, str]] = {c: {} for c in conditions}
 
-    def run(self, cases: Sequence[dict[str, Any]], *, progress: bool) -> None:
+    def run(self, cases: Sequence[Case], *, progress: bool) -> None:
         """Count all studies; those that are stored are not read again."""
         total = len(cases) * len(self.tallies)
         with tqdm(total=total, desc="stress test", disable=not progress) as bar:
@@ -220,76 +282,55 @@ class StressBench:
                     if condition.key in results:
                         tally.add(case, results[condition.key])
 
-    def row(self, condition: Condition) -> dict[str, Any]:
-        """Figures of a condition."""
-        return {
-            "corruption": condition.name,
-            "severity": condition.severity,
-            "level": condition.level,
-            "unit": condition.corruption.unit if condition.corruption else None,
-            **self.tallies[condition].figures(self.subject.calibration),
-            "failed": self.failures[condition],
-        }
-
     def _study(
         self,
-        case: dict[str, Any],
+        case: Case,
         conditions: Sequence[Condition],
         results: dict[str, Result | None],
         advance: Callable[[int], Any],
     ) -> None:
         """Add a study's results under conditions; what fails is reported and stops nothing."""
-        corrupt = self._open(case)
-        if corrupt is None:
+        name = str(case["case"])
+        try:
+            sample = prepare_study({**case, "modality": self.kind.name}, self.read)
+            corrupt = StudyCorruptor(
+                sample["image"], modality=self.kind, case=name, mask=sample["label"], seed=self.seed
+            )
+        except Exception as error:
+            self.unread[name] = _report(name, error)
             advance(len(conditions))
             return
         try:
             for condition in conditions:
                 try:
-                    results[condition.key] = self._measure(corrupt, condition)
+                    results[condition.key] = self._measure(sample, corrupt, condition)
                 except Exception as error:
-                    place = f"{corrupt.case}, {condition.name} {condition.severity},"
-                    self.failures[condition][corrupt.case] = _report(place, error)
+                    place = f"{name}, {condition.name} {condition.severity},"
+                    self.failures[condition][name] = _report(place, error)
                 advance(1)
         finally:  # an interruption keeps what is done
             self.store.save(case, results)
 
-    def _open(self, case: dict[str, Any]) -> StudyCorruptor | None:
-        """Read a study, or keep why it cannot be read."""
-        name = str(case["case"])
-        try:
-            sample: dict[str, Any] = StudyDataset([case], self.read)[0]
-            if "error" in sample:
-                logger.error("study %s failed: %s", name, sample["error"])
-                self.unread[name] = sample["error"]
-                return None
-            return StudyCorruptor(
-                sample["image"],
-                modality=self.subject.kind,
-                case=name,
-                mask=sample["label"],
-                seed=self.seed,
-            )
-        except Exception as error:
-            self.unread[name] = _report(name, error)
-            return None
-
-    def _measure(self, corrupt: StudyCorruptor, condition: Condition) -> Result | None:
-        """Result of the study under a condition; None where it does not apply."""
-        image, label = corrupt.volume, corrupt.mask
+    def _measure(
+        self, sample: Mapping[str, Any], corrupt: StudyCorruptor, condition: Condition
+    ) -> Result | None:
+        """Result of a study under a condition; None if the study cannot show it."""
+        changed = dict(sample)
         if condition.corruption is not None:
             if not corrupt.applies(condition.corruption):
                 return None
-            image, label = corrupt(condition.corruption, condition.severity)
-        normalised: MetaTensor = self.normalise({"image": image})["image"]
-        heatmap = self.inferer(normalised[None], self.subject.runner)[0]
-        sample = {"image": normalised, "label": label, "pred": heatmap}
-        axis = self.subject.kind.slice_axis
-        return study_result(counted_slices(sample, axis, self.subject.slice_range), axis)
+            at = (condition.corruption, condition.severity)
+            changed["image"], changed["label"] = corrupt(*at)
+            if "organ" in changed:
+                changed["organ"] = corrupt.moved(changed["organ"], *at)
+        changed["image"] = self.finish(changed)["image"]
+        axis, slice_range = self.predictor.slice_axis, self.predictor.slice_range
+        found = {**changed, "pred": self.predictor.heat(changed["image"])}
+        return study_result(counted_slices(found, axis, slice_range), axis)
 
 
 def _report(place: str, error: Exception) -> str:
-    """Log that a study failed, and say why."""
+    """Log that a study failed, and return why."""
     message = root_message(error)
     logger.error("study %s failed: %s", place, message)
     logger.debug("study %s", place, exc_info=error)

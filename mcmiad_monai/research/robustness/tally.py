@@ -60,8 +60,18 @@ class Condition:
 
     @property
     def key(self) -> str:
-        """What tells its results from those of others, also where levels were redefined."""
+        """Key of its results; another one if the level of a severity is ever redefined."""
         return f"{self.name}/{self.level:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, severity, level and unit, for a row of the report."""
+        unit = None if self.corruption is None else self.corruption.unit
+        return {
+            "corruption": self.name,
+            "severity": self.severity,
+            "level": self.level,
+            "unit": unit,
+        }
 
 
 def study_result(found: CountedSlices, axis: int) -> Result:

@@ -22,10 +22,11 @@ from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.inference.evaluation import EvaluationReport
 from mcmiad_monai.inference.evaluator import StudyEvaluator
 from mcmiad_monai.inference.inferer import SliceHeatmapInferer
-from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.networks.weights import WeightsError
+from mcmiad_monai.predictor import load
 from mcmiad_monai.research.robustness import CORRUPTIONS, Corruptd, require_complete, run_stress
-from mcmiad_monai.research.robustness.subject import split_preprocessing
+from mcmiad_monai.research.robustness.stress import split_steps
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -72,7 +73,7 @@ def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
     model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     network = load_package(model)
-    read, normalise = split_preprocessing(get_modality("brain_mri"))
+    read, normalise = split_steps(load(model, device="cpu"))
     corrupt = Corruptd(corruption="rotation", severity=5, modality="brain_mri")
     dataset = StudyDataset(cases, Compose([read, corrupt, normalise]))
     evaluator = StudyEvaluator(
@@ -115,7 +116,7 @@ def test_pixel_rate_is_of_the_foreground_of_slices_without_lesion(
     model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]]
 ) -> None:
     network = load_package(model)
-    read, normalise = split_preprocessing(get_modality("brain_mri"))
+    read, normalise = split_steps(load(model, device="cpu"))
     dataset = StudyDataset(cases, Compose([read, normalise]))
     hot = whole = 0
     for k in range(len(dataset)):
@@ -235,7 +236,7 @@ def test_bad_study_is_reported_and_stops_nothing(
             raise ValueError("unlucky study")
         return noise.effect(planes, level)
 
-    read, _ = split_preprocessing(get_modality("brain_mri"))
+    read, _ = split_steps(load(model, device="cpu"))
     limit = min(float(read(dict(case))["image"].max()) for case in cases[:2])
     unlucky_noise = type(noise)(noise.name, noise.levels, noise.unit, noise.recipes, unlucky)
     monkeypatch.setitem(CORRUPTIONS, "rician_noise", unlucky_noise)
@@ -297,7 +298,7 @@ def test_wrong_requests_are_refused_before_anything_runs(
             run_stress(model, few_cases, out=tmp_path, **FEW)
     assert list(tmp_path.iterdir()) == []
     unknown = make_model(tmp_path / "unknown.pt", modality=None)
-    with pytest.raises(ValueError, match="for which modality"):
+    with pytest.raises(WeightsError, match="for which modality"):
         run_stress(unknown, cases, out=tmp_path, **FEW)
     with pytest.raises(ValueError, match="trained for brain_mri, and the studies are said to be l"):
         run_stress(model, cases, out=tmp_path, modality="liver_ct", **FEW)
