@@ -1,5 +1,6 @@
 # make demo     the whole main job on generated studies, in an environment of its own
 # make bundles  the four bundles from their one source, bundles/source
+# make docs     the documentation as a site, into build/docs
 # make test     every check: ruff, mypy, pytest with coverage, and MONAI Label in a second environment
 #
 # MONAI Label pins pydicom below 3 and so numpy below 2, which the package itself does not need: its
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LABEL_BIN := $(LABEL_VENV)/bin
 TYPECHECK := build/typecheck
 
-.PHONY: demo bundles test lint types unit label install install-dev install-label clean
+.PHONY: demo bundles docs test lint types unit label install install-dev install-docs install-label clean
 
 demo: install
 	$(BIN)/mcmiad demo --out $(DEMO_OUT)
@@ -24,10 +25,15 @@ demo: install
 bundles: install
 	$(BIN)/python bundles/source/render.py
 
+docs: install-docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
+
 test: install-dev lint types unit label
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-docs: $(VENV)/.installed-docs
 install-label: $(LABEL_VENV)/.installed
 
 $(BIN)/python:
@@ -39,6 +45,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[dev,mlflow,export]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[docs]'
 	touch $@ $(VENV)/.installed
 
 $(LABEL_VENV)/.installed: setup.cfg pyproject.toml

@@ -43,7 +43,8 @@ if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not 
     from peers import nearest_neighbour
 
     from mcmiad_monai.data.cases.find import find_cases
-    from mcmiad_monai.data.features import FeatureDataset, SliceRecord
+    from mcmiad_monai.data.feature_store import FeatureBlock, SliceRecord
+    from mcmiad_monai.data.features import FeatureDataset
     from mcmiad_monai.data.studies import iterate_slices, stack_images
     from mcmiad_monai.modality import normal_prompts
     from mcmiad_monai.networks.detector import MCMIADDetector
@@ -51,11 +52,10 @@ if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not 
     from mcmiad_monai.networks.package import load_package, save_package
     from mcmiad_monai.networks.text_prior import encode_hashing
     from mcmiad_monai.research.protocols.fit import fit_head
-    from mcmiad_monai.research.protocols.method import SHIPPED, SHIPPED_HEAD, Method
     from mcmiad_monai.runtime.cpu import encoding
     from mcmiad_monai.runtime.export import export_model
     from mcmiad_monai.runtime.open import open_network
-    from mcmiad_monai.training.mixture import MixedFeatures
+    from mcmiad_monai.training.method import preset
 if importlib.util.find_spec("anomalib"):
     from anomalib.models.image.padim.torch_model import PadimModel  # type: ignore[import-not-found]
     from anomalib.models.image.patchcore.torch_model import (  # type: ignore[import-not-found]
@@ -248,22 +248,21 @@ def encode(spec: Any, images: Tensor) -> tuple[FrozenEncoder, np.ndarray, float]
 
 def kept(encoder: FrozenEncoder, features: np.ndarray) -> FeatureDataset:
     """Features as a dataset of the project, which otherwise reads studies."""
-    dataset = FeatureDataset.__new__(FeatureDataset)
-    dataset.encoder, dataset.size, dataset._features = encoder, 224, features
-    dataset._shape = features.shape[1:]
-    dataset.records = [SliceRecord(str(i), 0, False, str(i)) for i in range(len(features))]
-    return dataset
+    records = [SliceRecord(str(i), 0, False, str(i)) for i in range(len(features))]
+    masks = np.zeros((len(features), 224 * 224 // 8), np.uint8)
+    block = FeatureBlock(records, features, foreground=masks, lesion=masks, size=224)
+    return FeatureDataset.from_blocks([block], encoder=encoder)
 
 
 def train_head(spec: Any, one: Contender, images: Tensor) -> tuple[float, str]:
     """The method as it is shipped, or in MoEAD's configuration; stored as a package."""
-    method = Method(**SHIPPED, head=SHIPPED_HEAD, epochs=1, min_steps_per_epoch=spec.steps)
+    method = preset("default", max_epochs=1, min_steps_per_epoch=spec.steps)
     if one.file == "two_ffn.pt":
-        method = method.with_options(head=TWO_FFN, cosine_weight=0.0, score="S_MSE")
+        method = method.with_options(**TWO_FFN, cosine_weight=0.0, score_terms="mse")
     encoder, features, encoding = encode(spec, images)
     start, prior = time.perf_counter(), encode_hashing(normal_prompts())
-    data = MixedFeatures([kept(encoder, features)])
-    head, steps = fit_head(method, encoder, prior, data, progress=False, device=spec.device)
+    data = kept(encoder, features)
+    head, steps = fit_head(method, data, prior, progress=False, device=spec.device)
     fitting = time.perf_counter() - start
     detector = MCMIADDetector(encoder, head.cpu(), method.build_score(encoder))
     save_package(spec.folder / one.file, detector)

@@ -23,8 +23,8 @@ from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import resolve_text_prior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.protocols.fit import fit_head
-from mcmiad_monai.research.protocols.method import SCORES, Method
-from mcmiad_monai.training.mixture import MixedFeatures
+from mcmiad_monai.research.protocols.scores import SCORES
+from mcmiad_monai.training.method import Method
 
 #: Slice scores: Eq. 7, the maximum, and the mean of the hottest 5 % of the foreground.
 HOTTEST = 0.05
@@ -57,20 +57,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def method_of(options: argparse.Namespace) -> Method:
     """Method that the options describe."""
     return Method(
-        encoder=options.encoder,
+        encoder_name=options.encoder,
         weights=options.weights,
         pool=options.pool,
         text_prior=options.text_prior,
-        standardize_features=options.standardize,
         stage_weights=tuple(options.stage_weights) if options.stage_weights else None,
         cosine_weight=options.cosine_weight,
         head={
+            "standardize_features": options.standardize,
             "jitter_scale": options.jitter,
             "jitter_position": options.jitter_position,
             "use_text_fusion": not options.no_text_fusion,
             "ffn_per_round": options.ffn_per_round,
         },
-        epochs=options.epochs,
+        max_epochs=options.epochs,
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
         min_steps_per_epoch=1,
@@ -89,11 +89,11 @@ def our_maps(
     method, encoder = method_of(options), training.encoder
     prior = resolve_text_prior(method.text_prior, normal_prompts())
     start = time.monotonic()
-    head, steps = fit_head(method, encoder, prior, MixedFeatures([training]), seed=seed)
+    head, steps = fit_head(method, training, prior, seed=seed)
     seconds = time.monotonic() - start
 
     def maps_of(name: str) -> Maps:
-        scorer = method.build_score(encoder, name)
+        scorer = method.build_score(encoder, **SCORES[name])
 
         def maps(rows: list[int]) -> Tensor:
             output = head(testing.batch(rows))

@@ -64,7 +64,7 @@ from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.phantom.brain import make_phantom
 from mcmiad_monai.runtime.open import open_network
-from mcmiad_monai.training.loading import feature_loader
+from mcmiad_monai.training.loading import training_loader
 
 MODALITY = "brain_mri"
 STUDY, DEEP_STUDY = (48, 48, 8), (64, 64, 50)
@@ -177,9 +177,9 @@ def open_cache(n: int, folder: Path) -> Row:
 
 def epoch(n: int, folder: Path) -> Row:
     """Read one epoch of it, in batches of 16, as the trainer does."""
-    deque(feature_loader(features(folder / "few"), batch_size=16), maxlen=0)  # keeps none
+    deque(training_loader(features(folder / "few"), batch_size=16), maxlen=0)  # keeps none
     dataset = features(folder, n)
-    return measured(n, lambda: deque(feature_loader(dataset, batch_size=16), maxlen=0))
+    return measured(n, lambda: deque(training_loader(dataset, batch_size=16), maxlen=0))
 
 
 def features(folder: Path, n: int = DEEP_STUDY[2]) -> FeatureDataset:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 SHAPE = (96, 112, 24)
 CALLED = "first call of the network:"
-FROM_PYTHON = "import sys; from mcmiad_monai.cli import main; sys.exit(main(sys.argv[1:]))"
+FROM_PYTHON = "import sys; from mcmiad_monai.cli.parser import main; sys.exit(main(sys.argv[1:]))"
 
 
 class Taken(NamedTuple):

@@ -31,6 +31,10 @@ RUN_OPTIONS = frozenset(
 WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
+#: Key of the options of the method in train.yaml.
+METHOD = "method"
+
+
 class BundleError(ValueError):
     """A bundle, or an override of it, is not as it has to be."""
 
@@ -101,14 +105,38 @@ def check_overrides(overrides: Iterable[str], config_files: Sequence[str | Path]
     known = config_keys(config_files)
     unknown = unknown_overrides(overrides, known)
     if unknown:
-        hints = {u: difflib.get_close_matches(first_part(u), sorted(known), n=2) for u in unknown}
-        told = "; ".join(
-            f"--{u}" + (f" (did you mean {' or '.join('--' + h for h in hint)}?)" if hint else "")
-            for u, hint in hints.items()
-        )
+        names = {name: name for name in known}
+        names |= {o: f"{METHOD}#{o}" for o in _method_options(known) if o not in known}
+        shown = []
+        for name in unknown:
+            close = difflib.get_close_matches(first_part(name), sorted(names), n=2)
+            hint = " or ".join(f"--{names[match]}" for match in close)
+            shown.append(f"--{name}" + (f" (did you mean {hint}?)" if hint else ""))
         raise BundleError(
-            f"unknown override {told}. The configuration has: {', '.join(sorted(known))}."
+            f"unknown override {'; '.join(shown)}. The configuration has: "
+            f"{', '.join(sorted(known))}."
         )
+
+
+def _method_options(known: set[str]) -> frozenset[str]:
+    """Options of the method; none for a configuration that trains nothing."""
+    if METHOD not in known:
+        return frozenset()
+    from mcmiad_monai.training.method import option_names
+
+    return option_names()
+
+
+def place_method_options(overrides: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """Overrides in which an option of the method has its id: ``dim`` becomes ``method#dim``.
+
+    Parameters
+    ----------
+    known : set of str
+        Top-level keys of the configuration; these stay as they are.
+    """
+    options = _method_options(known) - known
+    return {f"{METHOD}#{k}" if k in options else k: v for k, v in overrides.items()}
 
 
 def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
@@ -204,7 +232,7 @@ def open_workflow(
     workflow : str or sequence of str
         Names of configurations, e.g. ``"train"`` or ``("train", "evaluate")``.
     overrides : mapping, optional
-        By id, as on the command line.
+        By id, as on the command line; options of the method also by their bare names.
     tracking : str, optional
         ``"mlflow"`` or a settings file, as MONAI takes it.
 
@@ -226,7 +254,8 @@ def open_workflow(
     missing = [str(f) for f in config_files if not f.is_file()]
     if missing:
         raise BundleError(f"{base} is no bundle of this project: {', '.join(missing)} not found.")
-    given = {"bundle_root": str(base), **(overrides or {})}
+    own = place_method_options(overrides or {}, config_keys(config_files))
+    given = {"bundle_root": str(base), **own}
     check_overrides(given, config_files)
     return create_workflow(
         config_file=[str(f) for f in config_files],

@@ -33,8 +33,6 @@ SMALLER: dict[str, dict[str, str]] = {
         ),
         "EPOCHS = 4": "EPOCHS = 2",
         "FALSE_POSITIVE_RATE = 0.1": "FALSE_POSITIVE_RATE = 0.3",
-        "LIVER_SHAPE = (64, 54, 20)": "LIVER_SHAPE = (48, 40, 10)",
-        "LIVER_TRAIN, LIVER_EPOCHS = 24, 15": "LIVER_TRAIN, LIVER_EPOCHS = 4, 1",
     },
     LABEL: {
         "SHAPE = (64, 74, 14)": "SHAPE = (48, 56, 10)",
@@ -51,7 +49,7 @@ PICTURES = {
         "5_restored",
         "6_other_modalities",
     },
-    TRAINING: {"brain_montage", "brain_scores", "liver_montage"},
+    TRAINING: {"brain_montage", "brain_scores"},
     LABEL: {"answers"},
 }
 

@@ -1,7 +1,7 @@
-"""The commands of the README, taken from the page and run in its order.
+"""The README is short, and its commands and its Python run as they are written.
 
-Paths are those of phantoms, and what would need a hub or hours (pretrained weights, CLIP, 100
-epochs) is set otherwise; nothing else is. What starts a server is run by tests/monailabel.
+Paths are those of small phantoms; settings that need a hub or hours are set otherwise, and nothing
+else is. What the server of MONAI Label answers is tested in tests/monailabel.
 """
 
 from __future__ import annotations
@@ -14,102 +14,123 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+
+from mcmiad_monai.cli.parser import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-#: For commands that train.
+#: For the command that trains.
 QUICK = {
     "encoder_name": "test_efficientnet.r160_in1k",
     "weights": "random",
     "text_prior": "hashing",
     "max_epochs": "1",
     "batch_size": "8",
+    "export": "False",
+    "progress": "False",
     "slice_range": "[0.3,0.8]",
-    "network_def#dim": "64",
-    "network_def#rounds": "1",
+    "method#dim": "64",
+    "method#rounds": "1",
 }
 
 
-def commands(section: str) -> list[list[str]]:
-    """Commands in the indented blocks of a section, with their lines joined."""
-    body = README.split(f"{section}\n", 1)[1]
-    body = re.split(r"\n##+ ", body, maxsplit=1)[0]
-    lines = "\n".join(line[4:] for line in body.splitlines() if line.startswith("    "))
-    return [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()]
+def blocks(language: str, page: str = README) -> list[str]:
+    """Code blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.M | re.S)
 
 
-def prepared(command: list[str], places: dict[str, str]) -> list[str]:
-    """The command with paths of the test and quick settings where it trains."""
-    known = re.compile("|".join(map(re.escape, sorted(places, key=len, reverse=True))))
-    line = [known.sub(lambda match: places[match.group()], word) for word in command]
-    trains = "train" in line[:2] or "train.yaml" in " ".join(line)
-    if trains and "evaluate.yaml" not in " ".join(line):
-        for key, value in QUICK.items():
-            line += ["--set", f"{key}={value}"] if line[0] == "mcmiad" else [f"--{key}", value]
-    if line[0] == "torchrun":
-        return ["-m", "torch.distributed.run", *line[1:]]
-    if line[0] == "mcmiad":
-        return ["-m", "mcmiad_monai.cli", *line[1:]]
-    assert line[0] == "python", f"no program of this project: {shlex.join(line)}"
-    return line[1:]
+def commands(program: str, page: str = README) -> list[list[str]]:
+    """Commands of a page, without comments, their lines joined."""
+    lines = "\n".join(blocks("sh", page)).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and line[0] == program]
 
 
 @pytest.fixture(scope="module")
 def places(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where the paths of the page are in the test."""
+    """Where the paths of the page are in the test; the model is trained by the page's command."""
     folder = tmp_path_factory.mktemp("readme")
-    studies = folder / "new"
-    studies.mkdir()
-    for path in sorted((cohort / "train").glob("*.nii.gz"))[:1]:
-        shutil.copy(path, studies)
-    return {
+    study = min((cohort / "train").glob("*.nii.gz"))
+    (folder / "new").mkdir()
+    shutil.copy(study, folder / "new")
+    found = {
         "/data/healthy": str(cohort / "train"),
         "/data/test": str(cohort / "datalist.json"),
-        "/data/new": str(studies),
-        "/data/heatmaps": str(folder / "heatmaps"),
+        "/data/new": str(folder / "new"),
+        "heatmaps": str(folder / "heatmaps"),
         "my_model": str(folder / "my_model"),
-        "bundles/metadata_schema.json": str(ROOT / "bundles/metadata_schema.json"),
-        "here": str(folder),
+        "my_app": str(folder / "my_app"),
+        "study.nii.gz": str(study),
     }
+    (train,) = (line for line in commands("mcmiad") if line[1] == "train")
+    quick = [word for item in QUICK.items() for word in ("--set", "=".join(item))]
+    assert main([*placed(train, found)[1:], *quick]) == 0
+    return found
 
 
-@pytest.mark.parametrize("section", ["## Use it", "### With MONAI"])
-def test_commands_of_the_page_run_as_they_are_written(
-    section: str, places: dict[str, str], forked: Any
+def placed(words: list[str], places: dict[str, str]) -> list[str]:
+    """Words with the paths of the test."""
+    known = re.compile("|".join(map(re.escape, sorted(places, key=len, reverse=True))))
+    return [known.sub(lambda match: places[match.group()], word) for word in words]
+
+
+def heatmaps(places: dict[str, str]) -> list[Path]:
+    """Heatmaps that were written, and no more: they are removed."""
+    found = list(Path(places["heatmaps"]).rglob("*_heatmap.nii.gz"))
+    shutil.rmtree(places["heatmaps"], ignore_errors=True)
+    return found
+
+
+def test_readme_is_short_and_its_picture_is_small() -> None:
+    assert len(README.splitlines()) <= 110
+    picture = ROOT / "docs" / "images" / "montage.png"
+    assert picture.stat().st_size <= 400_000
+    with Image.open(picture) as image:
+        assert image.width <= 1200
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) > 5
+    for link in links:
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)", (ROOT / path).read_text(encoding="utf-8"), re.M)
+            assert heading in [re.sub(r"[^a-z0-9]+", "-", title.lower()) for title in titles]
+
+
+def test_python_of_the_page_runs(
+    places: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listed = [c for c in commands(section) if c[0] != "pip"]
-    assert len(listed) >= 2
-    if section != "## Use it":  # there the model is exported, which takes longer than the rest
-        listed = [[*c, "--export", "False"] if "train.yaml" in " ".join(c) else c for c in listed]
-    if section != "## Use it" and not Path(places["my_model"]).exists():
-        for command in commands("## Use it")[1:2]:
-            run(prepared(command, places), places["here"], forked)
-    for command in listed:
-        run(prepared(command, places), places["here"], forked)
-    assert list(Path(places["/data/heatmaps"]).rglob("*_heatmap.nii.gz"))
-    assert (Path(places["my_model"]) / "models" / "model.pt").is_file()
+    (code,) = blocks("python")
+    assert len([line for line in code.splitlines() if line]) == 5
+    (code,) = placed([code], places)
+    exec(compile(code, "README.md", "exec"), {})
+    score, threshold, anomalous = capsys.readouterr().out.split()
+    assert float(score) > 0
+    assert (threshold, anomalous) == ("None", "None")  # of too few patients
+    assert len(heatmaps(places)) == 1
 
 
-def run(line: list[str], folder: str, forked: Any) -> None:
-    """Run a command in a folder that is neither the checkout nor a bundle."""
+def test_commands_of_the_page_run(places: dict[str, str]) -> None:
+    lines = {line[1]: placed(line, places)[1:] for line in commands("mcmiad")}
+    assert set(lines) == {"train", "infer", "evaluate", "label-app"}
+    for name in ("infer", "evaluate", "label-app"):
+        assert main(lines[name]) == 0
+    assert len(heatmaps(places)) == 1
+    assert (Path(places["my_model"]) / "eval" / "metrics.json").is_file()
+    assert (Path(places["my_app"]) / "model" / "my_model" / "models" / "model.pt").is_file()
+    (server,) = commands("monailabel")
+    assert {"start_server", "--app", "--studies", "--host"} <= set(server)
+
+
+def test_command_of_monai_runs_from_another_folder(
+    places: dict[str, str], forked: Any, tmp_path: Path
+) -> None:
+    (line,) = commands("python")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = forked.run(line, Path(folder), environment)
-    assert done.returncode == 0, f"{shlex.join(line)}\n{done.told[-3000:]}"
-
-
-def test_export_named_in_the_text_is_a_command(places: dict[str, str], forked: Any) -> None:
-    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-    told = re.findall(r"`(mcmiad export[^`]*)`", README.replace("\n", " "))
-    assert told
-    if not Path(places["my_model"]).exists():
-        run(prepared(commands("## Use it")[1], places), places["here"], forked)
-    for command in told:
-        run(prepared(shlex.split(command), places), places["here"], forked)
-    assert (Path(places["here"]) / "model.onnx").is_file()
-
-
-def test_app_of_the_page_is_laid_out_and_served_as_the_tests_of_the_server_do() -> None:
-    listed = commands("### In 3D Slicer and OHIF")
-    assert listed[1][:2] == ["mcmiad", "label-app"]
-    assert listed[2][:2] == ["monailabel", "start_server"]
-    assert {"--app", "--studies", "--host"} <= set(listed[2])
+    done = forked.run(placed(line, places)[1:], tmp_path, environment)
+    assert done.returncode == 0, done
+    assert len(heatmaps(places)) == 1

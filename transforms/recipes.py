@@ -64,10 +64,8 @@ def preprocessing(
         If the modality or the region is not known.
     """
     chosen = get_modality(modality) if isinstance(modality, str) else modality
-    if region not in ("whole", "organ"):
-        raise ValueError(f'region {region!r} is not known; use "whole" or "organ".')
     masks = [] if mask_key is None else [mask_key]
-    organs = ["organ"] if region == "organ" else []
+    organs = organ_keys(region)
     steps: list[Any] = [
         LoadVolumed(key),
         StudyModalityd(key, chosen, check=check_modality),
@@ -78,3 +76,16 @@ def preprocessing(
         *(OrganRegiond(key, organ_key=organ) for organ in organs),
     ]
     return Compose(steps)
+
+
+def organ_keys(region: Region) -> list[str]:
+    """Key of the organ mask for ``"organ"``, none for ``"whole"``.
+
+    Raises
+    ------
+    ValueError
+        If the region is not known.
+    """
+    if region not in ("whole", "organ"):
+        raise ValueError(f'region {region!r} is not known; use "whole" or "organ".')
+    return ["organ"] if region == "organ" else []

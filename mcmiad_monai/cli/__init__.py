@@ -1,5 +1,1 @@
-"""The command line ``mcmiad``."""
-
-from mcmiad_monai.cli.parser import main
-
-__all__ = ["main"]
+"""The command line ``mcmiad``; see `parser`."""

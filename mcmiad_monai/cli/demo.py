@@ -1,17 +1,21 @@
-"""The whole main job on generated phantom studies: train, evaluate, infer, look.
+"""The demo: train, evaluate and infer on generated studies, and draw the result.
 
-Everything runs through the brain MRI bundle as a user would run it. What the demo sets otherwise
-than the bundle is in :data:`SETTINGS`, with the reason.
+Everything runs through the brain MRI bundle as a user would run it. :data:`SETTINGS` are the
+demo's own settings, each with its reason.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.bundle import copy_bundle
+from mcmiad_monai.cli.workflows import open_quietly
 from mcmiad_monai.data.cases.find import find_cases
+from mcmiad_monai.files import write_text
 from mcmiad_monai.inference.montage import montage
 from mcmiad_monai.inference.overlay import overlay_rows
 from mcmiad_monai.phantom.cohorts import write_brain_cohort
@@ -21,6 +25,9 @@ from mcmiad_monai.phantom.cohorts import write_brain_cohort
 #: second one of validation has a lesion, and some of those fill every slice.
 COHORT: dict[str, Any] = {"train": 30, "val": 26, "test_normal": 6, "test_lesion": 10}
 
+#: File in the folder of the studies; says with which seed and how many the demo wrote.
+MARKER = "demo.json"
+
 #: Overrides of the bundle's train.yaml.
 SETTINGS: dict[str, Any] = {
     # no weight hub and no CLIP are at hand: the demo shows the software, not a good detector
@@ -29,9 +36,7 @@ SETTINGS: dict[str, Any] = {
     # takes longer than it saves on a handful of small studies
     "export": False,
     # random deep layers are chaotic: small changes of the image change everything. The shallow
-    # ones still respond to local intensity and edges, most cleanly when averaged over an area
-    "pool": "area",
-    "standardize_features": True,
+    # ones still respond to local intensity and edges
     "stage_weights": [1.0, 0.0, 0.0, 0.0],
     # and in the size of their answer rather than its direction
     "cosine_weight": 0.0,
@@ -46,8 +51,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def run_demo(out: str | Path, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
-    """Run the demo into a new or empty folder, and print where everything is.
+class DemoError(ValueError):
+    """The output folder holds studies that are not the demo's."""
+
+
+def run_demo(
+    out: str | Path, *, seed: int = 0, device: str | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Run the demo, and print where everything is.
+
+    In a folder of an earlier demo, its studies are used again and all else is computed afresh.
 
     Returns
     -------
@@ -57,29 +70,31 @@ def run_demo(out: str | Path, *, seed: int = 0, progress: bool = True) -> dict[s
 
     Raises
     ------
-    FileExistsError
-        If the folder holds data of an earlier demo.
+    DemoError
+        If ``out/data`` holds something else than the demo's studies.
     """
     started = time.monotonic()
     root = Path(out).resolve()
     print("1/5  phantom studies", flush=True)
-    data = write_brain_cohort(root / "data", **COHORT, seed=seed, progress=progress)
+    data = _studies(root / "data", seed, progress)
     bundle = copy_bundle("brain_mri_anomaly", root / "brain_mri_anomaly")
     common = {"dataset_dir": str(data / "datalist.json"), "progress": progress}
+    if device:
+        common["device"] = device
 
     print("2/5  training on healthy studies", flush=True)
-    open_workflow(bundle, "train", {**common, **SETTINGS, "seed": seed}).run()
+    open_quietly(bundle, ["train"], {**common, **SETTINGS, "seed": seed}).run()
 
     print("3/5  figures on the test studies", flush=True)
     evaluation = root / "evaluation"
     overrides = {**common, "output_dir": str(evaluation)}
-    workflow = open_workflow(bundle, ("train", "evaluate"), overrides)
+    workflow = open_quietly(bundle, ["train", "evaluate"], overrides)
     workflow.run()
     metrics = workflow.parser.get_parsed_content("report").report["metrics"]
 
     print("4/5  heatmaps of the test studies", flush=True)
     heatmaps = root / "heatmaps"
-    open_workflow(bundle, "inference", {**common, "output_dir": str(heatmaps)}).run()
+    open_quietly(bundle, ["inference"], {**common, "output_dir": str(heatmaps)}).run()
 
     print("5/5  montage", flush=True)
     picture = _picture(data, heatmaps, root / "montage.png")
@@ -91,12 +106,31 @@ def run_demo(out: str | Path, *, seed: int = 0, progress: bool = True) -> dict[s
         "montage": picture,
         "figures": evaluation / "metrics.json",
     }
-    _tell(result, heatmaps, time.monotonic() - started)
+    _print_result(result, heatmaps, time.monotonic() - started)
     return result
 
 
+def _studies(data: Path, seed: int, progress: bool) -> Path:
+    """The demo's cohort: that of an earlier demo, or a new one."""
+    marker = json.dumps({"seed": seed, **COHORT})
+    if data.exists() and any(data.iterdir()):
+        if (data / MARKER).is_file() and (data / MARKER).read_text(encoding="utf-8") == marker:
+            return data
+        raise DemoError(
+            f"{data} does not hold the studies of a demo with seed {seed}. Remove it, or choose "
+            "another folder with --out."
+        )
+    partial = data.with_name("data.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a demo that was interrupted
+    write_brain_cohort(partial, **COHORT, seed=seed, progress=progress)
+    write_text(partial / MARKER, marker)
+    if data.exists():
+        data.rmdir()
+    return partial.rename(data)
+
+
 def _picture(data: Path, heatmaps: Path, path: Path) -> Path:
-    """One row a kind of lesion, and a healthy study."""
+    """Montage of one study of each kind of lesion, and of a healthy one."""
     rows, seen = [], set()
     for case in find_cases(data / "datalist.json", "test"):
         name = case["case"]
@@ -108,7 +142,7 @@ def _picture(data: Path, heatmaps: Path, path: Path) -> Path:
     return montage(rows, path, title="phantom studies, random encoder weights")
 
 
-def _tell(result: dict[str, Any], heatmaps: Path, seconds: float) -> None:
+def _print_result(result: dict[str, Any], heatmaps: Path, seconds: float) -> None:
     metrics = "  ".join(f"{k} {v:.3f}" for k, v in result["metrics"].items() if v is not None)
     print(
         f"""

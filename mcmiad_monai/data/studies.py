@@ -1,6 +1,6 @@
 """Cases on disk → normalised canonical volumes → slices for the network.
 
-A case that cannot be read is reported and passed over; it never stops the cohort.
+A case that cannot be read is reported and left out; it never stops the cohort.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class StudyDataset(Dataset[dict[str, Any]]):
-    """Cases through a transform; a case that fails becomes a report instead of an exception.
+    """Cases through a transform; a case that fails gives an error message instead of an exception.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class SliceSample:
     anomalous : bool
         By mask, or by the folder where there is no mask.
     patient : str
-        Whom the study belongs to; the study itself where the source does not tell.
+        Patient of the study; the study itself where the source has no patient.
     modality : str
         Of the study.
     """
@@ -107,15 +107,18 @@ def iterate_slices(
     only_normal: bool = False,
     slice_range: tuple[float, float] = (0.0, 1.0),
     min_foreground: float = MIN_FOREGROUND,
-    preparation: Mapping[str, Any] | None = None,
+    transform: Callable[..., Any] | None = None,
     failures: dict[str, str] | None = None,
 ) -> Iterator[SliceSample]:
     """Slices of all cases, one volume in memory at a time.
 
     Parameters
     ----------
-    preparation : mapping, optional
-        Further options of :func:`~mcmiad_monai.transforms.preprocessing`.
+    modality : str or Modality
+        Has the slice axis.
+    transform : callable, optional
+        From a case to a volume ``image`` and a mask ``label``; the modality's own
+        :func:`~mcmiad_monai.transforms.preprocessing` by default.
     only_normal : bool
         Keep only slices without lesion: those with an empty mask, none of a case that is known to
         be anomalous but has no mask.
@@ -123,8 +126,7 @@ def iterate_slices(
         Receives ``case → message`` for every case that could not be read.
     """
     kind = get_modality(modality) if isinstance(modality, str) else modality
-    prepare = preprocessing(kind, mask_key="label", **(preparation or {}))
-    dataset = StudyDataset(list(cases), prepare)
+    dataset = StudyDataset(list(cases), transform or preprocessing(kind, mask_key="label"))
     for position in range(len(dataset)):
         sample = dataset[position]
         name = sample["case"]
@@ -162,7 +164,7 @@ def iterate_slices(
 
 
 def patient_of(case: Mapping[str, Any]) -> str:
-    """Patient of a case; the case itself where the source does not tell."""
+    """Patient of a case; the case itself where the source has no patient."""
     return str(case.get("patient") or case["case"])
 
 

@@ -155,8 +155,8 @@ class CohortReport:
         """
         if self.failures:
             total = len(self.scores) + len(self.failures)
-            names = ", ".join(self.failures)
-            raise CohortIncomplete(f"{len(self.failures)} of {total} studies failed: {names}")
+            reasons = "".join(f"\n  {name}: {error}" for name, error in self.failures.items())
+            raise CohortIncomplete(f"{len(self.failures)} of {total} studies failed:{reasons}")
 
 
 def infer_cohort(

@@ -26,9 +26,9 @@ class Writes:
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writes")
-        self._pending: tuple[str, Future[None]] | None = None
+        self._pending: tuple[str, Future[object]] | None = None
 
-    def submit(self, case: str, work: Callable[[], None]) -> None:
+    def submit(self, case: str, work: Callable[[], object]) -> None:
         """Do a study's work behind the caller's back, once that of the study before is done."""
         self.finish()
         self._pending = case, self._thread.submit(work)

@@ -56,15 +56,9 @@ def describe(detector: MCMIADDetector, *, size: int = IMAGE_SIZE) -> list[PartCo
     return [encoder, head, PartCost("total", *total)]
 
 
-def print_info(*, model: Path | None = None, encoder: str = DEFAULT_ENCODER) -> None:
-    """Print the table of a packaged model, or of the default head behind a named encoder."""
-    detector = _default_detector(encoder) if model is None else load_package(model)
-    print(
-        f"{'part':<8} {'parameters':>12} {'trainable':>12} {'MFLOP/slice':>12} {'MMAC/slice':>12}"
-    )
-    for row in describe(detector):
-        counts = (row.parameters, row.trainable, row.flops // 10**6, row.macs // 10**6)
-        print(f"{row.part:<8}" + "".join(f" {count:>12,}" for count in counts))
+def model_costs(*, model: Path | None = None, encoder: str = DEFAULT_ENCODER) -> list[PartCost]:
+    """Costs of a packaged model, or of the default head behind a named encoder."""
+    return describe(_default_detector(encoder) if model is None else load_package(model))
 
 
 def _default_detector(name: str) -> MCMIADDetector:

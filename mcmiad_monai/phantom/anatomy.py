@@ -1,8 +1,8 @@
 """A head as continuous functions of position: scalp, skull, folded cortex, ventricles, cerebellum.
 
 Coordinates are those of the head itself in mm: x to the right, y to the front, z to the top, with
-the origin in the middle of the brain. Signal values are those of a T2-FLAIR image in arbitrary
-units: fluid dark, grey matter a little brighter than white matter, fat bright.
+the origin in the middle of the brain. Signals are those of T2-FLAIR in arbitrary units: fluid dark,
+grey matter a little brighter than white matter, fat bright.
 """
 
 from __future__ import annotations
@@ -11,14 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mcmiad_monai.phantom.fields import (
-    Array,
-    SmoothField,
-    capsule,
-    ellipsoid,
-    paint,
-    step,
-)
+from mcmiad_monai.phantom.fields import Array, SmoothField, capsule, ellipsoid, paint, step
 
 # Half-axes of an average brain in mm: across, front to back, up, and down from the middle.
 BRAIN_RADII = (66.0, 82.0, 63.0, 56.0)
@@ -30,12 +23,12 @@ FOLIA_WAVELENGTH = 7.5
 
 @dataclass(frozen=True)
 class Subject:
-    """What differs between normal people and their scans.
+    """What differs between normal people and their scans: lengths in mm, unscaled signals.
 
-    Lengths are in mm and signals in the units of the image before scaling.
+    ``size`` (3, 1) stretches the average head.
     """
 
-    size: tuple[float, float, float]
+    size: Array
     ventricles: float
     asymmetry: float
     sulci: float
@@ -55,21 +48,17 @@ class Subject:
         overall = rng.normal(1.0, 0.02)
         white = rng.uniform(0.40, 0.47)
         return cls(
-            size=(
-                float(overall * rng.normal(1.0, 0.02)),
-                float(overall * rng.normal(1.0, 0.02)),
-                float(overall * rng.normal(1.0, 0.02)),
-            ),
+            size=(overall * rng.normal(1.0, 0.02, 3)).astype(np.float32)[:, None],
             ventricles=float(np.exp(rng.normal(0.0, 0.22))),
-            asymmetry=float(rng.normal(0.0, 0.08)),
-            sulci=float(rng.uniform(0.8, 1.2)),
-            skull=float(rng.uniform(5.5, 7.0)),
-            scalp=float(rng.uniform(4.5, 6.0)),
-            white=float(white),
-            grey=float(white + rng.uniform(0.08, 0.12)),
-            fluid=float(rng.uniform(0.09, 0.15)),
-            fat=float(rng.uniform(0.52, 0.62)),
-            fold=SmoothField(rng, wavelength=FOLD_WAVELENGTH * float(rng.uniform(0.92, 1.08))),
+            asymmetry=rng.normal(0.0, 0.08),
+            sulci=rng.uniform(0.8, 1.2),
+            skull=rng.uniform(5.5, 7.0),
+            scalp=rng.uniform(4.5, 6.0),
+            white=white,
+            grey=white + rng.uniform(0.08, 0.12),
+            fluid=rng.uniform(0.09, 0.15),
+            fat=rng.uniform(0.52, 0.62),
+            fold=SmoothField(rng, wavelength=FOLD_WAVELENGTH * rng.uniform(0.92, 1.08)),
             folia=SmoothField(rng, wavelength=FOLIA_WAVELENGTH),
             slow=SmoothField(rng, wavelength=48.0, order=1),
         )
@@ -77,24 +66,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Head:
-    """A head seen at N points.
+    """A head at N points, all arrays (N,); distances are in mm."""
 
-    Attributes
-    ----------
-    signal : (N,) array
-        FLAIR-like signal without bias field and noise.
-    tissue : (N,) array
-        1 inside brain tissue and its sulci, 0 outside and in the ventricles.
-    depth : (N,) array
-        Distance from the surface of the cerebrum in mm, positive inside.
-    from_ventricles : (N,) array
-        Distance from the ventricles in mm, positive outside them.
-    """
-
-    signal: Array
-    tissue: Array
-    depth: Array
-    from_ventricles: Array
+    signal: Array  # like FLAIR, without shading and noise
+    tissue: Array  # 1 in brain tissue and its sulci, 0 outside and in the ventricles
+    depth: Array  # below the surface of the cerebrum, positive inside
+    from_ventricles: Array  # positive outside the ventricles
 
 
 def inside_head(points: Array, subject: Subject) -> np.ndarray:
@@ -123,7 +100,7 @@ def build_head(points: Array, subject: Subject) -> Head:
 
 def _normal_shape(points: Array, subject: Subject) -> Array:
     """Undo the subject's size and asymmetry, and the egg shape that is narrower in front."""
-    local = points / np.asarray(subject.size, np.float32)[:, None]
+    local = points / subject.size
     widest = BRAIN_RADII[1]
     front = np.clip(local[1] / widest, -1.1, 1.1)
     local[0] /= 1.0 - 0.10 * front
@@ -133,11 +110,17 @@ def _normal_shape(points: Array, subject: Subject) -> Array:
 
 def _vault(local: Array) -> Array:
     """Distance inside the skull's inner surface; below the brain the head goes on as a cylinder."""
+    across, along, up, down = BRAIN_RADII
     straight = local.copy()
-    straight[2] = np.where(local[2] > 0, local[2] * (BRAIN_RADII[3] / BRAIN_RADII[2]), local[2])
-    straight[2] = np.maximum(straight[2], -12.0)
-    across, along, _, down = BRAIN_RADII
+    straight[2] = np.maximum(np.where(local[2] > 0, local[2] * (down / up), local[2]), -12.0)
     return ellipsoid(straight, (0.0, 0.0, 0.0), (across + 2.0, along + 2.0, down + 2.0))
+
+
+def _mirrored(local: Array) -> Array:
+    """Points with the left side laid over the right one: the head is nearly symmetric."""
+    half = local.copy()
+    half[0] = np.abs(local[0])
+    return half
 
 
 def _floor(local: Array) -> Array:
@@ -162,8 +145,7 @@ def _cerebrum(local: Array, slow: Array) -> tuple[Array, Array]:
     straight = local.copy()
     straight[2] = np.where(local[2] > 0, local[2] * (down / up), local[2])
     hull = ellipsoid(straight, (0.0, 0.0, 0.0), (across, along, down)) - 0.8 + 0.5 * slow
-    half = local.copy()
-    half[0] = np.abs(local[0])
+    half = _mirrored(local)
     temporal = ellipsoid(half, (39.0, -2.0, -24.0), (23.0, 42.0, 24.0)) + 1.5 * slow
     lobes = np.maximum(local[2] - _floor(local), temporal)
     hollow = np.maximum(_cerebellum(local) + 1.2, _stem(local) + 1.2)
@@ -173,8 +155,7 @@ def _cerebrum(local: Array, slow: Array) -> tuple[Array, Array]:
 def _ventricles(local: Array, subject: Subject) -> Array:
     """Signed distance inside the ventricles in mm."""
     side = np.sign(local[0]) * subject.asymmetry
-    half = local.copy()
-    half[0] = np.abs(local[0])
+    half = _mirrored(local)
     wide = 0.5 + 0.5 * subject.ventricles
     horns = (
         capsule(half, (14.0, 30.0, 8.0), (8.5, 14.0, 14.0), (3.5 * wide, 5.0 * wide)),
@@ -212,8 +193,7 @@ def _shells(local: Array, slow: Array, subject: Subject) -> Array:
 
 def _paint_face(signal: Array, local: Array, vault: Array, subject: Subject) -> Array:
     """Orbits with dark globes in bright fat, and the air of the sinuses."""
-    half = local.copy()
-    half[0] = np.abs(local[0])
+    half = _mirrored(local)
     inside = step(vault + subject.skull + subject.scalp)
     orbit = ellipsoid(half, (29.0, 62.0, -38.0), (15.0, 22.0, 14.0))
     globe = ellipsoid(half, (31.0, 73.0, -38.0), (12.0, 12.0, 12.0))
@@ -274,15 +254,11 @@ def _sylvian(local: Array, slow: Array, subject: Subject) -> Array:
 
 def _paint_deep_grey(signal: Array, local: Array, cerebrum: Array, subject: Subject) -> Array:
     """Caudate, putamen and thalamus as grey islands in the white matter."""
-    half = local.copy()
-    half[0] = np.abs(local[0])
-    islands = np.maximum.reduce(
-        (
-            ellipsoid(half, (16.0, 18.0, 8.0), (4.5, 10.0, 9.0)),
-            ellipsoid(half, (27.0, 6.0, 2.0), (5.5, 16.0, 11.0)),
-            ellipsoid(half, (11.0, -11.0, 4.0), (8.0, 12.0, 9.0)),
-        )
-    )
+    half = _mirrored(local)
+    caudate = ellipsoid(half, (16.0, 18.0, 8.0), (4.5, 10.0, 9.0))
+    putamen = ellipsoid(half, (27.0, 6.0, 2.0), (5.5, 16.0, 11.0))
+    thalamus = ellipsoid(half, (11.0, -11.0, 4.0), (8.0, 12.0, 9.0))
+    islands = np.maximum(np.maximum(caudate, putamen), thalamus)
     weight = np.float32(0.75) * step(islands, 2.5) * step(cerebrum)
     return paint(signal, subject.grey - 0.02, weight)
 

@@ -8,6 +8,7 @@ tests and sanity checks. Figures measured on them say nothing about patients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from mcmiad_monai.phantom.anatomy import Subject, build_head, inside_head
 from mcmiad_monai.phantom.fields import Array, SmoothField
-from mcmiad_monai.phantom.lesions import HALF, LESIONS, add_lesion
+from mcmiad_monai.phantom.lesions import HALF, LESIONS, Site
 
 LESION_KINDS = tuple(LESIONS)
 # Voxels left-right, front-back and through the slices, before axes are reordered for storage.
@@ -27,30 +28,25 @@ ORIENTATIONS = ("LPS", "RAS", "LAS", "PIR", "ASL", "SRP", "AIL", "RPI")
 FIELD_OF_VIEW = ((170.0, 184.0), (208.0, 226.0), (118.0, 130.0))
 # Range of the angle between the slices and the world's axes in degrees.
 OBLIQUE_DEGREES = (5.0, 25.0)
-# Independent random streams of one seed: a lesion leaves the anatomy, grid and noise as they were.
-SUBJECT, GRID, LESION, NOISE = range(4)
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One phantom study.
+    """One phantom study; arrays are (I, J, K).
 
     Attributes
     ----------
-    image : (I, J, K) int16 array
+    image : array of int16
         Signal in arbitrary units that differ between studies, as they do between scanners.
-    mask : (I, J, K) uint8 array
+    mask : array of uint8
         1 where the lesion changes the image, 0 elsewhere.
-    affine : (4, 4) float64 array
+    affine : (4, 4) array of float64
         From voxel indices to world millimetres (RAS).
-    lesion : str or None
-        Kind of lesion, one of ``LESION_KINDS``.
     """
 
     image: NDArray[np.int16]
     mask: NDArray[np.uint8]
     affine: NDArray[np.float64]
-    lesion: str | None
 
 
 def make_phantom(
@@ -62,8 +58,7 @@ def make_phantom(
 ) -> Phantom:
     """Make one study; the same seed gives the same study.
 
-    The same seed with and without a lesion gives the same person on the same grid with the same
-    noise, so that the two differ by the lesion alone.
+    With and without a lesion, a seed gives the same person, grid and noise.
 
     Parameters
     ----------
@@ -82,31 +77,31 @@ def make_phantom(
     ValueError
         If the kind of lesion is not known or the shape is too small to hold one.
     """
-    grid_rng, noise_rng = stream(seed, GRID), stream(seed, NOISE)
-    affine, head_to_world = draw_geometry(grid_rng, shape)
-    subject = Subject.draw(stream(seed, SUBJECT))
-    world = voxel_positions(affine, shape)  # (3, N)
-    points = to_head(world, head_to_world)
+    if lesion is not None and lesion not in LESIONS:
+        raise ValueError(f"lesion {lesion!r} is not known; choose one of {sorted(LESIONS)}.")
+    # independent random streams: a lesion leaves anatomy, grid and noise as they were
+    streams = [np.random.default_rng([seed, purpose]) for purpose in range(4)]
+    subject_rng, grid_rng, lesion_rng, noise_rng = streams
+    affine, head_to_world = _draw_geometry(grid_rng, shape)
+    subject = Subject.draw(subject_rng)
+    indices = np.indices(shape, dtype=np.float32).reshape(3, -1)
+    world = affine[:3, :3].astype(np.float32) @ indices + affine[:3, 3:].astype(np.float32)
+    offset = world - head_to_world[:3, 3:].astype(np.float32)
+    points = head_to_world[:3, :3].T.astype(np.float32) @ offset  # (3, N)
     inside = inside_head(points, subject)
-    head = build_head(points[:, inside], subject)
-    signal = np.zeros(inside.shape, np.float32)
-    extent = np.zeros(inside.shape, np.float32)
+    points = points[:, inside]
+    head = build_head(points, subject)
+    signal, extent = np.zeros((2, inside.size), np.float32)
     signal[inside] = head.signal
     if lesion is not None:
-        rng = stream(seed, LESION)
-        signal[inside], extent[inside] = add_lesion(lesion, head, points[:, inside], subject, rng)
+        signal[inside], extent[inside] = LESIONS[lesion](Site(head, points, subject, lesion_rng))
     image = _acquire(signal, world, noise_rng).reshape(shape)
     mask = (extent > HALF).astype(np.uint8).reshape(shape)
     codes = orientation or ORIENTATIONS[int(grid_rng.integers(len(ORIENTATIONS)))]
-    return store(image, mask, affine, codes, lesion)
+    return stored(image, mask, affine, codes)
 
 
-def stream(seed: int, purpose: int) -> np.random.Generator:
-    """One of the independent random streams of a seed."""
-    return np.random.default_rng([seed, purpose])
-
-
-def draw_geometry(
+def _draw_geometry(
     rng: np.random.Generator, shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Affine of the grid in RAS order, and the pose of the head in the world.
@@ -128,20 +123,6 @@ def draw_geometry(
     return affine, head
 
 
-def voxel_positions(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> Array:
-    """World positions of all voxels, (3, N) in C order."""
-    indices = np.indices(shape, dtype=np.float32).reshape(3, -1)
-    return np.asarray(
-        affine[:3, :3].astype(np.float32) @ indices + affine[:3, 3:].astype(np.float32)
-    )
-
-
-def to_head(world: Array, head_to_world: NDArray[np.float64]) -> Array:
-    """From world positions to the head's own coordinates, both (3, N)."""
-    offset = world - head_to_world[:3, 3:].astype(np.float32)
-    return np.asarray(head_to_world[:3, :3].T.astype(np.float32) @ offset)
-
-
 def _acquire(signal: Array, world: Array, rng: np.random.Generator) -> NDArray[np.int16]:
     """Coil shading, Rician noise and a scanner's arbitrary scale: (N,) signal to int16."""
     shading = SmoothField(rng, wavelength=240.0, order=1)
@@ -154,20 +135,12 @@ def _acquire(signal: Array, world: Array, rng: np.random.Generator) -> NDArray[n
     return np.rint(scale * magnitude).astype(np.int16)
 
 
-def store(
-    image: NDArray[np.int16],
-    mask: NDArray[np.uint8],
-    affine: NDArray[np.float64],
-    codes: str,
-    lesion: str | None,
+def stored(
+    image: NDArray[Any], mask: NDArray[np.uint8], affine: NDArray[np.float64], codes: str
 ) -> Phantom:
     """Reorder and flip the axes of an RAS grid to ``codes``; no voxel moves in the world."""
     turn = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
     )
-    stored = affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
-    arrays = [
-        np.ascontiguousarray(nib.orientations.apply_orientation(array, turn))
-        for array in (image, mask)
-    ]
-    return Phantom(arrays[0], arrays[1], stored, lesion)
+    study, label = (nib.Nifti1Image(a, affine).as_reoriented(turn) for a in (image, mask))
+    return Phantom(np.asarray(study.dataobj), np.asarray(label.dataobj), study.affine)

@@ -1,44 +1,41 @@
-"""Cohorts of phantom studies of the brain, the liver, the retina, and all of them, on disk.
+"""Cohorts of phantom studies on disk, with a MONAI datalist.
 
 ``root/train/<case>.nii.gz`` are healthy. ``root/val/<case>/`` and ``root/test/<case>/`` hold
-``image.nii.gz`` and ``mask.nii.gz``; masks of healthy cases are empty. Lesions take turns through
-the kinds of the modality. ``root/datalist.json`` lists all of them, with paths relative to it and
-the modality.
+``image.nii.gz`` and ``mask.nii.gz``; masks of healthy cases are empty. The kinds of lesions take
+turns. ``root/datalist.json`` lists all studies, with paths relative to it and the modality.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from mcmiad_monai.data.cases.names import stem_of
-from mcmiad_monai.modality import BRAIN_MRI, LIVER_CT, RETINA_OCT
-from mcmiad_monai.phantom.brain import DEFAULT_SHAPE as BRAIN_SHAPE
-from mcmiad_monai.phantom.brain import LESION_KINDS, make_phantom
-from mcmiad_monai.phantom.liver import DEFAULT_SHAPE as LIVER_SHAPE
-from mcmiad_monai.phantom.liver import LIVER_LESION_KINDS, make_liver_phantom
-from mcmiad_monai.phantom.retina import (
-    DEFAULT_SCANS,
-    RETINA_LESION_KINDS,
-    make_retina_bscan,
-    make_retina_volume,
-)
-from mcmiad_monai.phantom.retina import DEFAULT_SHAPE as RETINA_SHAPE
-from mcmiad_monai.phantom.writing import (
-    SECTIONS,
-    Counts,
-    FileWriter,
-    check_empty,
-    empty_datalist,
-    nifti,
-    nifti_study,
-    png,
-    write_cohort,
-    write_datalist,
-)
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
 
-RetinaForm = Literal["pictures", "volumes"]
+from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.modality import BRAIN_MRI
+from mcmiad_monai.phantom.brain import DEFAULT_SHAPE, LESION_KINDS, make_phantom
+
+# Writes one file to the given path.
+FileWriter = Callable[[Path], Any]
+# Draws a study from its seed and its lesion: what writes its files, by their keys in the datalist.
+Draw = Callable[[int, str | None], dict[str, FileWriter]]
+
+FOLDERS = {"training": "train", "validation": "val", "test": "test"}
+
+
+class Counts(NamedTuple):
+    """Studies of each part; training is healthy, every second validation study has a lesion."""
+
+    train: int
+    val: int
+    test_normal: int
+    test_lesion: int
 
 
 def write_brain_cohort(
@@ -48,18 +45,18 @@ def write_brain_cohort(
     val: int = 4,
     test_normal: int = 6,
     test_lesion: int = 6,
-    shape: tuple[int, int, int] = BRAIN_SHAPE,
+    shape: tuple[int, int, int] = DEFAULT_SHAPE,
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write phantom studies like FLAIR as NIfTI files.
+    """Write phantom brain studies as NIfTI files, and return the folder.
 
     Parameters
     ----------
     root : str or Path
         New or empty folder.
     train, val, test_normal, test_lesion : int
-        Studies of each part; training is healthy, every second validation study has a lesion.
+        Studies of each part, see :class:`Counts`.
     shape : tuple of int
         Voxels left-right, front-back and through the slices.
     seed : int
@@ -67,170 +64,91 @@ def write_brain_cohort(
     progress : bool
         Show a progress bar.
 
-    Returns
-    -------
-    Path
-        The folder ``root``.
-
     Raises
     ------
     FileExistsError
-        If ``root`` exists and is not empty: old and new cases would mix.
+        If ``root`` is not empty: old and new cases would mix.
     """
 
     def draw(study_seed: int, lesion: str | None) -> dict[str, FileWriter]:
         phantom = make_phantom(study_seed, lesion=lesion, shape=shape)
-        return nifti_study(phantom.image, phantom.mask, phantom.affine)
+        affine = phantom.affine
+        return {"image": nifti(phantom.image, affine), "label": nifti(phantom.mask, affine)}
 
     return write_cohort(
         root,
+        draw,
         Counts(train, val, test_normal, test_lesion),
         LESION_KINDS,
-        draw,
         modality=BRAIN_MRI.name,
         description="phantom FLAIR-like brain studies",
-        suffix=".nii.gz",
         seed=seed,
         progress=progress,
     )
 
 
-def write_liver_cohort(
+def write_cohort(
     root: str | Path,
+    draw: Draw,
+    counts: Counts,
+    kinds: Sequence[str],
     *,
-    train: int = 4,
-    val: int = 4,
-    test_normal: int = 2,
-    test_lesion: int = 2,
-    shape: tuple[int, int, int] = LIVER_SHAPE,
+    modality: str,
+    description: str,
+    suffix: str = ".nii.gz",
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write phantom CT studies as NIfTI files.
+    """Write the studies that ``draw`` makes; the datalist is last, so that it lists whole files.
 
-    Parameters, result and errors are those of :func:`write_brain_cohort`. Every entry of the
-    datalist also has the key ``organ``, the mask of the liver in ``root/organs/<case>.nii.gz``.
-    """
-
-    def draw(study_seed: int, lesion: str | None) -> dict[str, FileWriter]:
-        phantom = make_liver_phantom(study_seed, lesion=lesion, shape=shape)
-        files = nifti_study(phantom.image, phantom.mask, phantom.affine)
-        return {**files, "organ": nifti(phantom.organ, phantom.affine)}
-
-    return write_cohort(
-        root,
-        Counts(train, val, test_normal, test_lesion),
-        LIVER_LESION_KINDS,
-        draw,
-        modality=LIVER_CT.name,
-        description="phantom CT studies of the abdomen",
-        suffix=".nii.gz",
-        seed=seed,
-        progress=progress,
-    )
-
-
-def write_retina_cohort(
-    root: str | Path,
-    *,
-    train: int = 4,
-    val: int = 4,
-    test_normal: int = 2,
-    test_lesion: int = 2,
-    shape: tuple[int, int] = RETINA_SHAPE,
-    scans: int = DEFAULT_SCANS,
-    seed: int = 0,
-    form: RetinaForm = "pictures",
-    progress: bool = True,
-) -> Path:
-    """Write phantom OCT studies.
-
-    Parameters, result and errors are those of :func:`write_brain_cohort`, and these.
-
-    Parameters
-    ----------
-    shape : (int, int)
-        Width and height of a B-scan in pixels.
-    scans : int
-        B-scans of a volume, at least 2.
-    form : {"pictures", "volumes"}
-        One B-scan a study as PNG, with lesions white in its mask; or a volume a study as NIfTI.
-
-    Raises
-    ------
-    ValueError
-        If the form is not known.
-    """
-    if form not in ("pictures", "volumes"):
-        raise ValueError(f"form {form!r} is not known; choose pictures or volumes.")
-
-    def draw_picture(study_seed: int, lesion: str | None) -> dict[str, FileWriter]:
-        scan = make_retina_bscan(study_seed, lesion=lesion, shape=shape)
-        return {"image": png(scan.image), "label": png(255 * scan.mask)}
-
-    def draw_volume(study_seed: int, lesion: str | None) -> dict[str, FileWriter]:
-        volume = make_retina_volume(study_seed, lesion=lesion, shape=shape, scans=scans)
-        return nifti_study(volume.image, volume.mask, volume.affine)
-
-    return write_cohort(
-        root,
-        Counts(train, val, test_normal, test_lesion),
-        RETINA_LESION_KINDS,
-        draw_picture if form == "pictures" else draw_volume,
-        modality=RETINA_OCT.name,
-        description=f"phantom OCT {form} of the macula",
-        suffix=".png" if form == "pictures" else ".nii.gz",
-        seed=seed,
-        progress=progress,
-    )
-
-
-def write_mixed_cohort(
-    root: str | Path,
-    *,
-    train: int = 4,
-    val: int = 4,
-    test_normal: int = 2,
-    test_lesion: int = 2,
-    brain_shape: tuple[int, int, int] = BRAIN_SHAPE,
-    liver_shape: tuple[int, int, int] = LIVER_SHAPE,
-    retina_shape: tuple[int, int] = RETINA_SHAPE,
-    retina_form: RetinaForm = "pictures",
-    scans: int = DEFAULT_SCANS,
-    seed: int = 0,
-    progress: bool = True,
-) -> Path:
-    """Write phantom studies of all three modalities, for a model that is trained on all of them.
-
-    ``root/brain_mri``, ``root/liver_ct`` and ``root/retina_oct`` are cohorts of their own.
-    ``root/datalist.json`` lists all studies, each with its ``modality`` and a ``case`` name that
-    begins with it. Parameters, result and errors are those of the cohorts; numbers of studies are
-    of every modality.
+    ``kinds`` of lesions take turns. Files end in ``suffix``. For the rest see `write_brain_cohort`.
     """
     root = Path(root)
-    check_empty(root)
-    counts = {"train": train, "val": val, "test_normal": test_normal, "test_lesion": test_lesion}
-    common: dict[str, Any] = {**counts, "seed": seed, "progress": progress}
-    write_brain_cohort(root / BRAIN_MRI.name, shape=brain_shape, **common)
-    write_liver_cohort(root / LIVER_CT.name, shape=liver_shape, **common)
-    write_retina_cohort(
-        root / RETINA_OCT.name, shape=retina_shape, scans=scans, form=retina_form, **common
-    )
-    datalist = empty_datalist(
-        "mcmiad_phantom_mixed", f"phantom studies of 3 modalities, seed {seed}"
-    )
-    for modality in (BRAIN_MRI, LIVER_CT, RETINA_OCT):
-        path = root / modality.name / "datalist.json"
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        for section in SECTIONS:
-            datalist[section] += [_moved(entry, modality.name) for entry in listed[section]]
-    write_datalist(root, datalist)
+    if root.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} is not empty; choose a new folder for the phantom cohort.")
+    datalist: dict[str, Any] = {
+        "name": f"mcmiad_phantom_{modality}",
+        "description": f"{description}, seed {seed}",
+        **{section: [] for section in FOLDERS},
+    }
+    plan = list(_plan(counts, kinds))
+    studies = tqdm(plan, desc=f"phantom {modality} studies", disable=not progress)
+    for number, (section, name, lesion) in enumerate(studies):
+        files = draw(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]), lesion)
+        if section == "training":
+            del files["label"]  # training studies are healthy and need no mask
+        paths = {key: _path(section, name, key, suffix) for key in files}
+        for key, path in paths.items():
+            replace_atomically(root / path, files[key])
+        datalist[section].append({**paths, "modality": modality})
+    write_text(root / "datalist.json", json.dumps(datalist, indent=2) + "\n")
     return root
 
 
-def _moved(entry: dict[str, str], modality: str) -> dict[str, str]:
-    """An entry of a modality's datalist as the datalist one folder above lists it."""
-    paths = {key: f"{modality}/{path}" for key, path in entry.items() if key != "modality"}
-    image = Path(entry["image"])
-    name = image.parent.name if stem_of(image) == "image" else stem_of(image)
-    return {"case": f"{modality}_{name}", **paths, "modality": modality}
+def nifti(array: NDArray[Any], affine: NDArray[np.float64]) -> FileWriter:
+    """Return a writer of a volume (I, J, K) as NIfTI, in millimetres."""
+    study = nib.Nifti1Image(array, affine)
+    study.header.set_xyzt_units("mm")
+    return study.to_filename
+
+
+def _plan(counts: Counts, kinds: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+    """Section, case name and lesion of every study, in the order of their seeds."""
+    ill = {"training": 0, "validation": counts.val // 2, "test": counts.test_lesion}
+    healthy = (counts.train, counts.val - counts.val // 2, counts.test_normal)
+    for (section, folder), normal in zip(FOLDERS.items(), healthy, strict=True):
+        for index in range(ill[section]):
+            kind = kinds[index % len(kinds)]
+            yield section, f"{folder}_{kind}_{index:03d}", kind
+        prefix = folder if section == "training" else f"{folder}_normal"
+        for index in range(normal):
+            yield section, f"{prefix}_{index:03d}", None
+
+
+def _path(section: str, name: str, key: str, suffix: str) -> str:
+    """Where a file of a study lies, relative to the cohort's folder."""
+    if key not in ("image", "label"):  # beside the splits, where it would pass for an image
+        return f"{key}s/{name}{suffix}"
+    if section == "training":
+        return f"{FOLDERS[section]}/{name}{suffix}"
+    return f"{FOLDERS[section]}/{name}/{'image' if key == 'image' else 'mask'}{suffix}"

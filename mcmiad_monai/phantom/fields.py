@@ -20,16 +20,8 @@ class SmoothField:
     """A random function of position with unit variance and one dominant wavelength.
 
     White noise on a periodic lattice is band-passed in Fourier space and interpolated, so the
-    value at a point does not depend on the grid that samples it.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Source of the noise.
-    wavelength : float
-        Dominant wavelength in mm.
-    order : {1, 3}
-        Spline order of the interpolation: 3 for fine fields, 1 for slow ones.
+    value at a point does not depend on the grid that samples it. ``wavelength`` is in mm; ``order``
+    of the spline is 3 for fine fields and 1 for slow ones.
     """
 
     def __init__(self, rng: np.random.Generator, *, wavelength: float, order: int = 3) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
+
+import ignite.distributed as idist
 
 from mcmiad_monai.data.features import TrainingDataError
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
-from mcmiad_monai.training.distributed import main_first
 
 #: Slices on which random BatchNorm layers are calibrated.
 CALIBRATION_SLICES = 64
@@ -24,7 +25,7 @@ def prepare_encoder(
     seed: int = 0,
     sha256: str | None = None,
     size: int = 224,
-    preparation: Mapping[str, Any] | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> FrozenEncoder:
     """Encoder ready for use: random weights also get their BatchNorm statistics from the cases.
 
@@ -32,18 +33,18 @@ def prepare_encoder(
     ----------
     cases : sequence of dict
         Training cases; read only for ``weights="random"``.
-    preparation : mapping, optional
-        Further options of :func:`~mcmiad_monai.transforms.preprocessing`.
+    transform : callable, optional
+        As of a `FeatureDataset`.
 
     Raises
     ------
     TrainingDataError
         If random weights are asked for and no case has a normal slice.
     """
-    with main_first():  # a download is made once
+    with idist.one_rank_first():  # a download is made once
         encoder = build_encoder(name, weights=weights, pool=pool, seed=seed, sha256=sha256)
     if weights == "random":
-        chosen = calibration_slices(cases, modality, size=size, preparation=preparation)
+        chosen = calibration_slices(cases, modality, size=size, transform=transform)
         calibrate_batchnorm(encoder, [stack_images(group) for group in batches(chosen, 16)])
     return encoder
 
@@ -54,7 +55,7 @@ def calibration_slices(
     *,
     size: int = 224,
     count: int = CALIBRATION_SLICES,
-    preparation: Mapping[str, Any] | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> list[SliceSample]:
     """Normal slices for BatchNorm statistics: a few of many studies, not many of a few.
 
@@ -67,7 +68,7 @@ def calibration_slices(
     chosen: list[SliceSample] = []
     for case in cases:
         found = list(
-            iterate_slices([case], modality, size=size, only_normal=True, preparation=preparation)
+            iterate_slices([case], modality, size=size, only_normal=True, transform=transform)
         )
         chosen += found[:: max(1, len(found) // per_case)][:per_case]
         if len(chosen) >= count:

@@ -1,4 +1,4 @@
-"""Ignite handlers of training: seeds per epoch, gradient clipping, atomic checkpoints, resume."""
+"""Handlers of training: seeds of an epoch, gradient clipping, checkpoints and resume, progress."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint, DiskSaver, ProgressBar
 from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
-from tqdm import tqdm
-
-from mcmiad_monai.files import save_torch
-from mcmiad_monai.training.distributed import rank
 
 logger = logging.getLogger(__name__)
-
 
 #: Seeds of the noise of two processes lie at least this far apart.
 NOISE_STRIDE = 1_000_003
@@ -43,7 +40,7 @@ class SeedEachEpoch:
     def attach(self, engine: Engine) -> None:
         """Seed at the start of each epoch of the engine."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
-        if rank() > 0:
+        if idist.get_rank() > 0:
             engine.add_event_handler(Events.ITERATION_STARTED, self._own_noise)
 
     def __call__(self, engine: Engine) -> None:
@@ -53,7 +50,7 @@ class SeedEachEpoch:
         set_determinism(seed=seed, use_deterministic_algorithms=None)
 
     def _own_noise(self, engine: Engine) -> None:
-        torch.manual_seed(NOISE_STRIDE * rank() + self.seed + engine.state.iteration)
+        torch.manual_seed(NOISE_STRIDE * idist.get_rank() + self.seed + engine.state.iteration)
 
 
 class GradientClip:
@@ -82,8 +79,8 @@ class GradientClip:
 class Checkpoints:
     """Write ``last.pt`` after every epoch and ``best.pt`` when the key metric improves.
 
-    Files are written atomically, hold tensors and plain values only, and load with
-    ``weights_only=True``.
+    Files hold tensors and plain values only, and load with ``weights_only=True``. ignite writes
+    them, whole or not at all, from the first process.
 
     Parameters
     ----------
@@ -94,7 +91,7 @@ class Checkpoints:
     fingerprint : mapping, optional
         Plain values that must agree on resume (encoder digest, seed, …).
     validator : Engine, optional
-        Its key metric decides what is best; without one, ``best.pt`` follows ``last.pt``.
+        Its key metric decides what is best; without one there is no ``best.pt``.
     """
 
     def __init__(
@@ -116,6 +113,7 @@ class Checkpoints:
         self.fingerprint = json.dumps(dict(fingerprint or {}), sort_keys=True, default=str)
         self.validator = validator
         self.best_metric, self.best_epoch = -math.inf, 0
+        self._trainer: Any = None
 
     @property
     def last(self) -> Path:
@@ -129,30 +127,35 @@ class Checkpoints:
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of each epoch; attach after the validation handler."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        self._trainer = engine
+        # the bare method: of a DiskSaver itself, Checkpoint deletes the old file before it writes
+        # the new one, and a process that is killed in between leaves none
+        save = DiskSaver(self.directory, atomic=True, require_empty=False).__call__
 
-    def __call__(self, engine: Engine) -> None:
-        """Save the epoch that ended."""
-        improved = self._improved(engine.state.epoch)
-        content = {
+        def saver(name: str) -> Checkpoint:
+            return Checkpoint({"run": self}, save, filename_pattern=name)
+
+        # best first: if the process dies in between, `last` is one epoch behind and repeats it
+        improved = Events.EPOCH_COMPLETED(event_filter=self._improved)
+        engine.add_event_handler(improved, saver(self.best.name))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, saver(self.last.name))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Content of a checkpoint."""
+        state = self._trainer.state
+        return {
             **{name: part.state_dict() for name, part in self._parts.items()},
-            "epoch": engine.state.epoch,
-            "iteration": engine.state.iteration,
-            "epoch_length": engine.state.epoch_length,
+            "epoch": state.epoch,
+            "iteration": state.iteration,
+            "epoch_length": state.epoch_length,
             "best_metric": self.best_metric,
             "best_epoch": self.best_epoch,
             "fingerprint": self.fingerprint,
         }
-        # best first: if the process dies in between, `last` is one epoch behind and repeats it
-        if improved:
-            save_torch(content, self.best)
-        save_torch(content, self.last)
 
-    def _improved(self, epoch: int) -> bool:
-        if self.validator is None:
-            self.best_epoch = epoch
-            return True
-        if self.validator.state.epoch != epoch:  # not validated in this epoch
+    def _improved(self, _engine: Engine, epoch: int) -> bool:
+        """Whether the epoch is the best so far; ignite's comparison would keep a NaN for ever."""
+        if self.validator is None or self.validator.state.epoch != epoch:  # not validated
             return False
         name = self.validator.state.key_metric_name
         metric = float(self.validator.state.metrics[name])
@@ -224,79 +227,25 @@ class Checkpoints:
         logger.info("resumed %s after epoch %d", path, content["epoch"])
 
 
-def use(handler: Any) -> Any:
-    """Name a handler that is defined elsewhere in a configuration.
-
-    MONAI's check of a bundle's properties takes every entry of a list of handlers for a mapping, so
-    a bare reference cannot stand there.
-    """
-    return handler
-
-
-class TrainingProgress:
-    """One progress bar over all steps, with the loss and the newest validation metric.
+class TrainingBar(ProgressBar):
+    """ignite's bar over the steps of an epoch, with the loss and the newest validation figures.
 
     Parameters
     ----------
     validator : Engine, optional
         Its metrics are shown.
-    disable : bool
-        Show nothing.
+    options
+        Of tqdm, e.g. ``disable``.
     """
 
-    def __init__(self, validator: Any = None, *, disable: bool = False) -> None:
-        self.validator, self.disable = validator, disable
+    def __init__(self, validator: Any = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.validator = validator
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Engine) -> None:  # type: ignore[override]
         """Follow the engine's iterations and epochs."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
-        engine.add_event_handler(Events.COMPLETED, self._close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+        super().attach(engine, output_transform=self._figures)
 
-    def _start(self, engine: Any) -> None:
-        total = engine.state.max_epochs * (engine.state.epoch_length or 0)
-        self._bar = tqdm(total=total, desc="training", unit=" steps", disable=self.disable)
-        self._bar.update(engine.state.iteration)
-
-    def _step(self, _engine: Engine) -> None:
-        self._bar.update(1)
-
-    def _epoch(self, engine: Any) -> None:
-        shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"}
-        shown["loss"] = f"{engine.state.output[0]['loss']:.4g}"
-        if self.validator is not None:
-            shown.update({k: f"{float(v):.4g}" for k, v in self.validator.state.metrics.items()})
-        self._bar.set_postfix(shown)
-
-    def _close(self, _engine: Engine) -> None:
-        self._bar.close()
-
-    def _fail(self, _engine: Engine, error: BaseException) -> None:
-        self._bar.close()
-        raise error
-
-
-class StudyProgress:
-    """One progress bar over studies."""
-
-    def __init__(self, *, disable: bool = False) -> None:
-        self.disable = disable
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the engine's iterations."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-        engine.add_event_handler(Events.COMPLETED, self._close)
-
-    def _start(self, engine: Engine) -> None:
-        self._bar = tqdm(
-            total=engine.state.epoch_length, desc="studies", unit=" studies", disable=self.disable
-        )
-
-    def _step(self, _engine: Engine) -> None:
-        self._bar.update(1)
-
-    def _close(self, _engine: Engine) -> None:
-        self._bar.close()
+    def _figures(self, output: Any) -> dict[str, float]:
+        known = {} if self.validator is None else self.validator.state.metrics
+        return {"loss": output[0]["loss"], **known}

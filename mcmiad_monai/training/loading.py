@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.training.distributed import rank, world_size
-from mcmiad_monai.training.on_device import loader
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -22,8 +21,8 @@ class GlobalBatches(Sampler[list[int]]):
     sees the batches that training in one does. A last batch that cannot be shared evenly is filled
     up with its own first slices, and so is every batch whose size is no multiple of the processes.
 
-    Slices of one modality are each seen once an epoch. Those of several are drawn with replacement
-    and with equal shares, so that a large set does not drown a small one.
+    The slices of one part are each seen once an epoch. Those of several parts are drawn with
+    replacement and with equal shares, so that a large part does not drown a small one.
 
     The global generator decides, which the trainer seeds for each epoch alike in all processes.
 
@@ -33,6 +32,9 @@ class GlobalBatches(Sampler[list[int]]):
         What is drawn from.
     batch_size : int
         Of all processes together.
+    min_steps : int
+        A dataset of too few slices for so many full batches is drawn from with replacement until an
+        epoch has them: one image alone would otherwise give one step an epoch.
 
     Raises
     ------
@@ -40,35 +42,47 @@ class GlobalBatches(Sampler[list[int]]):
         If there are more processes than slices in a batch.
     """
 
-    def __init__(self, dataset: FeatureDataset, batch_size: int) -> None:
-        if batch_size < world_size():
+    def __init__(self, dataset: FeatureDataset, batch_size: int, min_steps: int = 1) -> None:
+        if batch_size < idist.get_world_size():
             raise ValueError(
-                f"batch_size {batch_size} is shared by {world_size()} processes; give at least "
-                "one slice to each."
+                f"batch_size {batch_size} is shared by {idist.get_world_size()} processes; give at "
+                "least one slice to each."
             )
         self.dataset, self.batch_size = dataset, batch_size
+        # one step of fewer slices than a batch is a step
+        self.least = min_steps * batch_size if min_steps > 1 else 0
+
+    @property
+    def total(self) -> int:
+        """Slices of an epoch."""
+        return max(len(self.dataset), self.least)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.batch_size)
+        return math.ceil(self.total / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
         order = self._order(torch.Generator().manual_seed(seed))
+        rank, processes = idist.get_rank(), idist.get_world_size()
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            full = math.ceil(len(batch) / world_size()) * world_size()
-            yield list(islice(cycle(batch), full))[rank() :: world_size()]
+            full = math.ceil(len(batch) / processes) * processes
+            yield list(islice(cycle(batch), full))[rank::processes]
 
     def _order(self, generator: torch.Generator) -> list[int]:
-        n = len(self.dataset)
-        weights = self.dataset.weights()
-        if weights is None:
+        n, weights = len(self.dataset), self.dataset.weights()
+        if weights is None and n == self.total:
             return torch.randperm(n, generator=generator).tolist()
-        return torch.multinomial(weights, n, replacement=True, generator=generator).tolist()
+        shares = torch.ones(n) if weights is None else weights
+        return torch.multinomial(shares, self.total, True, generator=generator).tolist()
 
 
-def feature_loader(
-    dataset: FeatureDataset, *, batch_size: int, device: str | torch.device = "cpu"
+def training_loader(
+    dataset: FeatureDataset,
+    *,
+    batch_size: int,
+    min_steps: int = 1,
+    device: str | torch.device = "cpu",
 ) -> DataLoader[Any]:
     """Batches of features for the trainer; see `GlobalBatches`.
 
@@ -79,6 +93,10 @@ def feature_loader(
     batch_size : int
         Slices a step, in all processes together.
     device : str or torch.device
-        Where the training runs; a GPU holds all features if they fit.
+        Where the training runs; memory for a GPU is pinned.
     """
-    return loader(dataset, device, batch_sampler=GlobalBatches(dataset, batch_size))
+    return DataLoader(
+        dataset,
+        batch_sampler=GlobalBatches(dataset, batch_size, min_steps),
+        pin_memory=torch.device(device).type == "cuda",
+    )

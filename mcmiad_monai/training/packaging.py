@@ -28,7 +28,7 @@ from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.handlers import Checkpoints
-from mcmiad_monai.training.mixture import MixedFeatures
+from mcmiad_monai.training.method import Method
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class CalibrationError(RuntimeError):
 @torch.inference_mode()
 def calibrate(
     detector: MCMIADDetector,
-    dataset: FeatureDataset | MixedFeatures,
+    dataset: FeatureDataset,
     *,
     pixel_false_positive_rate: float = PIXEL_FALSE_POSITIVE_RATE,
     false_positive_rate: float = FALSE_POSITIVE_RATE,
@@ -57,7 +57,7 @@ def calibrate(
     ----------
     detector : MCMIADDetector
         Its ``heat_scale`` is set in place.
-    dataset : FeatureDataset or MixedFeatures
+    dataset : FeatureDataset
         Validation slices: studies the head was not trained on.
     modality : str, optional
         Use the slices of this one only.
@@ -106,7 +106,7 @@ def calibrate(
     return calibration
 
 
-def normal_rows(dataset: FeatureDataset | MixedFeatures, modality: str | None = None) -> list[int]:
+def normal_rows(dataset: FeatureDataset, modality: str | None = None) -> list[int]:
     """Rows of the normal slices, of one modality or of all.
 
     Raises
@@ -164,7 +164,9 @@ class Packager:
     path : path
         The package.
     training : mapping
-        Plain values about the run, for the model card.
+        Plain values about the run, for the model card; ``modality`` is one of them.
+    method : Method
+        The options of the run.
     metadata : path, optional
         The bundle's ``metadata.json``, which gets thresholds and provenance as well: MONAI's
         exports carry it along.
@@ -180,6 +182,7 @@ class Packager:
         calibration_data: FeatureDataset,
         path: str | Path,
         training: Mapping[str, Any],
+        method: Method,
         metadata: str | Path | None = None,
         pixel_false_positive_rate: float = PIXEL_FALSE_POSITIVE_RATE,
         false_positive_rate: float = FALSE_POSITIVE_RATE,
@@ -188,7 +191,17 @@ class Packager:
         self.detector, self.prior, self.checkpoints = detector, prior, checkpoints
         self.calibration_data, self.path = calibration_data, Path(path)
         self.modalities = sorted({r.modality for r in training_data.records})
-        self.training = {**training, "modalities": self.modalities}
+        options = method.to_dict()
+        self.training = {
+            **training,
+            **{name: options[name] for name in ("max_epochs", "batch_size", "learning_rate")},
+            "method": options,
+            "modalities": self.modalities,
+            "training_studies": training_data.case_count,
+            "training_slices": len(training_data),
+            "validation_studies": calibration_data.case_count,
+            "unreadable_studies": len(training_data.failures) + len(calibration_data.failures),
+        }
         self.device = device
         self.metadata = None if metadata is None else Path(metadata)
         self.rates: dict[str, Any] = {
@@ -240,7 +253,7 @@ class Packager:
 
 
 def model_card(provenance: Mapping[str, Any], calibration: Calibration | UnifiedCalibration) -> str:
-    """Markdown that tells what the model is made of, warnings first."""
+    """Markdown that says what the model is made of, warnings first."""
     encoder, prior = provenance["encoder"], provenance["text_prior"]
     warnings = []
     if str(encoder["weights"]).startswith("random"):

@@ -1,72 +1,38 @@
-"""MONAI engines of the project: training of the head, its validation, and the study evaluator.
-
-The trainer sees cached features only; see ``data/features.py``.
-"""
+"""MONAI engines for the head: training and validation on cached features."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
+import ignite.distributed as idist
 import torch
-from ignite.metrics import Metric
-from ignite.metrics.metric import sync_all_reduce
+from ignite.metrics import Loss, Metric
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.metrics.slices import SliceAUROC
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.runtime.precision import Precision, require_precision, warn_where_slow
-from mcmiad_monai.training.distributed import rank, world_size
-from mcmiad_monai.training.handlers import GradientClip, SeedEachEpoch
-from mcmiad_monai.training.on_device import loader
+from mcmiad_monai.training.handlers import Checkpoints, GradientClip, SeedEachEpoch
 
 logger = logging.getLogger(__name__)
-
-#: The step schedule divides the rate by ten after this share of the training.
-STEP_AT = 0.8
-
-
-def learning_rate_schedule(
-    optimizer: Optimizer, *, kind: Literal["cosine", "step"], total_steps: int
-) -> LambdaLR:
-    """Learning rate by optimiser step: cosine to zero, or divided by ten at 80 % (§4.2).
-
-    Raises
-    ------
-    ValueError
-        If the kind is not known.
-    """
-    if kind not in ("cosine", "step"):
-        raise ValueError(f'learning-rate schedule {kind!r} is not known; use "cosine" or "step".')
-
-    def factor(step: int) -> float:
-        share = min(1.0, step / max(1, total_steps))
-        if kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * share))
-        return 1.0 if share < STEP_AT else 0.1
-
-    return LambdaLR(optimizer, factor)
 
 
 class HeadTrainer(SupervisedTrainer):
     """Train the reconstruction head on cached features, as §4.2 of the paper.
 
-    MONAI's trainer with the clipping of gradients, a schedule that moves with every step and seeds
-    that make a resumed run equal a straight one.
+    MONAI's trainer with the clipping of gradients, checkpoints, and seeds that make a resumed run
+    equal a straight one.
 
     Parameters
     ----------
-    lr_scheduler : LambdaLR
-        Stepped after every optimiser step.
     clip_norm : float
         Largest norm of all gradients together.
     seed : int
@@ -74,6 +40,10 @@ class HeadTrainer(SupervisedTrainer):
     precision : {"float32", "bfloat16"}
         Of the products in the head. Weights, loss and optimiser stay in float32. MONAI's own
         ``amp`` is for CUDA alone.
+    train_handlers : sequence, optional
+        The schedule of the learning rate is one of them.
+    checkpoints : Checkpoints, optional
+        Attached after all other handlers, as they save what those have done.
     """
 
     def __init__(
@@ -85,16 +55,16 @@ class HeadTrainer(SupervisedTrainer):
         network: torch.nn.Module,
         optimizer: Optimizer,
         loss_function: Callable[..., Tensor],
-        lr_scheduler: LambdaLR,
         clip_norm: float = 0.1,
         seed: int = 0,
         inferer: Any = None,
         train_handlers: Sequence[Any] | None = None,
+        checkpoints: Checkpoints | None = None,
         precision: Precision = "float32",
-        compile: bool = False,
     ) -> None:
         require_precision(precision)
         warn_where_slow(precision, torch.device(device))
+        handlers = [SeedEachEpoch(seed), GradientClip(clip_norm), *(train_handlers or [])]
         super().__init__(
             device=torch.device(device),
             max_epochs=max_epochs,
@@ -103,20 +73,13 @@ class HeadTrainer(SupervisedTrainer):
             optimizer=optimizer,
             loss_function=loss_function,
             inferer=inferer if precision == "float32" else Autocast(inferer),
-            train_handlers=[
-                SeedEachEpoch(seed),
-                GradientClip(clip_norm),
-                *(train_handlers or []),
-            ],
+            train_handlers=handlers if checkpoints is None else [*handlers, checkpoints],
             decollate=False,  # the output is features and a reconstruction, not images
             optim_set_to_none=True,
-            compile=compile,
         )
-        self.lr_scheduler = lr_scheduler
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Any:
         output: Any = super()._iteration(engine, batchdata)
-        self.lr_scheduler.step()
         # a list of one, as MONAI's tracking handlers expect it; the reconstruction is let go
         return [{Keys.LOSS: output[Keys.LOSS].item()}]
 
@@ -166,36 +129,43 @@ class HeadValidator(SupervisedEvaluator):
         batch_size: int = 32,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
-        def loss_of_normals(output: dict[str, Any]) -> tuple[float, int]:
-            normal = output[Keys.LABEL] == 0
-            count = int(normal.sum())
-            if count == 0:
-                return 0.0, 0
-            return float(loss_function(select(output[Keys.PRED], normal), None)), count
+        def normals(output: dict[str, Any]) -> tuple[Any, Tensor]:
+            rows = output[Keys.LABEL] == 0
+            return select(output[Keys.PRED], rows), output[Keys.LABEL][rows]
+
+        def loss_of_some(pred: Any, labels: Tensor) -> Tensor:
+            # of a batch of anomalous slices alone the mean is NaN, and no weight of 0 removes that
+            return loss_function(pred, None) if len(labels) else torch.zeros(())
 
         def scores_and_labels(output: dict[str, Any]) -> tuple[Tensor, Tensor]:
             pred = output[Keys.PRED]
             maps = score.score_map(pred.target, pred.reconstruction)  # (B, 1, g, g)
             return score.slice_score(maps), output[Keys.LABEL]
 
-        if len(dataset) < world_size():
+        processes = idist.get_world_size()
+        if len(dataset) < processes:
             raise ValueError(
-                f"{len(dataset)} validation slices are shared by {world_size()} processes; give "
+                f"{len(dataset)} validation slices are shared by {processes} processes; give "
                 "each at least one: more studies to validate on, or fewer processes."
             )
-        loss = MeanOfSlices(output_transform=loss_of_normals)
+        if all(r.anomalous for r in dataset.records):
+            raise ValueError(
+                f"all {len(dataset)} validation slices are anomalous; the loss needs normal ones. "
+                "Give normal validation studies, or another split seed."
+            )
+        loss = Loss(loss_of_some, output_transform=normals)
         metrics: dict[str, Metric] = {"val_neg_loss": -1.0 * loss}
         key: dict[str, Metric] = metrics
         others: dict[str, Metric] = {}
-        if dataset.has_anomalies and not all(r.anomalous for r in dataset.records):
+        if dataset.has_anomalies:
             key, others = {"val_slice_auroc": SliceAUROC(scores_and_labels)}, metrics
         super().__init__(
             device=torch.device(device),
-            val_data_loader=loader(
+            val_data_loader=DataLoader(
                 dataset,
-                device,
                 batch_size=batch_size,
-                sampler=range(rank(), len(dataset), world_size()),
+                sampler=range(idist.get_rank(), len(dataset), processes),
+                pin_memory=torch.device(device).type == "cuda",
             ),
             network=network,
             key_val_metric=key,
@@ -203,28 +173,6 @@ class HeadValidator(SupervisedEvaluator):
             val_handlers=val_handlers,
             decollate=False,
         )
-
-
-class MeanOfSlices(Metric):
-    """Mean over slices, of batch means and the numbers of slices they are over.
-
-    The same in one process and in several, however the slices are shared.
-    """
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._sum, self._count = 0.0, 0
-
-    def update(self, output: tuple[float, int]) -> None:
-        """Take the mean of a batch and its number of slices, which may be none."""
-        mean, count = output
-        self._sum += mean * count
-        self._count += count
-
-    @sync_all_reduce("_sum", "_count")
-    def compute(self) -> float:
-        """The mean as a number, so that MONAI can compare epochs; NaN of nothing."""
-        return self._sum / self._count if self._count else math.nan
 
 
 def select(pred: Any, rows: Tensor) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 import monai.bundle
 import pytest
 from forked_commands import Done, option_words
+from small_phantoms import write_mixed_cohort
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.files import save_torch
-from mcmiad_monai.phantom.cohorts import write_mixed_cohort
 from mcmiad_monai.training import handlers
 
 #: Modality and source below the mixed cohort, of each bundle.
@@ -37,9 +37,9 @@ SMALL: dict[str, Any] = {
     "learning_rate": 0.002,
     "device": "cpu",
     "progress": False,
-    "network_def#dim": 64,
-    "network_def#hidden": 128,
-    "network_def#rounds": 2,
+    "dim": 64,
+    "hidden": 128,
+    "rounds": 2,
 }
 
 
@@ -80,18 +80,18 @@ def train(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
             root = copy_bundle(name, tmp_path_factory.mktemp(name) / name)
             done[name] = Trained(name, modality, root, mixed / source)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(handlers, "save_torch", keep_epochs)
+                patch.setattr(handlers.DiskSaver, "__call__", keep_epochs)
                 open_workflow(root, "train", done[name].options(**small_options(name))).run()
         return done[name]
 
     return get
 
 
-def keep_epochs(content: dict[str, Any], path: Path) -> None:
-    """Save a checkpoint, and a copy that the next epoch does not overwrite."""
-    save_torch(content, path)
-    if path.name == "last.pt":
-        shutil.copy(path, path.with_name(f"epoch{content['epoch']}.pt"))
+def keep_epochs(self: Any, content: dict[str, Any], filename: str, *_: Any) -> None:
+    """Save a checkpoint, and a copy of it that the next epoch does not overwrite."""
+    save_torch(content, self.dirname / filename)
+    if filename == "last.pt":
+        shutil.copy(self.dirname / filename, self.dirname / f"epoch{content['epoch']}.pt")
 
 
 @pytest.fixture(scope="session")

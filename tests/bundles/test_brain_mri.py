@@ -12,17 +12,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow, shipped_bundles
+from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.files import save_torch
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.networks.package import load_package
-from mcmiad_monai.research.protocols.method import SCORES, SHIPPED, SHIPPED_HEAD, Method
+from mcmiad_monai.training.method import preset
 
 NAME = "brain_mri_anomaly"
 SMALL: dict[str, Any] = {
@@ -33,13 +32,12 @@ SMALL: dict[str, Any] = {
     "export": False,
     "batch_size": 8,
     "learning_rate": 0.002,
-    "standardize_features": True,
     "slice_range": [0.3, 0.8],
     "device": "cpu",
     "progress": False,
-    "network_def#dim": 64,
-    "network_def#hidden": 128,
-    "network_def#rounds": 2,
+    "dim": 64,
+    "hidden": 128,
+    "rounds": 2,
 }
 
 
@@ -200,7 +198,7 @@ def test_train_from_a_plain_folder_holds_studies_out_by_itself(
 ) -> None:
     root = copy_bundle(NAME, tmp_path / NAME)
     overrides = {**SMALL, "max_epochs": 1, "dataset_dir": str(cohort / "train")}
-    overrides |= {"val_fraction": 0.25, "cache": "disk", "prior_mode": "prompts"}
+    overrides |= {"val_fraction": 0.25, "cache": "disk", "fusion_mode": "prompts"}
     open_workflow(root, "train", overrides).run()
     training = load_package(root / "models" / "model.pt").provenance["training"]
     assert (training["training_studies"], training["validation_studies"]) == (3, 1)
@@ -253,12 +251,11 @@ def test_failed_cohort_is_an_exit_code_in_python_too(trained: Path, tmp_path: Pa
         open_workflow(trained, "inference", {**overrides, "progress": False}).run()
 
 
-def test_defaults_are_those_that_protocols_call_shipped() -> None:
-    config = yaml.safe_load((shipped_bundles()[NAME] / "configs/train.yaml").read_text())
-    paper = Method()
-    shipped = paper.with_options(**SHIPPED)
-    for name in ("pool", "standardize_features", "cosine_weight", "learning_rate"):
-        assert config[name] == getattr(shipped, name) != getattr(paper, name), name
-    assert {"jitter_scale": config["jitter_scale"]} == SHIPPED_HEAD
-    assert SCORES[shipped.score] == {"terms": config["score_terms"]}
-    assert config["encoder_name"] == paper.encoder
+@pytest.mark.parametrize("word", ["default", "paper"])
+def test_one_word_sets_the_method(cohort: Path, tmp_path: Path, word: str) -> None:
+    root = copy_bundle(NAME, tmp_path / NAME)
+    options = {"preset": word, "dataset_dir": str(cohort), "jitter_scale": 7.0}
+    method = open_workflow(root, "train", options).parser.get_parsed_content("method")
+    assert method == preset(word, jitter_scale=7.0)
+    assert method.learning_rate == {"default": 1e-3, "paper": 2e-4}[word]
+    assert (method.max_epochs, method.batch_size) == (100, 16)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mcmiad_monai.cli import main
+from mcmiad_monai.cli.parser import main
 from mcmiad_monai.runtime.export import ONNX_MODULES
 
 SMALL = ["--set", "encoder_name=test_efficientnet.r160_in1k", "--set", "progress=false"]
-SMALL += ["--set", "network_def#dim=64", "--set", "network_def#rounds=2"]
+SMALL += ["--set", "method#dim=64", "--set", "rounds=2"]
 
 
 def test_train_evaluate_and_infer(

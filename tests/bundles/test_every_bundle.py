@@ -54,7 +54,7 @@ def test_bundle_has_the_files_of_the_model_zoo(name: str) -> None:
         assert needed.lower() in readme.lower(), needed
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS)
+@pytest.mark.parametrize("workflow", [w for w in WORKFLOWS if w != "train"])
 def test_bundles_differ_in_the_modality_alone(workflow: str) -> None:
     """One comment at the top, and one line: what is mended in one bundle is mended in all."""
     expected = {"brain_mri", "liver_ct", "retina_oct", "unified"}

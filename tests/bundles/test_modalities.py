@@ -10,11 +10,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from small_phantoms import write_retina_cohort
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.networks.package import load_package
-from mcmiad_monai.phantom.cohorts import write_retina_cohort
 
 
 def test_liver_mask_confines_training_thresholds_and_heatmap(

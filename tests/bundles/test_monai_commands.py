@@ -13,7 +13,13 @@ import torch
 from forked_commands import option_words
 from torch.nn.utils import parameters_to_vector
 
-from mcmiad_monai.bundle import copy_bundle, open_workflow, shipped_bundles
+from mcmiad_monai.bundle import (
+    config_keys,
+    copy_bundle,
+    open_workflow,
+    place_method_options,
+    shipped_bundles,
+)
 from mcmiad_monai.networks.package import load_package
 
 #: Two processes to one: relative difference of the pixel threshold with noise; and without, that of
@@ -168,13 +174,15 @@ def test_two_processes_train_what_one_does(
     options = trained.options(**small(trained.name)) | {"max_epochs": 1}
     if not noise:
         # the balance of the experts is that of a batch, which is shared
-        options |= {"jitter_scale": 0.0, "network_def#dropout": 0.0, "loss#balance_weight": 0.0}
+        quiet = {"jitter_scale": 0.0, "dropout": 0.0, "balance_weight": 0.0}
+        options |= {f"method#{name}": value for name, value in quiet.items()}
     one = copy_bundle(trained.name, tmp_path / "one")
     workflow = open_workflow(one, "train", options)
     network = workflow.parser.get_parsed_content("network_def")
     untrained = parameters_to_vector(network.parameters()).clone()
     workflow.run()
     two = copy_bundle(trained.name, tmp_path / "two")
+    options = place_method_options(options, config_keys([two / "configs/train.yaml"]))
     run_in_two(
         "run",
         config_file=f"['{two}/configs/train.yaml','{two}/configs/multi_gpu_train.yaml']",

@@ -25,5 +25,14 @@ def test_demo_runs_the_whole_job_and_says_where_things_are(
         assert str(result[name]) in told
     assert nib.load(result["heatmap"]).shape
     assert result["metrics"] == json.loads(Path(result["figures"]).read_text())["metrics"]
-    with pytest.raises(FileExistsError):
-        demo.run_demo(tmp_path / "out", progress=False)
+
+    # a second time it takes the same studies, and leaves alone what is not its own
+    study = next((tmp_path / "out" / "data" / "train").iterdir())
+    written, note = study.stat().st_mtime_ns, tmp_path / "out" / "data" / "note.txt"
+    note.write_text("mine")
+    Path(result["montage"]).unlink()
+    assert demo.run_demo(tmp_path / "out", progress=False)["metrics"] == result["metrics"]
+    assert Path(result["montage"]).is_file()
+    assert (study.stat().st_mtime_ns, note.read_text()) == (written, "mine")
+    with pytest.raises(demo.DemoError, match="does not hold the studies of a demo with seed 1"):
+        demo.run_demo(tmp_path / "out", seed=1, progress=False)

@@ -1,17 +1,21 @@
-"""The commands for people: what they print, and errors of one line with exit code 2."""
+"""The command line: options, messages, exit codes. Nothing is computed here."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mcmiad_monai.cli import main
+from mcmiad_monai import __version__
+from mcmiad_monai.cli.parser import main
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.text_prior import TextPrior, encode_hashing
@@ -72,7 +76,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
 def test_help_does_not_wait_for_torch() -> None:
     script = (
         "import sys\n"
-        "from mcmiad_monai.cli import main\n"
+        "from mcmiad_monai.cli.parser import main\n"
         "try: main(['train', '--help'])\n"
         "except SystemExit: print(*{'torch', 'monai', 'numpy'} & set(sys.modules), file=sys.stderr)"
     )
@@ -80,6 +84,24 @@ def test_help_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stderr.strip() == ""
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"mcmiad {__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_script_knows_commands_and_options(
+    capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--print-completion", shell])
+    assert caught.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("label-app", "infer", "verbose"))
 
 
 def test_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,9 +141,121 @@ def test_unknown_split_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "invalid choice: 'dev'" in usage_error(capsys, "cases", ".", "--split", "dev")
 
 
-def test_verbose_shows_where_an_error_came_from(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
-        main(["-v", "cases", str(tmp_path / "none")])
+@pytest.mark.parametrize("place", [0, 3])
+def test_verbose_shows_where_an_error_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: int
+) -> None:
+    arguments = ["cases", str(tmp_path / "none"), "--explain"]
+    assert main([*arguments[:place], "-v", *arguments[place:]]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" in message
+    assert message.splitlines()[-1].startswith("mcmiad: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "mcmiad: interrupted\n"),
+        (SystemExit("1 of 3 studies failed"), 1, "mcmiad: 1 of 3 studies failed\n"),
+        (ValueError("not a study"), 2, "mcmiad: not a study\n"),
+        (OSError("disk full"), 2, "mcmiad: disk full\n"),
+        (
+            TypeError("no len"),
+            1,
+            "mcmiad: this is a bug: TypeError: no len (run with -v to see where)\n",
+        ),
+    ],
+)
+def test_failure_is_one_message_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("mcmiad_monai.data.cases.find.find_cases", fail)
+    assert main(["cases", "x"]) == code
+    assert capsys.readouterr() == ("", message)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert re.search(rf"^  {code} +\w", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_messages_go_to_stderr_and_as_loud_as_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talk(*_: Any, **__: Any) -> list[Any]:
+        ours = logging.getLogger("mcmiad_monai.room")
+        ours.info("resumed")
+        ours.warning("random weights")
+        ours.error("study a failed")
+        logging.getLogger("ignite.engine").error("terminating")
+        logging.getLogger("timm").info("loading")
+        warnings.warn("any `_target_` value", stacklevel=1)
+        return []
+
+    monkeypatch.setattr("mcmiad_monai.data.cases.find.find_cases", talk)
+
+    def shown(*options: str) -> list[str]:
+        assert main(["cases", "x", *options]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return printed.err.splitlines()
+
+    usual = ["resumed", "warning: random weights", "error: study a failed"]
+    assert shown() == usual
+    assert shown("-q") == usual[2:]
+    with pytest.warns(UserWarning, match="_target_"):
+        verbose = shown("-v")
+    assert {"error ignite.engine: terminating", "info timm: loading"} <= set(verbose)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "gpu"], "device 'gpu' is not known; choose cpu, cuda"),
+        (["--device", "cuda:99"], "device cuda:99 is not there"),
+    ],
+)
+def test_device_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in refused(capsys, "infer", "x", "--bundle", "b", "--out", "o", *arguments)
+
+
+@pytest.mark.usefixtures("opened")
+def test_threads_are_set_and_are_a_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    infer = ["infer", "x", "--bundle", "b", "--out", "o", "--threads"]
+    assert main([*infer, "3"]) == 0
+    assert threads == [3]
+    assert "'0' is not a whole number from 1" in usage_error(capsys, *infer, "0")
+
+
+def test_cases_explain_what_was_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("p_t1.nii.gz", "p_flair.nii.gz", "notes.txt"):
+        (tmp_path / name).touch()
+    arguments = ["cases", str(tmp_path), "--image-name", "flair"]
+    assert main([*arguments, "--json"]) == 0
+    (case,) = json.loads(capsys.readouterr().out)
+    assert case["case"] == "p_flair"
+    assert main([*arguments, "--explain"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        "1 studies found, 2 files not read",
+        f"{tmp_path / 'notes.txt'}\tno image: neither a known suffix nor DICOM",
+        f"{tmp_path / 'p_t1.nii.gz'}\tits name lacks the word flair",
+    ]
+    assert main([*arguments, "--explain", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["not_read"]) == 2
 
 
 def test_info_counts_parameters_that_add_up(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,122 +330,3 @@ def test_folder_that_is_no_bundle_is_one_line(
     bundle, out = str(tmp_path / "none"), str(tmp_path / "out")
     message = refused(capsys, command, str(tmp_path), "--bundle", bundle, "--out", out)
     assert "is no bundle of this project" in message
-
-
-def test_training_an_unknown_bundle_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    message = refused(capsys, "train", str(tmp_path), "--bundle", "brain", "--out", str(out))
-    assert "choose one of ['brain_mri_anomaly', " in message
-    assert not out.exists()
-
-
-def test_training_into_a_folder_of_something_else_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "thesis.tex").touch()
-    message = refused(capsys, "train", str(tmp_path), "--out", str(tmp_path))
-    assert "not empty and not a bundle" in message
-
-
-@pytest.mark.parametrize("text", ["max_epochs", "=5", ""])
-def test_override_without_key_or_value_is_a_usage_error(
-    capsys: pytest.CaptureFixture[str], text: str
-) -> None:
-    message = usage_error(capsys, "infer", "x", "--bundle", "b", "--out", "o", "--set", text)
-    assert f"{text!r} is not KEY=VALUE, e.g. max_epochs=50." in message
-
-
-def test_override_that_is_no_yaml_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    message = usage_error(capsys, "infer", "x", "--bundle", "b", "--out", "o", "--set", "a=[1")
-    assert "a=[1" in message
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("seed=5", 5),
-        ("learning_rate=0.001", 0.001),
-        ("learning_rate=1e-3", 0.001),
-        ("slice_range=[0.3, 0.8]", [0.3, 0.8]),
-        ("progress=false", False),
-        ("resume=null", None),
-        ("dataset_dir=/a=b", "/a=b"),
-        ("train#trainer#amp=true", True),
-        ("device=$torch.device('cpu')", "$torch.device('cpu')"),
-    ],
-)
-def test_override_is_read_as_a_value(
-    opened: list[SimpleNamespace], text: str, expected: Any
-) -> None:
-    assert main(["infer", "x", "--bundle", "b", "--out", "o", "--set", text]) == 0
-    found = opened[0].overrides[text.partition("=")[0]]
-    assert found == expected
-    assert type(found) is type(expected)
-
-
-def test_infer_passes_absolute_paths_and_every_override(
-    opened: list[SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # the bundle resolves relative paths from elsewhere
-    options = ["--bundle", "b", "--out", "heat", "--set", "batch_size=2", "--set", "split=val"]
-    assert main(["infer", "studies", *options]) == 0
-    (call,) = opened
-    assert (call.root, call.workflow) == (Path("b"), "inference")
-    assert call.overrides == {
-        "dataset_dir": str(tmp_path / "studies"),
-        "output_dir": str(tmp_path / "heat"),
-        "batch_size": 2,
-        "split": "val",
-    }
-
-
-def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_path: Path) -> None:
-    out = tmp_path / "mine"
-    assert main(["train", str(tmp_path), "--out", str(out), "--epochs", "3"]) == 0
-    assert opened[0].overrides == {"dataset_dir": str(tmp_path), "max_epochs": 3}
-    assert opened[0].tracking is None
-    options = ["--resume", "--weights", "random", "--text-prior", "hashing", "--tracking", "mlflow"]
-    assert main(["train", str(tmp_path), "--out", str(out), *options]) == 0
-    assert opened[1].overrides == {
-        "dataset_dir": str(tmp_path),
-        "weights": "random",
-        "text_prior": "hashing",
-        "resume": str(out / "models" / "last.pt"),
-    }
-    assert opened[1].tracking == "mlflow"
-
-
-def test_named_override_wins_over_its_short_option(
-    opened: list[SimpleNamespace], tmp_path: Path
-) -> None:
-    out = str(tmp_path / "mine")
-    options = ["--epochs", "3", "--set", "max_epochs=7"]
-    assert main(["train", str(tmp_path), "--out", out, *options]) == 0
-    assert opened[0].overrides["max_epochs"] == 7
-
-
-def test_export_of_what_is_no_model_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["export", str(tmp_path / "none.pt"), str(tmp_path / "model.onnx")]) == 2
-    assert "there is no packaged model" in capsys.readouterr().err
-
-
-def test_app_is_laid_out_with_all_bundles_or_the_named_ones(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["label-app", str(tmp_path / "all")]) == 0
-    assert len(list((tmp_path / "all" / "model").iterdir())) == 4
-    assert "monailabel start_server --app" in capsys.readouterr().out
-    named = ["--bundle", "liver_ct_anomaly"]
-    assert main(["label-app", str(tmp_path / "one"), *named]) == 0
-    assert [p.name for p in (tmp_path / "one" / "model").iterdir()] == ["liver_ct_anomaly"]
-    assert main(["label-app", str(tmp_path / "two"), "--bundle", str(tmp_path)]) == 2
-
-
-def test_modality_of_studies_is_one_of_those_known(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["infer", "x", "--bundle", "b", "--out", "o", "--modality", "knee"])
-    assert "liver_ct" in capsys.readouterr().err

@@ -1,10 +1,8 @@
-"""What `mcmiad infer` imports beyond MONAI, and the garbage collector while it imports."""
+"""What `mcmiad infer` imports beyond MONAI."""
 
 from __future__ import annotations
 
-import gc
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from mcmiad_monai.bundle import copy_bundle
-from mcmiad_monai.cli import parser as cli
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.head import build_head
@@ -23,21 +20,11 @@ from mcmiad_monai.networks.text_prior import encode_hashing
 PACKAGES = """
 import json, sys
 import monai.bundle, timm
-from mcmiad_monai.cli import main
+from mcmiad_monai.cli.parser import main
 def loaded(): return {name.partition(".")[0] for name in sys.modules}
 before = loaded()
 code = main(sys.argv[1:])
 print("told:", json.dumps([code, sorted(loaded() - before - set(sys.stdlib_module_names))]))
-"""
-
-#: Runs its own command line, and prints what became of the collector.
-COLLECTOR = """
-import gc, json, os, sys
-before = gc.get_freeze_count()  # Python 3.12 begins with some hundred
-from mcmiad_monai.cli import main
-code = main()
-frozen = gc.get_freeze_count() - before
-print("told:", json.dumps([code, "monai" in sys.modules, gc.isenabled(), frozen]))
 """
 
 
@@ -82,58 +69,3 @@ def test_inference_loads_no_package_that_monai_and_timm_do_not(
     assert code == 0
     assert list(out.rglob("*.nii.gz"))
     assert packages == []
-
-
-def test_collector_rests_while_a_command_imports_monai(tmp_path: Path) -> None:
-    missing = str(tmp_path / "missing")
-    arguments = ["infer", missing, "--bundle", missing, "--out", missing]
-    code, has_monai, is_on, frozen = told(COLLECTOR, *arguments)
-    assert (code, has_monai, is_on) == (2, True, True)
-    assert isinstance(frozen, int)
-    assert frozen > 100_000  # objects: MONAI, and all that comes with it
-
-
-def test_light_command_imports_no_monai(cohort: Path) -> None:
-    assert told(COLLECTOR, "cases", str(cohort)) == [0, False, True, 0]
-
-
-def test_collector_is_the_callers_where_the_command_is_called_from_python(
-    tmp_path: Path,
-) -> None:
-    before, missing = gc.get_freeze_count(), str(tmp_path / "missing")
-    assert cli.main(["infer", missing, "--bundle", missing, "--out", missing]) == 2
-    assert gc.get_freeze_count() == before
-    assert gc.isenabled()
-
-
-@pytest.mark.parametrize(
-    ("chosen", "expected"),
-    [
-        ({}, {"GOMP_SPINCOUNT": str(cli.SPINS)}),
-        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-    ],
-)
-def test_threads_wait_briefly_unless_the_user_says_how(
-    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], expected: dict[str, str]
-) -> None:
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {k: v for k, v in os.environ.items() if k not in names} | chosen
-    monkeypatch.setattr(os, "environ", environment)
-
-    def without_monai() -> None:
-        raise RuntimeError("far enough")
-
-    monkeypatch.setattr(cli, "_import_monai", without_monai)
-    monkeypatch.setattr(sys, "argv", ["mcmiad", "infer", "study", "--bundle", "b", "--out", "o"])
-    assert cli.main() == 2
-    assert {name: environment[name] for name in names if name in environment} == expected
-
-
-def test_collector_comes_back_if_monai_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "monai.bundle", None)
-    before = gc.get_freeze_count()
-    with pytest.raises(ImportError):
-        cli._import_monai()
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == before

@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose, Lambdad, ScaleIntensityd
 
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.data.features import (
-    FeatureDataset,
-    TrainingDataError,
-    pack,
-    unpack,
-)
+from mcmiad_monai.data.feature_store import pack, unpack
+from mcmiad_monai.data.features import FeatureDataset, TrainingDataError
 from mcmiad_monai.data.studies import iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.training.encoders import prepare_encoder
+from mcmiad_monai.transforms import preprocessing
 
 SMALL = "test_efficientnet.r160_in1k"
 OPTIONS: dict[str, Any] = {"modality": "brain_mri", "size": 64, "progress": False}
@@ -89,6 +87,30 @@ def test_changed_file_or_option_is_computed_anew(
     FeatureDataset(cases, encoder, **cached)
     FeatureDataset(cases, encoder, **{**cached, "slice_range": (0.4, 0.6)})
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_cache_follows_the_transforms(cohort: Path, encoder: FrozenEncoder, tmp_path: Path) -> None:
+    cached: dict[str, Any] = {"cache": "disk", "cache_dir": tmp_path, **OPTIONS}
+    cases = cases_of(cohort)[:1]
+
+    def recipe(*more: Any) -> Compose:
+        return Compose([*preprocessing("brain_mri", mask_key="label").transforms, *more])
+
+    plain = FeatureDataset(cases, encoder, **cached)
+    FeatureDataset(cases, encoder, transform=recipe(), **cached)  # the same by other means
+    assert len(list(tmp_path.iterdir())) == 1
+    louder = recipe(ScaleIntensityd("image", minv=None, maxv=None, factor=1.0))
+    changed = FeatureDataset(cases, encoder, transform=louder, **cached)
+    assert not torch.equal(changed.batch([0]), plain.batch([0]))
+    FeatureDataset(
+        cases,
+        encoder,
+        transform=recipe(ScaleIntensityd("image", minv=None, maxv=None, factor=2.0)),
+        **cached,
+    )
+    FeatureDataset(cases, encoder, transform=recipe(Lambdad("image", lambda x: x * 2)), **cached)
+    FeatureDataset(cases, encoder, transform=recipe(Lambdad("image", lambda x: x * 3)), **cached)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_statistics_are_those_of_normal_slices(cohort: Path, encoder: FrozenEncoder) -> None:

@@ -349,7 +349,7 @@ def test_finish_raises_only_if_a_study_failed(tmp_path: Path) -> None:
         report.attach(engine)
         engine.run(batches)
     good.finish()
-    with pytest.raises(CohortIncomplete, match="1 of 1 studies failed: b"):
+    with pytest.raises(CohortIncomplete, match=r"1 of 1 studies failed:\n  b: ValueError: no"):
         bad.finish()
 
 
@@ -359,7 +359,7 @@ def test_incomplete_cohort_is_an_exit_code_of_one_with_a_message() -> None:
     with pytest.raises(SystemExit) as caught:
         report.finish()
     # Python prints a text on standard error and exits with 1
-    assert caught.value.code == "1 of 1 studies failed: b"
+    assert caught.value.code == "1 of 1 studies failed:\n  b: ValueError: no"
 
 
 def test_undefined_figures_become_null() -> None:

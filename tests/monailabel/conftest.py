@@ -23,15 +23,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from small_phantoms import write_liver_cohort, write_mixed_cohort
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.cli.demo import SETTINGS
 from mcmiad_monai.phantom.brain import make_phantom
-from mcmiad_monai.phantom.cohorts import (
-    write_brain_cohort,
-    write_liver_cohort,
-    write_mixed_cohort,
-)
+from mcmiad_monai.phantom.cohorts import write_brain_cohort
 
 BRAIN, LIVER, UNIFIED = "brain_mri_anomaly", "liver_ct_anomaly", "unified_anomaly"
 #: Studies to train on.
@@ -153,9 +150,13 @@ def train_small(name: str, root: Path, cohort: Path, **more: Any) -> None:
     # the bundle's own defaults, so that training in the app uses them as well
     config = root / "configs" / "train.yaml"
     lines = config.read_text("utf-8").splitlines()
+    of_method = ""
     for key, value in {**SMALL, **more}.items():
+        if not any(line.startswith(f"{key}:") for line in lines):
+            of_method += f", {key}: {value!r}"
         lines = [f"{key}: {value!r}" if line.startswith(f"{key}:") else line for line in lines]
-    config.write_text("\n".join(lines) + "\n", "utf-8")
+    text = "\n".join(lines) + "\n"
+    config.write_text(text.replace("name: '@preset'", f"name: '@preset'{of_method}"), "utf-8")
     open_workflow(root, "train", {"dataset_dir": str(cohort / "datalist.json")}).run()
 
 

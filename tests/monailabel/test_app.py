@@ -337,5 +337,5 @@ def test_unified_model_is_told_what_a_study_is(
 
 def test_settings_of_the_test_bundle_are_its_own(brain_bundle: Path) -> None:
     config = yaml.safe_load((brain_bundle / "configs" / "train.yaml").read_text())
-    assert config["encoder_name"] == "test_efficientnet.r160_in1k"
+    assert config["method"]["encoder_name"] == "test_efficientnet.r160_in1k"
     assert config["weights"] == "random"

@@ -11,10 +11,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from small_phantoms import make_liver
 
 from mcmiad_monai.monailabel.layout import lay_out_app
 from mcmiad_monai.phantom.brain import make_phantom
-from mcmiad_monai.phantom.liver import make_liver_phantom
 
 requests = pytest.importorskip("requests")
 pydicom = pytest.importorskip("pydicom", reason="pydicom comes with the extra `label`")
@@ -43,7 +43,7 @@ def ct_series(
         send(orthanc, REAL_CT)
         header = pydicom.dcmread(next(REAL_CT.glob("*.dcm")), stop_before_pixels=True)
         return str(header.SeriesInstanceUID), (512, 512, 78), (0.7265625, 0.7265625, 2.0)
-    phantom = make_liver_phantom(521, lesion="cyst", shape=(48, 40, 10), orientation="LPS")
+    phantom, _ = make_liver(521, lesion="dark", orientation="LPS")
     folder = tmp_path_factory.mktemp("ct")
     uid = write_series(folder, phantom.image, phantom.affine, modality="CT")
     send(orthanc, folder)

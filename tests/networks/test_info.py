@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
 from mcmiad_monai.networks.attention import MultiHeadAttention
-from mcmiad_monai.networks.info import part_cost, print_info
+from mcmiad_monai.networks.info import model_costs, part_cost
 
 
 def test_two_operations_for_each_multiply_accumulate():
@@ -33,10 +32,9 @@ def test_counting_leaves_the_mode_of_a_module_alone():
     assert module.training
 
 
-def test_table_of_the_default_network(capsys: pytest.CaptureFixture[str]):
-    print_info()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["part", "encoder", "head", "total"]
-    assert "3,635,984" in lines[1]
-    assert "1,840" in lines[1]
-    assert "2,960,404" in lines[2]
+def test_costs_of_the_default_network():
+    encoder, head, total = model_costs()
+    assert (encoder.part, head.part, total.part) == ("encoder", "head", "total")
+    assert encoder.parameters == 3_635_984
+    assert encoder.macs // 10**6 == 920
+    assert head.parameters == 2_960_404

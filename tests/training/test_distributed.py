@@ -6,47 +6,38 @@ Run as a script, this file is one process of a group that describes itself as to
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Events
+from kept_features import kept_features
 from small_heads import CHANNELS, GRID, QUIET, small_head
 from torch import Tensor, nn
 
-from mcmiad_monai.data.features import FeatureDataset, SliceRecord
+from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.metrics.slices import SliceAUROC
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.training import distributed
-from mcmiad_monai.training.loading import feature_loader
-from mcmiad_monai.training.trainer import (
-    HeadTrainer,
-    HeadValidator,
-    MeanOfSlices,
-    learning_rate_schedule,
-)
+from mcmiad_monai.training.loading import training_loader
+from mcmiad_monai.training.trainer import HeadTrainer, HeadValidator
 
 PROCESSES = 2
 
 
-class Kept(FeatureDataset):
+def kept(count: int, *, anomalous: tuple[int, ...] = ()) -> FeatureDataset:
     """Random features as a cache has them; some slices are anomalous, and not all found."""
-
-    def __init__(self, count: int, *, anomalous: tuple[int, ...] = ()) -> None:
-        generator = torch.Generator().manual_seed(count)
-        values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator)
-        for position, row in enumerate(anomalous):
-            values[row] *= 1 + 2 * position
-        self._features = values.half().numpy()
-        self.records = [
-            SliceRecord(f"c{i}", i, i in anomalous, f"p{i}", "brain_mri") for i in range(count)
-        ]
+    generator = torch.Generator().manual_seed(count)
+    values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator)
+    for position, row in enumerate(anomalous):
+        values[row] *= 1 + 2 * position
+    return kept_features(values, anomalous=anomalous)
 
 
 # the experts' balance is a ratio over a batch, of which processes have their own
@@ -57,7 +48,7 @@ def train(dataset: FeatureDataset) -> tuple[list[float], list[float]]:
     """Weights after two epochs wired as the bundle has them, and random numbers of each step."""
     head = small_head(**QUIET)
     network = distributed.replicate(head, "cpu")
-    loader = feature_loader(dataset, batch_size=4)
+    loader = training_loader(dataset, batch_size=4)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     trainer = HeadTrainer(
         device="cpu",
@@ -66,7 +57,6 @@ def train(dataset: FeatureDataset) -> tuple[list[float], list[float]]:
         network=network,
         optimizer=optimizer,
         loss_function=LOSS,
-        lr_scheduler=learning_rate_schedule(optimizer, kind="step", total_steps=99),
         seed=7,
     )
     noise: list[float] = []
@@ -107,8 +97,9 @@ def gradients(images: Tensor, **options: Any) -> list[float]:
 
 OPTIONS: list[dict[str, Any]] = [{}, {"use_text_fusion": False}, {"top_k": 1, "ffn_per_round": 2}]
 BATCH = torch.randn(16, CHANNELS, GRID, GRID, generator=torch.Generator().manual_seed(5))
-VALIDATION = [Kept(9, anomalous=(0, 3, 4)), Kept(8, anomalous=(1, 7)), Kept(7)]
-TRAINING = Kept(16)
+# in the second, one process has anomalous slices alone in some of its batches
+VALIDATION = [kept(9, anomalous=(0, 3, 4)), kept(8, anomalous=(1, 7)), kept(7)]
+TRAINING = kept(16)
 BATCH_SIZES = (1, 2, 32)
 
 
@@ -116,38 +107,24 @@ def figures(share: slice) -> dict[str, Any]:
     """What all processes together must do as one."""
     scores = torch.tensor([0.1, 0.8, 0.3, 0.9, 0.2])[share]
     labels = torch.tensor([0, 1, 1, 1, 0])[share]
-    auroc, mean, lonely, nothing = SliceAUROC(), MeanOfSlices(), MeanOfSlices(), MeanOfSlices()
+    auroc = SliceAUROC()
     auroc.update((scores, labels))
-    mean.update((float(scores.mean()), len(scores)))
-    if share.start:
-        lonely.update((2.5, 3))
     return {
         "auroc": auroc.compute(),
-        "mean": mean.compute(),
-        "lonely": lonely.compute() if distributed.world_size() > 1 else 2.5,
-        "nothing": nothing.compute(),
         "gradients": [gradients(BATCH[share], **options) for options in OPTIONS],
         "validation": [validate(d, size) for d in VALIDATION for size in BATCH_SIZES],
         "weights": train(TRAINING)[0],
     }
 
 
-def who_goes_first(folder: Path) -> dict[str, bool]:
-    """What a process finds when it is its turn."""
+def what_the_first_made(folder: Path) -> bool:
+    """Whether a process finds it when it is its turn."""
     file = folder / "made_by_the_first"
-    found = {}
-    with distributed.main_first():
-        found["before"] = file.exists()
-        if distributed.is_main():
+    with idist.one_rank_first():
+        found = file.exists()
+        if idist.get_rank() == 0:
             time.sleep(0.3)
             file.touch()
-    try:
-        with distributed.main_first():
-            found["let_through"] = True
-            if distributed.is_main():
-                raise OSError("disk full")
-    except OSError:
-        found["failed"] = True
     return found
 
 
@@ -155,21 +132,16 @@ def work(folder: Path) -> None:
     """What each process runs."""
     torch.set_num_threads(1)
     distributed.start("gloo")
-    rank = distributed.rank()
+    rank = idist.get_rank()
     found = {
-        "rank": rank,
-        "world_size": distributed.world_size(),
-        "is_main": distributed.is_main(),
-        "first": who_goes_first(folder),
+        "place": [rank, idist.get_world_size(), str(idist.device())],
+        "first": what_the_first_made(folder),
         "noise": train(TRAINING)[1],
-        **figures(slice(rank, None, distributed.world_size())),
+        **figures(slice(rank, None, idist.get_world_size())),
     }
-    if rank:
-        time.sleep(0.3)
-        (folder / "last_work").touch()
-    distributed.finish()
-    found["all_finished"] = (folder / "last_work").exists()
-    found["after"] = [distributed.is_initialised(), distributed.rank(), distributed.world_size()]
+    idist.barrier()
+    idist.finalize()
+    found["after"] = [idist.get_rank(), idist.get_world_size()]
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
@@ -182,24 +154,14 @@ def group(forked: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
     return SimpleNamespace(each=found, alone=figures(slice(0, None)))
 
 
-def test_processes_know_their_place(group: SimpleNamespace) -> None:
-    assert [own["rank"] for own in group.each] == [0, 1]
-    assert [own["world_size"] for own in group.each] == [2, 2]
-    assert [own["is_main"] for own in group.each] == [True, False]
+def test_processes_know_their_place_and_leave_it(group: SimpleNamespace) -> None:
+    device = str(idist.device())
+    assert [own["place"] for own in group.each] == [[0, 2, device], [1, 2, device]]
+    assert [own["after"] for own in group.each] == [[0, 1]] * 2
 
 
-def test_group_is_left_when_all_have_come(group: SimpleNamespace) -> None:
-    assert [own["all_finished"] for own in group.each] == [True, True]
-    assert [own["after"] for own in group.each] == [[False, 0, 1]] * 2
-
-
-def test_main_process_goes_first_and_the_others_find_what_it_made(group: SimpleNamespace) -> None:
-    assert [own["first"]["before"] for own in group.each] == [False, True]
-
-
-def test_failure_of_the_main_process_lets_the_others_through(group: SimpleNamespace) -> None:
-    assert [own["first"].get("failed", False) for own in group.each] == [True, False]
-    assert group.each[1]["first"]["let_through"]
+def test_first_process_goes_first_and_the_others_find_what_it_made(group: SimpleNamespace) -> None:
+    assert [own["first"] for own in group.each] == [False, True]
 
 
 @pytest.mark.parametrize("option", range(len(OPTIONS)), ids=map(str, OPTIONS))
@@ -244,21 +206,8 @@ def test_validation_figures_are_those_of_one_process_however_they_are_shared(
             assert run[1] == run[0] == pytest.approx(alone[start][0], rel=1e-5)
 
 
-def test_mean_and_auroc_of_slices_are_over_all_processes(group: SimpleNamespace) -> None:
-    assert group.alone["auroc"] == pytest.approx(1.0)
-    assert group.alone["mean"] == pytest.approx(0.46)
-    for own in group.each:
-        assert own["auroc"] == pytest.approx(group.alone["auroc"])
-        assert own["mean"] == pytest.approx(group.alone["mean"])
-        assert own["lonely"] == 2.5  # one process had no slice at all
-        assert math.isnan(own["nothing"])
-
-
-def test_one_process_is_the_main_one_and_alone() -> None:
-    assert not distributed.is_initialised()
-    assert distributed.is_main()
-    assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    distributed.finish()  # nothing to leave
+def test_auroc_of_slices_is_over_all_processes(group: SimpleNamespace) -> None:
+    assert [own["auroc"] for own in group.each] == [group.alone["auroc"]] * 2 == [1.0] * 2
 
 
 def test_replica_of_one_process_is_the_network_itself() -> None:
@@ -269,56 +218,11 @@ def test_replica_of_one_process_is_the_network_itself() -> None:
     assert network.weight.device.type == "meta"
 
 
-def test_one_process_goes_first_without_waiting() -> None:
-    with distributed.main_first():
-        passed = True
-    assert passed
-    with pytest.raises(KeyError, match="own error"), distributed.main_first():
-        raise KeyError("own error")
-
-
 def test_start_without_torchrun_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RuntimeError, match=r"started alone.*torchrun --standalone"):
         distributed.start()
-    assert not distributed.is_initialised()
-
-
-def test_device_is_the_gpu_of_the_process_or_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert distributed.device() == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert distributed.device() == torch.device("cuda", 3)
-    monkeypatch.delenv("LOCAL_RANK")
-    assert distributed.device() == torch.device("cuda", 0)
-
-
-def test_process_takes_its_own_gpu_before_it_joins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collectives of objects and numbers run on the current GPU, which is the first by default."""
-    done: list[Any] = []
-    monkeypatch.setenv("RANK", "5")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda,
-        "set_device",
-        lambda gpu: done.append(torch.device("cuda", getattr(gpu, "index", gpu))),
-    )
-    monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda backend, **_: done.append(backend)
-    )
-    distributed.start()
-    assert done == [torch.device("cuda", 1), "nccl"]
-
-
-def test_mean_of_slices_weighs_batches_by_their_slices() -> None:
-    metric = MeanOfSlices()
-    for batch in ((2.0, 3), (0.0, 0), (7.0, 1)):
-        metric.update(batch)
-    assert metric.compute() == pytest.approx((2 + 2 + 2 + 7) / 4)
-    metric.reset()
-    assert math.isnan(metric.compute())
+    assert idist.get_world_size() == 1
 
 
 if __name__ == "__main__":

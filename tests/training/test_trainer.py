@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,51 +9,31 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from kept_features import kept_features
+from monai.handlers import LrScheduleHandler, ValidationHandler
 from small_heads import CHANNELS, GRID, small_head
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from mcmiad_monai.data.features import SliceRecord
+from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.inference.evaluator import StudyEvaluator
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore
-from mcmiad_monai.training import on_device
 from mcmiad_monai.training.handlers import CheckpointError, Checkpoints
-from mcmiad_monai.training.on_device import FeaturesOnDevice, loader
-from mcmiad_monai.training.trainer import (
-    HeadTrainer,
-    HeadValidator,
-    learning_rate_schedule,
-)
+from mcmiad_monai.training.loading import training_loader
+from mcmiad_monai.training.schedule import learning_rate_schedule
+from mcmiad_monai.training.trainer import HeadTrainer, HeadValidator
 
 EPOCHS = 4
 
 
-class Features(Dataset[dict[str, Tensor]]):
+def features(count: int = 12, *, anomalies: bool = False) -> FeatureDataset:
     """Random features; every third slice is anomalous if asked for, and then far away."""
-
-    def __init__(self, count: int = 12, *, anomalies: bool = False) -> None:
-        generator = torch.Generator().manual_seed(count)
-        self.values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator)
-        marks = [anomalies and i % 3 == 0 for i in range(count)]
-        self.values[marks] *= 20
-        self.values = self.values.half().float()  # as features are kept
-        self.records = [
-            SliceRecord(f"case{i}", i, mark, f"case{i}") for i, mark in enumerate(marks)
-        ]
-        self.has_anomalies = anomalies
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {
-            "image": self.values[index],
-            "label": torch.tensor(int(self.records[index].anomalous)),
-        }
-
-    def kept(self, positions: Sequence[int]) -> Tensor:
-        return self.values[list(positions)].half()
+    generator = torch.Generator().manual_seed(count)
+    values = torch.randn(count, CHANNELS, GRID, GRID, generator=generator)
+    anomalous = range(0, count, 3) if anomalies else ()
+    values[list(anomalous)] *= 20
+    return kept_features(values, anomalous=anomalous)
 
 
 def make_run(
@@ -66,13 +45,13 @@ def make_run(
     **options: Any,
 ) -> SimpleNamespace:
     """A trainer with all its parts, as the bundle's configuration wires them."""
-    head, dataset = small_head(), Features()
-    batches = loader(dataset, "cpu", batch_size=4, shuffle=True)
+    head = small_head()
+    batches = training_loader(features(), batch_size=4)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
     schedule = learning_rate_schedule(optimizer, kind="cosine", total_steps=EPOCHS * len(batches))
     validator = HeadValidator(
         device="cpu",
-        dataset=Features(9, anomalies=anomalies),  # type: ignore[arg-type]
+        dataset=features(9, anomalies=anomalies),
         network=head,
         loss_function=ReconstructionLoss(),
         score=AnomalyScore(),
@@ -92,16 +71,14 @@ def make_run(
         network=head,
         optimizer=optimizer,
         loss_function=options.pop("loss_function", ReconstructionLoss()),
-        lr_scheduler=schedule,
         seed=seed,
+        train_handlers=[
+            ValidationHandler(1, validator),
+            LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+        ],
+        checkpoints=checkpoints,
         **options,
     )
-
-    @trainer.on(Events.EPOCH_COMPLETED)
-    def validate(engine: Engine) -> None:
-        validator.run(engine.state.epoch)
-
-    checkpoints.attach(trainer)
     return SimpleNamespace(
         head=head, trainer=trainer, checkpoints=checkpoints, validator=validator, schedule=schedule
     )
@@ -109,22 +86,6 @@ def make_run(
 
 def weights_of(head: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in head.parameters()])
-
-
-@pytest.mark.parametrize("free", [10**9, 0])
-def test_batches_of_a_device_train_and_validate_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
-) -> None:
-    expected = make_run(tmp_path / "host")
-    expected.trainer.run()
-    monkeypatch.setattr(on_device, "on_host", lambda _: False)
-    monkeypatch.setattr(on_device, "free_memory", lambda _: free)
-    found = make_run(tmp_path / "device")
-    found.trainer.run()
-    assert isinstance(found.trainer.data_loader.dataset, FeaturesOnDevice)
-    assert isinstance(found.validator.data_loader.dataset, FeaturesOnDevice)
-    assert torch.equal(weights_of(found.head), weights_of(expected.head))
-    assert found.validator.state.metrics == pytest.approx(expected.validator.state.metrics)
 
 
 @pytest.mark.parametrize("stop", [1, 3])
@@ -197,10 +158,8 @@ def test_key_metric_is_auroc_with_anomalies_and_loss_without(tmp_path: Path) -> 
 def test_validation_loss_is_that_of_normal_slices_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, anomalies=True)
     run.validator.run(0)
-    dataset = Features(9, anomalies=True)
-    normal = torch.stack(
-        [dataset.values[i] for i, r in enumerate(dataset.records) if not r.anomalous]
-    )
+    dataset = features(9, anomalies=True)
+    normal = dataset.batch([i for i, r in enumerate(dataset.records) if not r.anomalous])
     with torch.no_grad():
         output = run.head.eval()(normal)
     squared = (output.target - output.reconstruction).square().mean()
@@ -226,6 +185,22 @@ def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
     run.trainer.run()
     content = torch.load(run.checkpoints.last, weights_only=True)
     assert content["epoch"] == 1
+
+
+def test_files_are_replaced_and_never_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, epochs=3)
+    saved, original = [], torch.save
+
+    def watch(content: Any, *rest: Any, **options: Any) -> None:
+        saved.append(run.checkpoints.last.exists())
+        original(content, *rest, **options)
+
+    monkeypatch.setattr(torch, "save", watch)
+    run.trainer.run()
+    assert saved[-1]  # while the newest is written, the one before is there
+    assert {p.name for p in tmp_path.iterdir()} == {"best.pt", "last.pt"}
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -326,7 +301,7 @@ def test_one_bad_study_does_not_stop_the_others() -> None:
 
 TRAIN_FOREVER = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from pathlib import Path
 from test_trainer import make_run
 run = make_run(Path({folder!r}), epochs=100000)
@@ -336,7 +311,7 @@ run.trainer.run()
 
 def test_killed_process_leaves_a_loadable_checkpoint(tmp_path: Path, forked: Any) -> None:
     script = tmp_path / "train_forever.py"
-    tests = str(Path(__file__).parent)
+    tests = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
     script.write_text(TRAIN_FOREVER.format(tests=tests, folder=str(tmp_path)))
     last = tmp_path / "last.pt"
     for delay in (0.0, 0.037, 0.113):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept_features import kept_features
 from monai.data import MetaTensor
 from small_heads import small_detector
 
@@ -23,13 +24,21 @@ from mcmiad_monai.calibration import (
     conformal_threshold,
     heat_unit,
 )
-from mcmiad_monai.data.features import FeatureDataset, SliceRecord, pack
+from mcmiad_monai.data.feature_store import SliceRecord
+from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.training.packaging import CalibrationError, Packager, calibrate, calibrate_each
+from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.packaging import (
+    CalibrationError,
+    Packager,
+    calibrate,
+    calibrate_each,
+    normal_rows,
+)
 
 BRAIN = Calibration(
     pixel_threshold=0.5,
@@ -122,36 +131,30 @@ def detector() -> MCMIADDetector:
     return small_detector(empty_encoder("test_efficientnet", grid=7, pool="area"))
 
 
-class Kept(FeatureDataset):
+def kept(*parts: tuple[str, float, int]) -> FeatureDataset:
     """Held-out slices of (modality, scale of its features, slices); the last slice is anomalous."""
-
-    def __init__(self, *parts: tuple[str, float, int]) -> None:
-        blocks, masks, self.records = [], [], []
-        for modality, scale, count in parts:
-            rng = np.random.default_rng(count)
-            level = scale * np.exp(0.3 * rng.normal(size=(count, 1, 1, 1)))
-            blocks.append(level * rng.normal(size=(count, 120, 7, 7)))
-            blocks[-1][-1] *= 50
-            masks.append(rng.random((count, 1, SIZE, SIZE)) < 0.6)
-            self.records += [
-                SliceRecord(f"{modality}{i // 3}", i, i == count - 1, f"p{i // 6}", modality)
-                for i in range(count)
-            ]
-        self._features = np.concatenate(blocks).astype(np.float16)
-        self._foreground = pack(torch.from_numpy(np.concatenate(masks)))
-        self.size = SIZE
-
-    def rows(self, modality: str) -> list[int]:
-        return [i for i, r in enumerate(self.records) if r.modality == modality and not r.anomalous]
+    blocks, masks, records = [], [], []
+    for modality, scale, count in parts:
+        rng = np.random.default_rng(count)
+        level = scale * np.exp(0.3 * rng.normal(size=(count, 1, 1, 1)))
+        blocks.append(level * rng.normal(size=(count, 120, 7, 7)))
+        blocks[-1][-1] *= 50
+        masks.append(rng.random((count, 1, SIZE, SIZE)) < 0.6)
+        records += [
+            SliceRecord(f"{modality}{i // 3}", i, i == count - 1, f"p{i // 6}", modality)
+            for i in range(count)
+        ]
+    foreground = torch.from_numpy(np.concatenate(masks))
+    return kept_features(np.concatenate(blocks), records=records, foreground=foreground, size=SIZE)
 
 
 @pytest.fixture(scope="module")
-def both() -> Kept:
-    return Kept(("brain_mri", 1.0, 61), ("liver_ct", 3.0, 43))
+def both() -> FeatureDataset:
+    return kept(("brain_mri", 1.0, 61), ("liver_ct", 3.0, 43))
 
 
 def maps_of(
-    detector: MCMIADDetector, dataset: Kept, rows: Sequence[int]
+    detector: MCMIADDetector, dataset: FeatureDataset, rows: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Heatmaps (n, S, S) and where they count."""
     with torch.no_grad():
@@ -164,13 +167,13 @@ OPTIONS = {"pixel_false_positive_rate": RATE, "false_positive_rate": 0.2}
 
 @pytest.mark.parametrize("order", [["brain_mri", "liver_ct"], ["liver_ct", "brain_mri"]])
 def test_each_modality_has_its_stated_rate_of_normal_pixels_above_one(
-    detector: MCMIADDetector, both: Kept, order: list[str]
+    detector: MCMIADDetector, both: FeatureDataset, order: list[str]
 ) -> None:
     found = calibrate_each(detector, both, order, unified=True, **OPTIONS)
     assert isinstance(found, UnifiedCalibration)
     units = {}
     for name in ("brain_mri", "liver_ct"):
-        maps, inside = maps_of(detector, both, both.rows(name))
+        maps, inside = maps_of(detector, both, normal_rows(both, name))
         pixels = maps[inside] / heat_unit(stored(found), name)
         assert np.mean(pixels > 1) == pytest.approx(RATE, abs=0.1 * RATE)
         assert found.modalities[name].normal_pixels == pixels.size
@@ -183,12 +186,12 @@ def test_each_modality_has_its_stated_rate_of_normal_pixels_above_one(
 
 
 def test_slice_and_volume_thresholds_are_in_the_unit_of_their_modality(
-    detector: MCMIADDetector, both: Kept
+    detector: MCMIADDetector, both: FeatureDataset
 ) -> None:
     found = calibrate_each(detector, both, ["brain_mri", "liver_ct"], unified=True, **OPTIONS)
     assert isinstance(found, UnifiedCalibration)
     for name, calibration in found.modalities.items():
-        rows = both.rows(name)
+        rows = normal_rows(both, name)
         maps, inside = maps_of(detector, both, rows)
         scores, patients, studies = [], [], {}
         for row, one, mask in zip(rows, maps, inside, strict=True):
@@ -208,10 +211,10 @@ def test_slice_and_volume_thresholds_are_in_the_unit_of_their_modality(
         assert calibration.normal_patients == len(set(patients))
 
 
-def test_modalities_do_not_touch_each_other(detector: MCMIADDetector, both: Kept) -> None:
+def test_modalities_do_not_touch_each_other(detector: MCMIADDetector, both: FeatureDataset) -> None:
     together = calibrate_each(detector, both, ["brain_mri", "liver_ct"], unified=True, **OPTIONS)
     assert isinstance(together, UnifiedCalibration)
-    alone = Kept(("brain_mri", 1.0, 61))
+    alone = kept(("brain_mri", 1.0, 61))
     assert calibrate(detector, alone, **OPTIONS) == together.modalities["brain_mri"]
     assert (
         calibrate(detector, both, modality="liver_ct", **OPTIONS)
@@ -220,7 +223,7 @@ def test_modalities_do_not_touch_each_other(detector: MCMIADDetector, both: Kept
 
 
 def test_one_modality_is_calibrated_as_ever(detector: MCMIADDetector) -> None:
-    alone = Kept(("brain_mri", 1.0, 61))
+    alone = kept(("brain_mri", 1.0, 61))
     found = calibrate_each(detector, alone, ["brain_mri"], unified=False, **OPTIONS)
     assert isinstance(found, Calibration)
     assert found == calibrate(detector, alone, **OPTIONS)
@@ -230,7 +233,7 @@ def test_one_modality_is_calibrated_as_ever(detector: MCMIADDetector) -> None:
 def test_unified_model_of_one_modality_has_no_thresholds_for_others(
     detector: MCMIADDetector,
 ) -> None:
-    alone = Kept(("brain_mri", 1.0, 61))
+    alone = kept(("brain_mri", 1.0, 61))
     found = calibrate_each(detector, alone, ["brain_mri"], unified=True, **OPTIONS)
     assert calibration_for(stored(found), "brain_mri") is not None
     with pytest.raises(ValueError, match="no thresholds for 'liver_ct'"):
@@ -238,15 +241,19 @@ def test_unified_model_of_one_modality_has_no_thresholds_for_others(
 
 
 def test_modality_that_was_not_trained_has_no_part_in_the_thresholds(
-    detector: MCMIADDetector, both: Kept
+    detector: MCMIADDetector, both: FeatureDataset
 ) -> None:
-    expected = calibrate(detector, Kept(("brain_mri", 1.0, 61)), **OPTIONS)
+    expected = calibrate(detector, kept(("brain_mri", 1.0, 61)), **OPTIONS)
     found = calibrate_each(detector, both, ["brain_mri"], unified=False, **OPTIONS)
     assert calibration_for(stored(found), "brain_mri") == expected
 
 
 def packager(
-    detector: MCMIADDetector, folder: Path, training: Kept, held_out: Kept, **options: Any
+    detector: MCMIADDetector,
+    folder: Path,
+    training: FeatureDataset,
+    held_out: FeatureDataset,
+    **options: Any,
 ) -> Packager:
     checkpoints: Any = SimpleNamespace(best="best.pt", load_network=lambda _: {"best_epoch": 4})
     return Packager(
@@ -257,27 +264,28 @@ def packager(
         calibration_data=held_out,
         path=folder / "model.pt",
         training={"modality": "unified"},
+        method=Method(),
         **OPTIONS,
         **options,
     )
 
 
 def test_training_without_held_out_normals_of_a_modality_is_refused_before_it_starts(
-    detector: MCMIADDetector, tmp_path: Path, both: Kept
+    detector: MCMIADDetector, tmp_path: Path, both: FeatureDataset
 ) -> None:
     packager(detector, tmp_path, both, both).check()
-    only_brain = Kept(("brain_mri", 1.0, 61))
+    only_brain = kept(("brain_mri", 1.0, 61))
     packager(detector, tmp_path, only_brain, both).check()
     with pytest.raises(CalibrationError, match="normal slices of liver_ct in the validation"):
         packager(detector, tmp_path, both, only_brain).check()
-    anomalous = Kept(("brain_mri", 1.0, 61), ("liver_ct", 3.0, 1))  # its one slice is anomalous
+    anomalous = kept(("brain_mri", 1.0, 61), ("liver_ct", 3.0, 1))  # its one slice is anomalous
     with pytest.raises(CalibrationError, match="liver_ct"):
         packager(detector, tmp_path, both, anomalous).check()
     assert not list(tmp_path.iterdir())
 
 
 def test_package_and_metadata_carry_the_thresholds_of_every_modality(
-    detector: MCMIADDetector, tmp_path: Path, both: Kept
+    detector: MCMIADDetector, tmp_path: Path, both: FeatureDataset
 ) -> None:
     detector.encoder.provenance.setdefault("weights", "random")
     metadata = tmp_path / "metadata.json"
@@ -286,7 +294,7 @@ def test_package_and_metadata_carry_the_thresholds_of_every_modality(
     loaded = load_package(tmp_path / "model.pt", modality="unified")
     assert loaded.trained_with["modalities"] == ["brain_mri", "liver_ct"]
     for name in ("brain_mri", "liver_ct"):
-        maps, inside = maps_of(loaded, both, both.rows(name))
+        maps, inside = maps_of(loaded, both, normal_rows(both, name))
         pixels = maps[inside] / heat_unit(loaded.calibration, name)
         assert np.mean(pixels > 1) == pytest.approx(RATE, abs=0.1 * RATE)
     told = json.loads(metadata.read_text())

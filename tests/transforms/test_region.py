@@ -141,9 +141,8 @@ def test_heatmap_on_the_grid_of_the_file_is_zero_outside_the_organ(
 def test_slices_without_the_organ_are_not_trained_on(tmp_path: Path) -> None:
     case = study(tmp_path, "LPS")
     organ = np.asarray(nib.load(case["organ"]).dataobj)
-    found = list(
-        iterate_slices([case], "liver_ct", size=SIZE["P"], preparation={"region": "organ"})
-    )
+    inside = preprocessing("liver_ct", mask_key="label", region="organ")
+    found = list(iterate_slices([case], "liver_ct", size=SIZE["P"], transform=inside))
     assert [s.index for s in found] == np.nonzero(organ.any((0, 1)))[0].tolist()
     everywhere = list(iterate_slices([case], "liver_ct", size=SIZE["P"]))
     assert len(everywhere) > len(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +87,7 @@ def find_cases(
         cases = _find_in_file(path, split)
     else:
         cases = _find_in_source_folder(path, split, Wanted(image_name, mask_name))
-    return name_uniquely(_drop_repeated(cases))
+    return name_uniquely(drop_repeated(cases))
 
 
 def split_cases(
@@ -155,7 +155,7 @@ def _find_in_source_folder(folder: Path, split: Split, wanted: Wanted) -> list[C
     datalist = datalist_in(folder)
     if datalist is not None:
         return find_in_datalist(datalist, split)
-    folders = _split_folders(folder)
+    folders = split_folders(folder)
     if folders:
         return _find_in_splits(folder, folders, split, wanted)
     _check_not_val(folder, split)
@@ -165,7 +165,7 @@ def _find_in_source_folder(folder: Path, split: Split, wanted: Wanted) -> list[C
     return cases
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
+def split_folders(folder: Path) -> dict[str, Path]:
     """Split folders that a folder has, in the order train, val, test."""
     by_name = {path.name.lower(): path for path in subfolders(folder)}
     return {
@@ -216,20 +216,30 @@ def _nearest(path: Path) -> str:
     return f"{parent} holds {describe(parent) if parent.is_dir() else listing([parent])}"
 
 
-def _drop_repeated(cases: list[Case]) -> list[Case]:
+def drop_repeated(cases: list[Case]) -> list[Case]:
     """An image that is listed twice is one case."""
     return list({case["image"]: case for case in cases}.values())
 
 
 def name_uniquely(cases: list[Case]) -> list[Case]:
-    """Put parent folders before names that several cases share, until no two are equal."""
+    """Put parent folders before names that several cases share, and number those of one folder."""
     names = [case["case"] for case in cases]
-    parents = [Path(case["image"]).absolute().parts[:-1] for case in cases]
+    parents = [Path(case["image"]).absolute().parts[1:-1] for case in cases]
     for level in range(1, max((len(p) for p in parents), default=0) + 1):
-        shared = {name for name, count in Counter(names).items() if count > 1}
-        if not shared:
-            break
+        folders: dict[str, set[tuple[str, ...]]] = {}
+        for name, folder in zip(names, parents, strict=True):
+            folders.setdefault(name, set()).add(folder)
         for i, name in enumerate(names):
-            if name in shared and level <= len(parents[i]) and parents[i][-level] != name:
-                names[i] = f"{parents[i][-level]}_{name}"
-    return [{**case, "case": name} for case, name in zip(cases, names, strict=True)]
+            above = parents[i][-level] if level <= len(parents[i]) else name
+            if len(folders[name]) > 1 and above != name:
+                names[i] = f"{above}_{name}"
+    return [{**case, "case": name} for case, name in zip(cases, _numbered(names), strict=True)]
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """``a, a, b`` as ``a, a_2, b``."""
+    taken: dict[str, None] = {}
+    for name in names:
+        candidates = (f"{name}_{k}" if k > 1 else name for k in count(1))
+        taken[next(c for c in candidates if c not in taken)] = None
+    return list(taken)

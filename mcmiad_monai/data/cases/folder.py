@@ -121,11 +121,20 @@ def _images_and_masks(folder: Path) -> tuple[list[Path], list[Path]]:
 def _case_folder(folder: Path, wanted: Wanted) -> list[Case]:
     """A folder that is one case, or that holds further folders or pictures."""
     images, masks = _images_and_masks(folder)
-    pictures = all(suffix_of(path) in PICTURE_SUFFIXES for path in images)
-    if not images or (pictures and len(images) > 1) or is_dicom_series(folder):
+    if not _is_one_case(folder, images):
         return find_in_folder(folder, wanted)
     image = _only(images, wanted.image_name, folder, "image_name")
     return [_case(folder.name, image, *_lesion_and_organ(masks, wanted, folder))]
+
+
+def is_one_case(folder: Path) -> bool:
+    """Whether a folder in a folder of cases is one case, so that folders in it are not read."""
+    return _is_one_case(folder, _images_and_masks(folder)[0])
+
+
+def _is_one_case(folder: Path, images: list[Path]) -> bool:
+    pictures = all(suffix_of(path) in PICTURE_SUFFIXES for path in images)
+    return bool(images) and not (pictures and len(images) > 1) and not is_dicom_series(folder)
 
 
 def _series(folder: Path, wanted: Wanted) -> Case:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mcmiad_monai.data.cases.datalist import datalist_in
-from mcmiad_monai.data.cases.find import Split, find_cases, name_uniquely, split_cases
+from mcmiad_monai.data.cases.find import (
+    Split,
+    drop_repeated,
+    find_cases,
+    name_uniquely,
+    split_cases,
+)
 from mcmiad_monai.data.cases.names import (
     Case,
     CaseError,
@@ -18,11 +25,12 @@ from mcmiad_monai.modality import MODALITIES, Modality, get_modality, modality_o
 
 
 def find_studies(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     split: Split = "all",
     *,
     modality: Modality | str,
     study_modality: str | None = None,
+    image_name: str | None = None,
 ) -> list[Case]:
     """Cases of a source for a model of a modality.
 
@@ -32,14 +40,16 @@ def find_studies(
 
     Parameters
     ----------
-    source : path
-        Folder, file or datalist; see :func:`~mcmiad_monai.data.cases.find.find_cases`.
+    source : path or sequence of path
+        Folders, files or datalists; see :func:`~mcmiad_monai.data.cases.find.find_cases`.
     split : {"train", "val", "test", "all"}
         Which cases.
     modality : Modality or str
         Of the model.
     study_modality : str, optional
         Of every study, where the source does not tell.
+    image_name : str, optional
+        Word in the names of the images, where a case has several; see ``find_cases``.
 
     Raises
     ------
@@ -48,9 +58,10 @@ def find_studies(
     ValueError
         If the modality is not known.
     """
-    parts = _parts(source, modality, study_modality)
-    found = [case for part in parts for case in _cases(part, split)]
-    return name_uniquely(found) if len(parts) > 1 else found
+    sources = [source] if isinstance(source, (str, Path)) else source
+    parts = [part for one in sources for part in _parts(one, modality, study_modality)]
+    found = [case for part in parts for case in _cases(part, split, image_name)]
+    return name_uniquely(drop_repeated(found)) if len(parts) > 1 else found
 
 
 def training_splits(
@@ -60,6 +71,7 @@ def training_splits(
     seed: int = 0,
     modality: Modality | str = "brain_mri",
     study_modality: str | None = None,
+    image_name: str | None = None,
 ) -> tuple[list[Case], list[Case]]:
     """Training and validation cases of a source.
 
@@ -68,7 +80,7 @@ def training_splits(
 
     Parameters
     ----------
-    source, modality, study_modality
+    source, modality, study_modality, image_name
         See `find_studies`.
     fraction : float
         Share held out where the source has no validation split.
@@ -78,7 +90,7 @@ def training_splits(
     train: list[Case] = []
     val: list[Case] = []
     for part in _parts(source, modality, study_modality):
-        kept, held_out = _splits(part, fraction, seed)
+        kept, held_out = _splits(part, fraction, seed, image_name)
         train += kept
         val += held_out
     names = [case["case"] for case in name_uniquely(train + val)]
@@ -119,19 +131,22 @@ def _check_no_strays(source: Path, named: list[tuple[Path, str | None]]) -> None
         )
 
 
-def _cases(part: Part, split: Split) -> list[Case]:
+def _cases(part: Part, split: Split, image_name: str | None) -> list[Case]:
     folder, modality = part
-    return [_with_modality(case, modality) for case in find_cases(folder, split)]
+    found = find_cases(folder, split, image_name=image_name)
+    return [_with_modality(case, modality) for case in found]
 
 
 def _with_modality(case: Case, modality: str | None) -> Case:
     return case if modality is None else {**case, "modality": modality}
 
 
-def _splits(part: Part, fraction: float, seed: int) -> tuple[list[Case], list[Case]]:
-    train = _cases(part, "train")
+def _splits(
+    part: Part, fraction: float, seed: int, image_name: str | None
+) -> tuple[list[Case], list[Case]]:
+    train = _cases(part, "train", image_name)
     try:
-        return train, _cases(part, "val")
+        return train, _cases(part, "val", image_name)
     except MissingSplitError:
         pass
     kept: list[Case] = []

@@ -21,14 +21,15 @@ from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
 from mcmiad_monai.networks.package import save_package
-from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
+from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.sets import ImageSet, Split
 from mcmiad_monai.research.protocols.fit import fit_head
 from mcmiad_monai.research.protocols.measure import measure
-from mcmiad_monai.research.protocols.method import Method
+from mcmiad_monai.research.protocols.scores import score_name
+from mcmiad_monai.research.protocols.shots import choose_shots
 from mcmiad_monai.training.encoders import CALIBRATION_SLICES, calibration_slices
-from mcmiad_monai.training.mixture import MixedFeatures, choose_shots
+from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.packaging import calibrate
 
 RESULT = "result.json"
@@ -65,6 +66,7 @@ class Experiment:
             "name": self.name,
             "sets": list(self.sets),
             "method": self.method.to_dict(),
+            "score": score_name(self.method),
             "seed": self.seed,
             "shots": self.shots,
         }
@@ -103,9 +105,9 @@ class Laboratory:
 
     def encoder(self, method: Method) -> FrozenEncoder:
         """Encoder of a method; random weights get their statistics from images of all sets."""
-        key = json.dumps([method.encoder, method.weights, method.pool])
+        key = json.dumps([method.encoder_name, method.weights, method.pool])
         if key not in self._encoders:
-            encoder = build_encoder(method.encoder, weights=method.weights, pool=method.pool)
+            encoder = build_encoder(method.encoder_name, weights=method.weights, pool=method.pool)
             if method.weights == "random":
                 count = max(1, CALIBRATION_SLICES // len(self.sets))
                 chosen = [
@@ -123,9 +125,7 @@ class Laboratory:
     def prior(self, method: Method) -> TextPrior:
         """Text prior of a method."""
         if method.text_prior not in self._priors:
-            self._priors[method.text_prior] = resolve_text_prior(
-                method.text_prior, normal_prompts()
-            )
+            self._priors[method.text_prior] = method.build_prior(normal_prompts())
         return self._priors[method.text_prior]
 
     def features(
@@ -193,8 +193,8 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
         for name in plan.sets
     }
     started = time.monotonic()
-    data = MixedFeatures(
-        [lab.features(name, "train", plan.method, supports[name]) for name in plan.sets]
+    data = FeatureDataset.join(
+        {name: lab.features(name, "train", plan.method, supports[name]) for name in plan.sets}
     )
     detector, steps = train(plan, lab, data, folder)
     trained = time.monotonic()
@@ -246,12 +246,11 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
     )
     write_text(folder / RESULT, json.dumps(report, indent=1))
     (folder / "last.pt").unlink(missing_ok=True)
-    (folder / "best.pt").unlink(missing_ok=True)
     return report
 
 
 def train(
-    plan: Experiment, lab: Laboratory, data: MixedFeatures, folder: Path
+    plan: Experiment, lab: Laboratory, data: FeatureDataset, folder: Path
 ) -> tuple[MCMIADDetector, int]:
     """Train a head; the weights are those of the last epoch, as nothing is chosen on test images.
 
@@ -263,9 +262,8 @@ def train(
     method, encoder = plan.method, lab.encoder(plan.method)
     head, steps = fit_head(
         method,
-        encoder,
-        lab.prior(method),
         data,
+        lab.prior(method),
         seed=plan.seed,
         device=lab.device,
         checkpoints=folder,
@@ -284,13 +282,13 @@ def calibrate_on_normals(
     plan: Experiment, lab: Laboratory, detector: MCMIADDetector
 ) -> dict[str, Any]:
     """Thresholds from the normal images of the validation parts; none where there are no such."""
-    parts = []
+    parts = {}
     for name in plan.sets:
         cases = [case for case in lab.sets[name].cases("val") if not case["anomalous"]]
         if not cases:
             return {}
-        parts.append(lab.features(name, "val", plan.method, cases))
-    return calibrate(detector, MixedFeatures(parts), device=lab.device).to_dict()
+        parts[name] = lab.features(name, "val", plan.method, cases)
+    return calibrate(detector, FeatureDataset.join(parts), device=lab.device).to_dict()
 
 
 def _require_same_data(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.handlers import LrScheduleHandler
 
-from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.networks.text_prior import TextPrior
-from mcmiad_monai.research.protocols.method import Method
 from mcmiad_monai.training.distributed import replicate
-from mcmiad_monai.training.handlers import Checkpoints, TrainingProgress
-from mcmiad_monai.training.mixture import MixedFeatures, training_loader
-from mcmiad_monai.training.trainer import HeadTrainer, learning_rate_schedule
+from mcmiad_monai.training.handlers import Checkpoints, TrainingBar
+from mcmiad_monai.training.loading import training_loader
+from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.trainer import HeadTrainer
 
 
 def fit_head(
     method: Method,
-    encoder: FrozenEncoder,
+    data: FeatureDataset,
     prior: TextPrior,
-    data: MixedFeatures,
     *,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -30,12 +30,12 @@ def fit_head(
     fingerprint: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[MCMIADHead, int]:
-    """Train for all epochs of a method; the weights are those of the last.
+    """Train for all epochs of a method, with the parts of a bundle's train.yaml but validation.
 
     Parameters
     ----------
-    data : MixedFeatures
-        Normal slices, features of ``encoder``.
+    data : FeatureDataset
+        Normal slices.
     checkpoints : Path, optional
         Folder of checkpoints; training goes on from one that is there.
     fingerprint : mapping, optional
@@ -44,24 +44,17 @@ def fit_head(
     Returns
     -------
     tuple
-        The head in evaluation mode, and the number of optimiser steps.
+        The head of the last epoch in evaluation mode, and the number of optimiser steps.
     """
-    head = method.build_head(encoder, prior, seed)
-    if method.standardize_features:
+    head = method.build_head(data.encoder, prior, seed)
+    if head.standardize_features:
         head.set_feature_statistics(*data.statistics())
     network = replicate(head, device)
     loader = training_loader(
-        data,
-        batch_size=method.batch_size,
-        min_steps=method.min_steps_per_epoch,
-        device=device,
+        data, batch_size=method.batch_size, min_steps=method.min_steps_per_epoch, device=device
     )
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=method.learning_rate, weight_decay=1e-4, fused=True
-    )
-    steps = method.epochs * len(loader)
-    schedule = learning_rate_schedule(optimizer, kind=method.schedule, total_steps=steps)
-    handlers: list[Any] = [TrainingProgress(disable=not progress)]
+    optimizer = method.build_optimizer(head.parameters())
+    schedule = method.build_schedule(optimizer, len(loader))
     store = None
     if checkpoints is not None:
         store = Checkpoints(
@@ -71,23 +64,30 @@ def fit_head(
             lr_scheduler=schedule,
             fingerprint=fingerprint,
         )
-        handlers.insert(0, store)
     trainer = HeadTrainer(
         device=device,
-        max_epochs=method.epochs,
+        max_epochs=method.max_epochs,
         train_data_loader=loader,
         network=network,
         optimizer=optimizer,
-        loss_function=method.build_loss(encoder).to(device),
-        lr_scheduler=schedule,
+        loss_function=method.build_loss(data.encoder).to(device),
+        clip_norm=method.clip_norm,
         seed=seed,
-        train_handlers=handlers,
+        train_handlers=[
+            LrScheduleHandler(
+                schedule,  # type: ignore[arg-type]  # MONAI's hint knows the old base class
+                print_lr=False,
+                epoch_level=False,
+            ),
+            TrainingBar(desc="training", disable=not progress),
+        ],
+        checkpoints=store,
     )
     if store is None or not store.last.exists():
         trainer.run()
-    elif store.read(store.last)["epoch"] < method.epochs:
+    elif store.read(store.last)["epoch"] < method.max_epochs:
         store.resume(trainer, store.last)
         trainer.run()
     else:  # stopped between the last epoch and the figures
         store.load_network(store.last)
-    return head.eval(), steps
+    return head.eval(), method.max_epochs * len(loader)

@@ -14,7 +14,8 @@ from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.inference.cohort import to_plain
 from mcmiad_monai.metrics.studies import Scored, StudyFigures, score_figures
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.research.protocols.method import SCORES, Method
+from mcmiad_monai.research.protocols.scores import score_name, scores_of
+from mcmiad_monai.training.method import Method
 
 
 @torch.inference_mode()
@@ -58,8 +59,12 @@ def measure(
     by_mask = np.array([r.anomalous for r in records])
     masked = any(case["label"] for case in cases)
     patients = [patient_of(known[r.case]) for r in records]
-    scorers = {n: method.build_score(dataset.encoder, n).to(device) for n in SCORES}
-    figures = {name: StudyFigures("image") for name in SCORES}
+    own = score_name(method)
+    scorers = {
+        name: method.build_score(dataset.encoder, **options).to(device)
+        for name, options in scores_of(method).items()
+    }
+    figures = {name: StudyFigures("image") for name in scorers}
     unit = detector.heat_scale.float()
     for start in range(0, len(records), batch_size):
         rows = list(range(start, min(start + batch_size, len(records))))
@@ -67,7 +72,7 @@ def measure(
         inside, lesion = dataset.foreground(rows).to(device), dataset.lesion(rows)
         for name, scorer in scorers.items():
             heat = scorer(output.target, output.reconstruction, inside.shape[-2:]) * inside
-            heat = heat / unit if name == method.score else heat
+            heat = heat / unit if name == own else heat
             figures[name].update_images(
                 patients[start : start + batch_size],
                 heat.cpu(),
@@ -77,7 +82,7 @@ def measure(
             )
 
     def of_score(name: str) -> dict[str, Any]:
-        chosen = name == method.score
+        chosen = name == own
         found = figures[name].compute()
         if masked:
             images = zip(figures[name].slices, by_mask, strict=True)
@@ -97,5 +102,5 @@ def measure(
         "images": {"good": int((~by_folder).sum()), "anomalous": int(by_folder.sum())},
         "empty_masks": int((by_folder & ~by_mask).sum()) if masked else None,
         "unreadable": len(dataset.failures),
-        "scores": {name: of_score(name) for name in SCORES},
+        "scores": {name: of_score(name) for name in scorers},
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mcmiad_monai.research.protocols.experiment import Experiment
-from mcmiad_monai.research.protocols.method import SHIPPED, SHIPPED_HEAD, Method
 from mcmiad_monai.research.protocols.published import OTHER_SETS, TABLE_SETS
+from mcmiad_monai.training.method import PRESETS, Method
 
 TABLES = (1, 2, 3, 4)
 BASE = "w/ CLIP fusion"
@@ -23,17 +23,17 @@ def ablations(method: Method, encoders: Mapping[str, str] | None = None) -> dict
         Weights of further encoders by their name.
     """
     variants = {
-        "w/o CLIP fusion": method.with_head(use_text_fusion=False),
-        "prior of 15 prompts": method.with_head(fusion_mode="prompts"),
-        "no jitter": method.with_head(jitter_scale=0.0),
-        "jitter on features": method.with_head(jitter_position="features"),
-        "two FFNs a round": method.with_head(ffn_per_round=2),
+        "w/o CLIP fusion": method.with_options(use_text_fusion=False),
+        "prior of 15 prompts": method.with_options(fusion_mode="prompts"),
+        "no jitter": method.with_options(jitter_scale=0.0),
+        "jitter on features": method.with_options(jitter_position="features"),
+        "two FFNs a round": method.with_options(ffn_per_round=2),
         "area pooling": method.with_options(pool="area"),
         "standardised features": method.with_options(standardize_features=True),
-        "defaults of the bundles": method.with_options(**SHIPPED).with_head(**SHIPPED_HEAD),
+        "defaults of the bundles": method.with_options(**PRESETS["default"]),
     }
     for name, weights in (encoders or {}).items():
-        variants[f"encoder {name}"] = method.with_options(encoder=name, weights=weights)
+        variants[f"encoder {name}"] = method.with_options(encoder_name=name, weights=weights)
     return variants
 
 

@@ -13,10 +13,10 @@ from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.protocols.experiment import MODEL, Laboratory, run_experiment
-from mcmiad_monai.research.protocols.method import Method
 from mcmiad_monai.research.protocols.pictures import figure_3
 from mcmiad_monai.research.protocols.plans import BASE, TABLES, experiments
 from mcmiad_monai.research.protocols.tables import MAKERS, Results, Table, details
+from mcmiad_monai.training.method import Method
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ def page(made: Sequence[Table], results: Results) -> str:
         f"- encoder {encoder['name']}, weights {encoder['weights']}, pool {encoder['pool']}, "
         f"tensors {encoder['tensors_sha256'][:12]}",
         f"- text prior {prior['encoder']}, {prior['weights']}",
-        f"- seeds {seeds}; epochs {sample['experiment']['method']['epochs']}; score "
-        f"{sample['experiment']['method']['score']}; weights of the last epoch",
+        f"- seeds {seeds}; epochs {sample['experiment']['method']['max_epochs']}; score "
+        f"{sample['experiment']['score']}; weights of the last epoch",
         f"- software {json.dumps(sample['provenance']['software'])}, "
         f"revision {sample['provenance']['git_revision']}",
     ]

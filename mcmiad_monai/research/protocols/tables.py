@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mcmiad_monai.research.protocols.method import SCORES
 from mcmiad_monai.research.protocols.plans import BASE
 from mcmiad_monai.research.protocols.published import (
     BEST_ONE_SHOT,
@@ -24,6 +23,7 @@ from mcmiad_monai.research.protocols.published import (
     TABLE_SETS,
     Pair,
 )
+from mcmiad_monai.research.protocols.scores import OWN, SCORES
 
 METRICS = {"image_auroc": "Image-AUROC", "pixel_auroc": "Pixel-AUROC"}
 #: Columns of the detailed table.
@@ -94,8 +94,8 @@ class Results:
         found = []
         for report in self.reports:
             if report["experiment"]["name"] == experiment and name in report["results"]:
-                chosen = score or report["experiment"]["method"]["score"]
-                value = report["results"][name]["scores"][chosen].get(metric)
+                chosen = score or report["experiment"]["score"]
+                value = report["results"][name]["scores"].get(chosen, {}).get(metric)
                 found += [] if value is None else [100 * value]
         return found
 
@@ -238,7 +238,7 @@ def details(results: Results) -> Table:
     names = dict.fromkeys(report["experiment"]["name"] for report in results.reports)
     for experiment in names:
         for name in results.sets:
-            for score in SCORES:
+            for score in (*SCORES, OWN):
                 values = [results.values(experiment, name, metric, score) for metric in DETAILS]
                 if any(values):
                     cells = (spread(v) for v in values)

@@ -315,3 +315,8 @@ def test_real_folders_are_understood(shared: Path) -> None:
     assert all(case["label"].endswith("mask.nii.gz") for case in brain)
     assert len(find_cases(shared / "data" / "oct_dme")) == 110
     assert names(find_cases(shared / "data" / "dicom" / "chaos_ct")) == ["chaos_ct"]
+
+
+def test_files_of_one_stem_in_one_folder_have_names_of_their_own(tmp_path: Path) -> None:
+    touch(tmp_path, "x.nii.gz", "x.nii", "x.png")
+    assert names(find_cases(tmp_path)) == ["x", "x_2", "x_3"]

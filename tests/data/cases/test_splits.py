@@ -238,3 +238,27 @@ def test_unknown_study_modality_is_refused(tmp_path: Path, wrong: str) -> None:
     for find in (find_studies, training_splits):
         with pytest.raises(ValueError, match=rf"study_modality '{wrong}' is not known.*liver_ct"):
             find(tmp_path, modality="unified", study_modality=wrong)
+
+
+def test_several_sources_are_one_cohort_without_a_name_or_an_image_twice(tmp_path: Path) -> None:
+    for name in ("old/a.nii.gz", "new/a.nii.gz", "new/b.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sources = [tmp_path / "new", tmp_path / "old" / "a.nii.gz", tmp_path / "new" / "b.nii.gz"]
+    found = find_studies(sources, modality="brain_mri")
+    assert [case["case"] for case in found] == ["new_a", "b", "old_a"]
+
+
+def test_image_name_chooses_a_sequence(tmp_path: Path) -> None:
+    for case in ("a", "b"):
+        for sequence in ("t1", "flair"):
+            path = tmp_path / case / f"{case}_{sequence}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    with pytest.raises(CaseError, match="image_name"):
+        find_studies(tmp_path, modality="brain_mri")
+    found = find_studies(tmp_path, modality="brain_mri", image_name="flair")
+    train, val = training_splits(tmp_path, image_name="flair")
+    images = [Path(case["image"]).name for case in found]
+    assert images == ["a_flair.nii.gz", "b_flair.nii.gz"]
+    assert sorted(Path(case["image"]).name for case in train + val) == images

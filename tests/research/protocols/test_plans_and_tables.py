@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from mcmiad_monai.research.protocols.method import SCORES, Method
 from mcmiad_monai.research.protocols.plans import ablations, experiments
 from mcmiad_monai.research.protocols.published import (
     TABLE_1_PAPER,
@@ -12,6 +11,7 @@ from mcmiad_monai.research.protocols.published import (
     TABLE_4,
     TABLE_SETS,
 )
+from mcmiad_monai.research.protocols.scores import SCORES, score_name, scores_of
 from mcmiad_monai.research.protocols.tables import (
     Results,
     average,
@@ -20,6 +20,7 @@ from mcmiad_monai.research.protocols.tables import (
     table_2,
     table_4,
 )
+from mcmiad_monai.training.method import Method, preset
 
 ALL = ("brain", "liver", "resc", "oct2017")
 
@@ -34,7 +35,7 @@ def report(
         for which, (image, pixel) in figures.items()
     }
     return {
-        "experiment": {"name": name, "seed": seed, "shots": None, "method": method.to_dict()},
+        "experiment": {"name": name, "seed": seed, "shots": None, "score": score_name(method)},
         "results": {which: {"scores": figures} for which, figures in scores.items()},
         "parameters": 2_960_404,
     }
@@ -71,7 +72,7 @@ def test_ablations_change_one_thing_each() -> None:
 def test_folder_tells_options_apart_and_not_names() -> None:
     first, *_ = experiments(["brain"], Method(), tables=[1], seeds=[0])
     same, *_ = experiments(["brain"], Method(), tables=[4], seeds=[0])
-    other, *_ = experiments(["brain"], Method(epochs=99), tables=[1], seeds=[0])
+    other, *_ = experiments(["brain"], Method(max_epochs=99), tables=[1], seeds=[0])
     assert first.folder == same.folder
     assert first.folder != other.folder
     assert first.folder.startswith("brain_seed0_")
@@ -85,12 +86,22 @@ def test_unknown_tables_and_no_seeds_are_refused() -> None:
 
 
 def test_unknown_options_of_a_method_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\['epoch'\]"):
-        Method().with_options(epoch=3)
-    with pytest.raises(ValueError, match="score 'S'"):
-        Method(score="S")
+    with pytest.raises(ValueError, match=r"'epochs' is no option.* Did you mean max_epochs"):
+        Method().with_options(epochs=3)
+    with pytest.raises(ValueError, match="both, mse or cos"):
+        Method(score_terms="S")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
-        Method(epochs=0)
+        Method(max_epochs=0)
+    with pytest.raises(ValueError, match=r"'papers' is not known; choose one of .*'paper'"):
+        preset("papers")
+
+
+def test_score_that_no_table_names_is_reported_under_a_name_of_its_own() -> None:
+    assert score_name(Method()) == "S_MSE + S_cos (Eq. 6)"
+    assert score_name(preset("default", top_k=0.01)) == "S_cos"
+    other = Method(mse_weight=0.3)
+    assert scores_of(other)[score_name(other)] == other.score_options()
+    assert list(SCORES) == [name for name in scores_of(other) if name != score_name(other)]
 
 
 def test_published_averages_are_those_of_the_paper() -> None:

@@ -22,15 +22,16 @@ from mcmiad_monai.research.protocols import experiment as experiments_room
 from mcmiad_monai.research.protocols import fit as fit_room
 from mcmiad_monai.research.protocols import reproduce as reproduce_room
 from mcmiad_monai.research.protocols.experiment import Experiment, Laboratory, run_experiment
-from mcmiad_monai.research.protocols.method import SCORES, Method
 from mcmiad_monai.research.protocols.reproduce import reproduce
+from mcmiad_monai.research.protocols.scores import SCORES, score_name
+from mcmiad_monai.training.method import Method
 
 SIZE = 64
 TINY = Method(
-    encoder="test_efficientnet.r160_in1k",
+    encoder_name="test_efficientnet.r160_in1k",
     weights="random",
     text_prior="hashing",
-    epochs=2,
+    max_epochs=2,
     batch_size=4,
     min_steps_per_epoch=1,
     head={"dim": 16, "heads": 2, "hidden": 16, "experts": 2, "rounds": 1},
@@ -86,7 +87,7 @@ def test_all_tables_over_two_seeds_and_a_second_call_repeats_nothing(
     out = run(tmp_path, seeds=[0, 1], shots=[1, 2])
     results = [json.loads(path.read_text()) for path in sorted(out.rglob("result.json"))]
     base = [
-        r["results"]["brain"]["scores"][TINY.score]["image_auroc"]
+        r["results"]["brain"]["scores"][score_name(TINY)]["image_auroc"]
         for r in results
         if r["experiment"]["name"] == "w/ CLIP fusion" and "brain" in r["results"]
     ]
@@ -130,9 +131,9 @@ def test_labels_by_folder_and_by_mask_are_both_reported(tmp_path: Path) -> None:
     lab = make_lab(tmp_path, "brain", "oct2017")
     plan = Experiment(name="x", sets=("brain", "oct2017"), method=TINY)
     results = run_experiment(plan, lab, tmp_path / "runs")["results"]
-    brain = results["brain"]["scores"][TINY.score]
+    brain = results["brain"]["scores"][score_name(TINY)]
     assert brain["image_auroc"] != brain["image_by_mask_auroc"]  # one Ungood mask is empty
-    assert "image_by_mask_auroc" not in results["oct2017"]["scores"][TINY.score]
+    assert "image_by_mask_auroc" not in results["oct2017"]["scores"][score_name(TINY)]
     low, high = brain["image_auroc_interval"]
     assert low <= brain["image_auroc"] <= high
 
@@ -147,7 +148,7 @@ def test_own_volumes_are_trained_on_and_judged_slice_by_slice(tmp_path: Path, co
     assert results["images"]["good"] > 0
     assert results["images"]["anomalous"] > 0
     assert sum(results["images"].values()) == 4 * 10  # slices of four test studies
-    figures = results["scores"][TINY.score]
+    figures = results["scores"][score_name(TINY)]
     assert 0 <= figures["image_auroc"] <= 1
     assert figures["image_auroc"] == figures["image_by_mask_auroc"]
 
@@ -176,15 +177,15 @@ def test_stopped_experiment_goes_on_and_equals_a_straight_one(
     class Stopped(KeyboardInterrupt):
         pass
 
-    original = fit_room.Checkpoints.__call__
+    original = fit_room.TrainingBar._figures
 
-    def stop_after_first(self: Any, engine: Any) -> None:
-        original(self, engine)
-        if engine.state.epoch == 1:
+    def stop_in_the_second(self: Any, output: Any) -> dict[str, float]:
+        if (tmp_path / "stopped" / plan.folder / "last.pt").exists():
             raise Stopped
+        return original(self, output)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_room.Checkpoints, "__call__", stop_after_first)
+        patch.setattr(fit_room.TrainingBar, "_figures", stop_in_the_second)
         with pytest.raises(Stopped):
             run_experiment(plan, lab, tmp_path / "stopped")
     resumed = run_experiment(plan, lab, tmp_path / "stopped")
@@ -237,8 +238,8 @@ def test_missing_weights_and_wrong_options_show_before_anything_is_run(tmp_path:
     missing = TINY.with_options(weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(WeightsError, match=r"none\.safetensors"):
         run(tmp_path, method=missing)
-    with pytest.raises(ValueError, match=r"\['dimm'\] are no options of the head"):
-        run(tmp_path, method=TINY.with_head(dimm=3))
+    with pytest.raises(ValueError, match=r"'dimm' is no option of the method\. Did you mean dim"):
+        TINY.with_options(dimm=3)
     assert not (tmp_path / "out" / "runs").exists()
 
 

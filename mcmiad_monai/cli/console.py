@@ -1,0 +1,92 @@
+"""What a command shows: messages on standard error, results on standard output, exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    some studies failed (all others are done), or an error of the program itself
+  2    wrong usage, or an input that cannot be used
+  130  interrupted (Ctrl-C)"""
+
+#: Libraries that log what the command itself reports: summaries, and errors that it prints.
+REPORTED = ("monai", "ignite")
+
+
+class Screen(logging.Handler):
+    """Messages on standard error, above a progress bar where there is one.
+
+    Parameters
+    ----------
+    verbose, quiet : bool
+        Show messages of all libraries with their names; or errors only.
+    """
+
+    def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
+        super().__init__()
+        self.verbose, self.quiet = verbose, quiet
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is shown."""
+        if self.verbose:
+            return True
+        library = record.name.partition(".")[0]
+        if library in REPORTED:
+            return False
+        wanted = logging.INFO if library == "mcmiad_monai" else logging.WARNING
+        return record.levelno >= (logging.ERROR if self.quiet else wanted)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """``message``, ``warning: message``, or all of it if verbose."""
+        text = super().format(record)
+        level = record.levelname.lower()
+        if self.verbose:
+            return f"{level} {record.name}: {text}"
+        return text if record.levelno < logging.WARNING else f"{level}: {text}"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        line = self.format(record)
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)
+
+
+@contextmanager
+def screen(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
+    """Show messages of this process on a `Screen`; afterwards all is as it was."""
+    root, ours = logging.getLogger(), logging.getLogger("mcmiad_monai")
+    handler, levels = Screen(verbose=verbose, quiet=quiet), (root.level, ours.level)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    ours.setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            if not verbose:  # what matters of them is logged as well
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
+
+
+def print_json(result: Any) -> None:
+    """Print a result as JSON; what JSON has no type for becomes text."""
+    print(json.dumps(result, indent=1, default=str))
+
+
+def print_error(message: object) -> None:
+    """Print the one message of a failed command."""
+    print(f"mcmiad: {message}", file=sys.stderr)

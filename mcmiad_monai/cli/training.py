@@ -1,0 +1,140 @@
+"""The commands ``train``, ``export``, ``info``, ``label-app`` and ``demo``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mcmiad_monai.cli.console import print_json
+from mcmiad_monai.cli.options import (
+    Commands,
+    add_command,
+    add_computing,
+    add_json,
+    add_modality,
+    add_overrides,
+    add_source,
+)
+from mcmiad_monai.cli.workflows import open_bundle
+
+DEFAULT_BUNDLE = "brain_mri_anomaly"
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the parsers."""
+    train = add_command(commands, "train", _train, "train a bundle on healthy studies")
+    add_source(train, "folder of studies or datalist JSON")
+    train.add_argument("--out", type=Path, required=True, help="folder of the trained bundle")
+    train.add_argument("--bundle", default=DEFAULT_BUNDLE, help="shipped bundle to start from")
+    train.add_argument("--preset", choices=["default", "paper"], help="settings of the method")
+    train.add_argument("--weights", help="pretrained, a weights file, or random")
+    train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
+    train.add_argument("--epochs", type=int, help="epochs to train")
+    existing = train.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="continue the training in the output folder"
+    )
+    existing.add_argument(
+        "--overwrite", action="store_true", help="train the bundle in the output folder afresh"
+    )
+    train.add_argument("--tracking", help="mlflow, or a MONAI tracking settings file")
+    add_modality(train)
+    add_computing(train)
+    add_overrides(train, "override a line of the bundle's train.yaml")
+
+    export = add_command(commands, "export", _export, "write a model as ONNX or TorchScript")
+    export.add_argument("model", type=Path, help="model.pt of a trained bundle")
+    export.add_argument("out", type=Path, help="file to write: .onnx or .ts")
+
+    label = add_command(commands, "label-app", _label_app, "make a MONAI Label app of bundles")
+    label.add_argument("directory", type=Path, help="folder of the app")
+    label.add_argument(
+        "--bundle",
+        action="append",
+        help="trained bundle, or name of a shipped one; may be repeated (default: all shipped)",
+    )
+
+    info = add_command(commands, "info", _info, "count parameters and FLOPs of a model")
+    info.add_argument("--model", type=Path, help="model.pt (default: the default network)")
+    info.add_argument(
+        "--encoder", default="tf_efficientnet_b4.aa_in1k", help="encoder of the default network"
+    )
+    add_json(info)
+
+    demo = add_command(commands, "demo", _demo, "train, evaluate and infer on generated studies")
+    demo.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
+    demo.add_argument("--seed", type=int, default=0, help="seed of studies and training")
+    add_computing(demo)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import copy_bundle
+
+    if not options.resume and not options.overwrite:
+        _require_untrained(options.out)
+    root = options.out if options.resume else copy_bundle(options.bundle, options.out)
+    checkpoint = root.resolve() / "models" / "last.pt"
+    more = {
+        "preset": options.preset,
+        "weights": options.weights,
+        "text_prior": options.text_prior,
+        "max_epochs": options.epochs,
+        "resume": str(checkpoint) if options.resume else None,
+    }
+    open_bundle(options, root, ["train"], more).run()
+    if not options.quiet:
+        print(f"trained bundle: {root}")
+
+
+def _require_untrained(root: Path) -> None:
+    """Refuse a folder that holds the models of an earlier training."""
+    for name in ("model.pt", "last.pt"):
+        if (root / "models" / name).exists():
+            raise ValueError(
+                f"{root} already holds a training (models/{name}). Continue it with --resume, "
+                "train it afresh with --overwrite, or name another folder."
+            )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mcmiad_monai.networks.package import load_package
+    from mcmiad_monai.runtime.export import export_model
+
+    print(f"exported: {export_model(load_package(options.model), options.out)}")
+
+
+def _label_app(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import shipped_bundles
+    from mcmiad_monai.monailabel.layout import lay_out_app
+
+    shipped = shipped_bundles()
+    app = lay_out_app(
+        options.directory, [shipped.get(name, name) for name in options.bundle or shipped]
+    )
+    print(f"app: {app}\nserve it with: monailabel start_server --app {app} --studies DIR")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from mcmiad_monai.networks.info import model_costs
+
+    costs = model_costs(model=options.model, encoder=options.encoder)
+    if options.json:
+        print_json(
+            [
+                {"part": row.part, "parameters": row.parameters, "trainable": row.trainable}
+                | {"flops_per_slice": row.flops, "macs_per_slice": row.macs}
+                for row in costs
+            ]
+        )
+        return
+    titles = ("parameters", "trainable", "MFLOP/slice", "MMAC/slice")
+    print("part    " + "".join(f" {title:>12}" for title in titles))
+    for row in costs:
+        counts = (row.parameters, row.trainable, row.flops // 10**6, row.macs // 10**6)
+        print(f"{row.part:<8}" + "".join(f" {count:>12,}" for count in counts))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from mcmiad_monai.cli.demo import run_demo
+
+    run_demo(options.out, seed=options.seed, device=options.device, progress=not options.quiet)

@@ -1,0 +1,144 @@
+"""What is kept of every slice, in memory or in files: features, foreground, lesion, origin."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Type of the kept numbers; masks are packed bits.
+DTYPES: dict[str, type] = {"features": np.float16, "foreground": np.uint8, "lesion": np.uint8}
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class SliceRecord:
+    """The origin of a slice, and whether it is anomalous."""
+
+    case: str
+    index: int
+    anomalous: bool
+    patient: str
+    modality: str = ""
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Kept slices of one source.
+
+    Attributes
+    ----------
+    records : list of SliceRecord
+        One for each of the n slices.
+    features : ndarray (n, C, g, g) of float16
+        What the encoder gave.
+    foreground, lesion : ndarray (n, ⌈size²/8⌉) of uint8
+        Masks on the network grid, packed.
+    size : int
+        Pixels a side of the masks.
+    failures : dict
+        Case → message, of the cases that could not be read.
+    """
+
+    records: list[SliceRecord]
+    features: np.ndarray
+    foreground: np.ndarray
+    lesion: np.ndarray
+    size: int
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class FeatureWriter:
+    """Collects slices, batch by batch, in memory or in a folder that appears whole.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        Channels and grid of the features of a slice.
+    size : int
+        Pixels a side of the masks.
+    folder : Path, optional
+        Where the files go; None keeps everything in memory.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], size: int, folder: Path | None = None) -> None:
+        self.shape, self.size, self.folder = shape, size, folder
+        self.records: list[SliceRecord] = []
+        self.failures: dict[str, str] = {}
+        self._batches: dict[str, list[np.ndarray]] = defaultdict(list)
+        if folder is not None:
+            self._partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+            self._partial.mkdir(parents=True)
+
+    def append(
+        self,
+        records: Sequence[SliceRecord],
+        features: np.ndarray,
+        foreground: Tensor,
+        lesion: Tensor,
+    ) -> None:
+        """Add n slices: features (n, C, g, g), masks (n, 1, size, size)."""
+        self.records += records
+        rows = {"features": features, "foreground": pack(foreground), "lesion": pack(lesion)}
+        for name, batch in rows.items():
+            if self.folder is None:
+                self._batches[name].append(batch)
+            else:
+                with (self._partial / name).open("ab") as file:
+                    file.write(batch.tobytes())
+
+    def finish(self) -> FeatureBlock:
+        """Everything that was added."""
+        if self.folder is not None and self.records:
+            index = {"records": [asdict(r) for r in self.records], "failures": self.failures}
+            (self._partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
+            with suppress(OSError):  # another process was faster, with the same content
+                self._partial.replace(self.folder)
+            return open_block(self.folder, self.shape, self.size)
+        arrays = {}
+        for name, shape in _shapes(self.shape, self.size).items():
+            none: np.ndarray[Any, np.dtype[Any]] = np.zeros((0, *shape), DTYPES[name])
+            arrays[name] = np.concatenate([none, *self._batches.pop(name, [])])
+        return FeatureBlock(self.records, size=self.size, failures=self.failures, **arrays)
+
+    def clean(self) -> None:
+        """Remove what is not finished."""
+        if self.folder is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def open_block(folder: Path, shape: tuple[int, int, int], size: int) -> FeatureBlock:
+    """Slices of a folder; the arrays are mapped, not read."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    records = [SliceRecord(**r) for r in index["records"]]
+    arrays = {
+        name: np.memmap(folder / name, DTYPES[name], mode="r", shape=(len(records), *row))
+        for name, row in _shapes(shape, size).items()
+    }
+    return FeatureBlock(records, size=size, failures=index["failures"], **arrays)
+
+
+def _shapes(shape: tuple[int, int, int], size: int) -> dict[str, tuple[int, ...]]:
+    bits = ((size**2 + 7) // 8,)
+    return {"features": shape, "foreground": bits, "lesion": bits}
+
+
+def pack(masks: Tensor) -> np.ndarray:
+    """Boolean masks (n, 1, S, S) as bits, (n, ⌈S²/8⌉) uint8."""
+    return np.packbits(masks.flatten(1).numpy(), axis=1)
+
+
+def unpack(bits: np.ndarray, size: int) -> Tensor:
+    """Inverse of :func:`pack`: (n, 1, size, size) bool."""
+    flat = np.unpackbits(np.asarray(bits), axis=1, count=size * size)
+    return torch.from_numpy(flat.reshape(-1, 1, size, size).astype(bool))

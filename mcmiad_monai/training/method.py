@@ -1,0 +1,211 @@
+"""Every option of the method, in one value: encoder, head, loss, score and training.
+
+A preset is chosen by one word, and single options are changed by their names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.head import MCMIADHead, build_head
+from mcmiad_monai.networks.loss import ReconstructionLoss
+from mcmiad_monai.networks.score import AnomalyScore, MSEReduction, Terms
+from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
+from mcmiad_monai.training.schedule import learning_rate_schedule
+
+#: Options of the head that can be chosen; its channels and grid are those of the encoder.
+HEAD_OPTIONS = frozenset(inspect.signature(MCMIADHead.__init__).parameters) - {
+    "self",
+    "in_channels",
+    "stage_channels",
+    "grid",
+    "prior",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Options of the method; the defaults are the paper's reading.
+
+    Attributes
+    ----------
+    encoder_name, weights, pool
+        See :func:`~mcmiad_monai.networks.encoder.build_encoder` (§3.2, §4.2).
+    text_prior : str
+        See :func:`~mcmiad_monai.networks.text_prior.resolve_text_prior`.
+    head : mapping
+        Options of :class:`~mcmiad_monai.networks.head.MCMIADHead` that differ from its own
+        defaults, e.g. ``{"jitter_scale": 5.0}``.
+    stage_weights : tuple of float, optional
+        Of the encoder's stages, in loss and score; None weights all channels alike.
+    balance_weight, cosine_weight : float
+        Of the terms of the loss; see :class:`~mcmiad_monai.networks.loss.ReconstructionLoss`.
+    score_terms, mse_weight, mse_reduction, smooth_sigma, top_k
+        See :class:`~mcmiad_monai.networks.score.AnomalyScore` (§3.6).
+    max_epochs, batch_size, learning_rate, weight_decay, clip_norm, schedule
+        AdamW's (§4.2).
+    min_steps_per_epoch : int
+        See :class:`~mcmiad_monai.training.loading.GlobalBatches`.
+    """
+
+    encoder_name: str = "tf_efficientnet_b4.aa_in1k"
+    weights: str = "pretrained"
+    pool: Literal["bilinear", "area"] = "bilinear"
+    text_prior: str = "open_clip"
+    head: Mapping[str, Any] = field(default_factory=dict)
+    stage_weights: tuple[float, ...] | None = None
+    balance_weight: float = 0.01
+    cosine_weight: float = 0.0
+    score_terms: Terms = "both"
+    mse_weight: float | None = None
+    mse_reduction: MSEReduction = "sum"
+    smooth_sigma: float = 0.0
+    top_k: float = 5
+    max_epochs: int = 100
+    batch_size: int = 16
+    learning_rate: float = 2e-4
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    schedule: Literal["cosine", "step"] = "cosine"
+    min_steps_per_epoch: int = 10
+
+    def __post_init__(self) -> None:
+        """Check names and counts before anything is built."""
+        _require_known(self.head, HEAD_OPTIONS)
+        AnomalyScore(**self.score_options())  # raises where an option is not known
+        if min(self.max_epochs, self.batch_size, self.min_steps_per_epoch) < 1:
+            raise ValueError(
+                f"max_epochs {self.max_epochs}, batch_size {self.batch_size} and "
+                f"min_steps_per_epoch {self.min_steps_per_epoch} must each be at least 1."
+            )
+
+    def with_options(self, **options: Any) -> Method:
+        """Another method that differs in these options, those of the head among them.
+
+        Raises
+        ------
+        ValueError
+            If an option is not known; the message has close matches.
+        """
+        _require_known(options, option_names())
+        head = {name: value for name, value in options.items() if name in HEAD_OPTIONS}
+        own = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
+        own["head"] = {**self.head, **own.get("head", {}), **head}
+        if isinstance(own.get("stage_weights"), list):
+            own["stage_weights"] = tuple(own["stage_weights"])
+        return replace(self, **own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return asdict(self)
+
+    def build_prior(self, prompts: Sequence[str]) -> TextPrior:
+        """Text prior of prompts; one that is read from a file brings its own."""
+        return resolve_text_prior(self.text_prior, prompts)
+
+    def build_head(self, encoder: FrozenEncoder, prior: TextPrior, seed: int = 0) -> MCMIADHead:
+        """Head for the features of an encoder."""
+        return build_head(
+            seed=seed,
+            in_channels=encoder.out_channels,
+            stage_channels=encoder.stage_channels,
+            grid=encoder.grid,
+            prior=prior,
+            **self.head,
+        )
+
+    def build_loss(self, encoder: FrozenEncoder) -> ReconstructionLoss:
+        """Loss over the stages of an encoder."""
+        return ReconstructionLoss(
+            balance_weight=self.balance_weight,
+            cosine_weight=self.cosine_weight,
+            stage_weights=self.stage_weights,
+            stage_channels=encoder.stage_channels,
+        )
+
+    def score_options(self) -> dict[str, Any]:
+        """Options of the score, without those of the stages."""
+        return {
+            "terms": self.score_terms,
+            "mse_weight": self.mse_weight,
+            "mse_reduction": self.mse_reduction,
+            "smooth_sigma": self.smooth_sigma,
+            "top_k": self.top_k,
+        }
+
+    def build_score(self, encoder: FrozenEncoder, **options: Any) -> AnomalyScore:
+        """Score over the stages of an encoder, with other options if any are given."""
+        return AnomalyScore(
+            **{**self.score_options(), **options},
+            stage_weights=self.stage_weights,
+            stage_channels=encoder.stage_channels,
+        )
+
+    def build_optimizer(self, parameters: Iterable[Parameter]) -> AdamW:
+        """AdamW."""
+        return AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+
+    def build_schedule(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
+        """Learning rate by optimiser step, over all epochs."""
+        steps = self.max_epochs * steps_per_epoch
+        return learning_rate_schedule(optimizer, kind=self.schedule, total_steps=steps)
+
+
+#: Options by the word that stands for them. What "default" changes was chosen on the validation
+#: patients of benchmarks/flair_lgg.py.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "default": {
+        "pool": "area",  # averages where bilinear resizing samples, and aliases less
+        "head": {"standardize_features": True, "jitter_scale": 5.0},
+        "cosine_weight": 5.0,
+        "score_terms": "cos",
+        "learning_rate": 1e-3,  # the paper's training sets give tens of thousands of steps
+        "min_steps_per_epoch": 1,
+    },
+}
+
+
+def preset(name: str = "default", **options: Any) -> Method:
+    """Method of a preset, with other values for single options; None keeps the preset's value.
+
+    Parameters
+    ----------
+    name : {"default", "paper"}
+        ``"default"`` is what the bundles use; ``"paper"`` is the paper's reading.
+    options
+        See `Method` and :class:`~mcmiad_monai.networks.head.MCMIADHead`.
+
+    Raises
+    ------
+    ValueError
+        If the preset or an option is not known.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is not known; choose one of {sorted(PRESETS)}.")
+    given = {key: value for key, value in options.items() if value is not None}
+    return Method(**PRESETS[name]).with_options(**given)
+
+
+def option_names() -> frozenset[str]:
+    """Names of all options."""
+    return frozenset(f.name for f in fields(Method)) | HEAD_OPTIONS
+
+
+def _require_known(given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=2)
+            hint = f"Did you mean {' or '.join(close)}? " if close else ""
+            raise ValueError(
+                f"{name!r} is no option of the method. {hint}There are: {', '.join(sorted(known))}."
+            )

@@ -1,0 +1,194 @@
+"""What train, infer, export and label-app pass on, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mcmiad_monai.cli.parser import main
+
+COMMANDS = ["demo", "cases", "train", "evaluate", "infer", "info", "prompts"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that fails; its message, which is all that it prints."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"mcmiad: [^\n]+\n", printed.err)
+    return printed.err
+
+
+def usage_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that is written wrongly; the message of the parser."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """The workflows that commands open; none is built or run."""
+    calls: list[SimpleNamespace] = []
+
+    def record(root: Any, workflow: Any, overrides: Any, *, tracking: Any = None) -> Any:
+        calls.append(SimpleNamespace(root=root, workflow=workflow, overrides=overrides))
+        calls[-1].tracking = tracking
+        return SimpleNamespace(run=lambda: None)
+
+    monkeypatch.setattr("mcmiad_monai.bundle.open_workflow", record)
+    return calls
+
+
+def test_training_an_unknown_bundle_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    message = refused(capsys, "train", str(tmp_path), "--bundle", "brain", "--out", str(out))
+    assert "choose one of ['brain_mri_anomaly', " in message
+    assert not out.exists()
+
+
+def test_training_into_a_folder_of_something_else_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    message = refused(capsys, "train", str(tmp_path), "--out", str(tmp_path))
+    assert "not empty and not a bundle" in message
+
+
+@pytest.mark.parametrize("text", ["max_epochs", "=5", ""])
+def test_override_without_key_or_value_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    message = usage_error(capsys, "infer", "x", "--bundle", "b", "--out", "o", "--set", text)
+    assert f"{text!r} is not KEY=VALUE, e.g. max_epochs=50." in message
+
+
+def test_override_that_is_no_yaml_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    message = usage_error(capsys, "infer", "x", "--bundle", "b", "--out", "o", "--set", "a=[1")
+    assert "a=[1" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed=5", 5),
+        ("learning_rate=0.001", 0.001),
+        ("learning_rate=1e-3", 0.001),
+        ("slice_range=[0.3, 0.8]", [0.3, 0.8]),
+        ("progress=false", False),
+        ("resume=null", None),
+        ("dataset_dir=/a=b", "/a=b"),
+        ("train#trainer#amp=true", True),
+        ("device=$torch.device('cpu')", "$torch.device('cpu')"),
+    ],
+)
+def test_override_is_read_as_a_value(
+    opened: list[SimpleNamespace], text: str, expected: Any
+) -> None:
+    assert main(["infer", "x", "--bundle", "b", "--out", "o", "--set", text]) == 0
+    found = opened[0].overrides[text.partition("=")[0]]
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_infer_passes_absolute_paths_and_every_override(
+    opened: list[SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the bundle resolves relative paths from elsewhere
+    options = ["--bundle", "b", "--out", "heat", "--set", "batch_size=2", "--set", "split=val"]
+    assert main(["infer", "studies", *options]) == 0
+    (call,) = opened
+    assert (call.root, call.workflow) == (Path("b"), ["inference"])
+    assert call.overrides == {
+        "logging_file": False,
+        "dataset_dir": str(tmp_path / "studies"),
+        "output_dir": str(tmp_path / "heat"),
+        "batch_size": 2,
+        "split": "val",
+    }
+
+
+def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    command = ["train", str(tmp_path), "--out", str(out)]
+    always = {"dataset_dir": str(tmp_path), "logging_file": False}
+    assert main([*command, "--epochs", "3"]) == 0
+    assert opened[0].overrides == {**always, "max_epochs": 3}
+    assert opened[0].tracking is None
+    options = ["--resume", "--weights", "random", "--text-prior", "hashing", "--tracking", "mlflow"]
+    options += ["--image-name", "flair", "--device", "cpu", "-q", "--preset", "paper"]
+    assert main([*command, *options]) == 0
+    assert opened[1].overrides == {
+        **always,
+        "weights": "random",
+        "text_prior": "hashing",
+        "studies#image_name": "flair",
+        "device": "cpu",
+        "progress": False,
+        "preset": "paper",
+        "resume": str(out / "models" / "last.pt"),
+    }
+    assert opened[1].tracking == "mlflow"
+
+
+def test_trained_bundle_is_resumed_or_overwritten_only_if_asked(
+    opened: list[SimpleNamespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    command = ["train", str(tmp_path), "--out", str(out)]
+    assert main(command) == 0
+    (out / "models" / "model.pt").write_text("weights")
+    settings = out / "configs" / "train.yaml"
+    settings.write_text("edited: true")
+    capsys.readouterr()
+    message = refused(capsys, *command)
+    assert "--resume" in message
+    assert "--overwrite" in message
+    assert main([*command, "--resume"]) == 0
+    assert settings.read_text() == "edited: true"
+    assert main([*command, "--overwrite"]) == 0
+    assert "edited" not in settings.read_text()
+    assert (out / "models" / "model.pt").read_text() == "weights"  # until there is a new one
+    assert len(opened) == 3
+    assert "not allowed with" in usage_error(capsys, *command, "--resume", "--overwrite")
+
+
+def test_named_override_wins_over_its_short_option(
+    opened: list[SimpleNamespace], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "mine")
+    options = ["--epochs", "3", "--set", "max_epochs=7"]
+    assert main(["train", str(tmp_path), "--out", out, *options]) == 0
+    assert opened[0].overrides["max_epochs"] == 7
+
+
+def test_export_of_what_is_no_model_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "none.pt"), str(tmp_path / "model.onnx")]) == 2
+    assert "there is no packaged model" in capsys.readouterr().err
+
+
+def test_app_is_laid_out_with_all_bundles_or_the_named_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label-app", str(tmp_path / "all")]) == 0
+    assert len(list((tmp_path / "all" / "model").iterdir())) == 4
+    assert "monailabel start_server --app" in capsys.readouterr().out
+    named = ["--bundle", "liver_ct_anomaly"]
+    assert main(["label-app", str(tmp_path / "one"), *named]) == 0
+    assert [p.name for p in (tmp_path / "one" / "model").iterdir()] == ["liver_ct_anomaly"]
+    assert main(["label-app", str(tmp_path / "two"), "--bundle", str(tmp_path)]) == 2
+
+
+def test_modality_of_studies_is_one_of_those_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["infer", "x", "--bundle", "b", "--out", "o", "--modality", "knee"])
+    assert "liver_ct" in capsys.readouterr().err
