@@ -26,7 +26,7 @@ bundles: install
 	$(BIN)/python bundles/source/render.py
 
 docs: install-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/docs/index.html"
 
 test: install-dev lint types unit label
@@ -44,7 +44,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[dev,mlflow,export]'
+	$(PIP) install --editable '.[dev,docs,mlflow,export]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: setup.cfg pyproject.toml | $(BIN)/python

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ PACKAGE = ROOT / "build" / "docs-package" / "mcmiad_monai"
 PLACE = "<!-- commands -->"
 
 
-def on_pre_build(**_: Any) -> None:
+def on_startup(**_: Any) -> None:
     """Copy the package as it is installed: `transforms/` is a part of it (setup.cfg)."""
     shutil.rmtree(PACKAGE, ignore_errors=True)
     shutil.copytree(ROOT / "mcmiad_monai", PACKAGE)
@@ -25,6 +26,11 @@ def on_pre_build(**_: Any) -> None:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the help of every command where a page asks for it."""
     return markdown.replace(PLACE, command_sections()) if PLACE in markdown else markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Show references of docstrings (``:func:`~package.name```) by their last name."""
+    return re.sub(r":\w+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html)
 
 
 def command_sections() -> str:
