@@ -109,7 +109,8 @@ def check_overrides(overrides: Iterable[str], config_files: Sequence[str | Path]
         names |= {o: f"{METHOD}#{o}" for o in _method_options(known) if o not in known}
         shown = []
         for name in unknown:
-            close = difflib.get_close_matches(first_part(name), sorted(names), n=2)
+            own = first_part(name)
+            close = [own] if own in names else difflib.get_close_matches(own, sorted(names), n=2)
             hint = " or ".join(f"--{names[match]}" for match in close)
             shown.append(f"--{name}" + (f" (did you mean {hint}?)" if hint else ""))
         raise BundleError(

@@ -17,8 +17,10 @@ from mcmiad_monai.bundle import (
     BundleError,
     check_overrides,
     command_line_options,
+    config_keys,
     copy_bundle,
     open_workflow,
+    place_method_options,
     refuse_unknown_overrides,
     root_of_command,
     shipped_bundles,
@@ -90,6 +92,21 @@ def test_close_match_of_a_nested_override_is_that_of_its_first_part(config: Path
 def test_close_match_of_a_nested_override_with_colons(config: Path) -> None:
     with pytest.raises(BundleError, match=r"--trian::optimizer::lr \(did you mean --train\?\)"):
         check_overrides(["trian::optimizer::lr"], [config])
+
+
+def test_options_of_the_method_are_placed_and_hinted_at(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("method: {_target_: preset}\nbatch_size: 4\n")
+    given = {"jitter_scale": 20, "batch_size": 2, "method#dim": 64, "trian": 1}
+    placed = place_method_options(given, config_keys([path]))
+    assert list(placed) == ["method#jitter_scale", "batch_size", "method#dim", "trian"]
+    # MONAI's command line does not place them
+    with pytest.raises(BundleError, match=r"jitter_scale \(did you mean --method#jitter_scale\?\)"):
+        refuse_unknown_overrides(argv("--config_file", str(path), "--jitter_scale", "20"))
+    with pytest.raises(BundleError, match="did you mean --method#standardize_features"):
+        check_overrides(["standardise_features"], [path])
+    path.write_text("batch_size: 4\n")  # which trains nothing
+    assert place_method_options(given, config_keys([path])) == given
 
 
 def test_keys_of_every_configuration_are_known(config: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mcmiad_monai.monailabel.bundles import BundleInference
 from mcmiad_monai.monailabel.normals import Normals, collect_normals
 from mcmiad_monai.monailabel.requests import RequestError, number, plain_text
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.training.method import preset
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class NormalTrainTask(TrainTask):
         """Settings that a client can change, with the bundle's own values."""
         content = yaml.safe_load((self.root / "configs" / "train.yaml").read_text("utf-8"))
         own = {name: content[name] for name in SETTABLE if name in content}
+        if own.get("learning_rate", 0) is None:  # which a client would show as text
+            own["learning_rate"] = preset(content["preset"]).learning_rate
         return {"device": device_list(), **own, **self.conf}
 
     def stats(self) -> dict[str, Any]:
