@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mcmiad_monai.research.protocols.experiment import Experiment
 from mcmiad_monai.research.protocols.published import OTHER_SETS, TABLE_SETS
@@ -64,29 +65,23 @@ def experiments(
     if unknown or not seeds:
         raise ValueError(f"tables {unknown} or seeds {list(seeds)}: tables are 1 to 4, one seed.")
     there = list(available)
-    known = [name for name in (*TABLE_SETS, *OTHER_SETS) if name in there]
-    # sets of one's own are measured as those of BMAD are
-    each = known + [name for name in there if name not in known]
+    each = [name for name in (*TABLE_SETS, *OTHER_SETS) if name in there]
+    each += [name for name in there if name not in each]  # sets of the user
     together = tuple(name for name in TABLE_SETS if name in there)
-    plans = []
+    plans: list[Experiment] = []
+
+    def add(name: str, sets: Iterable[tuple[str, ...]], changed: Method, **options: Any) -> None:
+        for chosen in sets:
+            plans.append(Experiment(name=name, sets=chosen, method=changed, **options))
+
+    single = [(name,) for name in each]
     for seed in seeds:
         if {1, 2, 4} & set(tables):
-            plans += [
-                Experiment(name=BASE, sets=(name,), method=method, seed=seed) for name in each
-            ]
+            add(BASE, single, method, seed=seed)
         if 1 in tables and len(together) > 1:
-            plans.append(Experiment(name="unified", sets=together, method=method, seed=seed))
-        if 3 in tables:
-            plans += [
-                Experiment(name=f"{k}-shot", sets=(name,), method=method, seed=seed, shots=k)
-                for k in shots
-                for name in each
-            ]
-        if 4 in tables:
-            plans += [
-                Experiment(name=variant, sets=(name,), method=changed, seed=seed)
-                for variant, changed in ablations(method, encoders).items()
-                for name in each
-                if name not in OTHER_SETS
-            ]
+            add("unified", [together], method, seed=seed)
+        for shot in shots if 3 in tables else ():
+            add(f"{shot}-shot", single, method, seed=seed, shots=shot)
+        for variant, changed in ablations(method, encoders).items() if 4 in tables else ():
+            add(variant, [s for s in single if s[0] not in OTHER_SETS], changed, seed=seed)
     return plans

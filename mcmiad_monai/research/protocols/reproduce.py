@@ -58,14 +58,14 @@ def reproduce(
         name: part for name, s in sets.items() for part in ("test", "train") if not s.cases(part)
     }
     if incomplete:
-        told = ", ".join(f"{name} has no {part} part" for name, part in incomplete.items())
-        raise ValueError(f"{told}: give sets with both, or move the others elsewhere.")
+        lacking = ", ".join(f"{name} has no {part} part" for name, part in incomplete.items())
+        raise ValueError(f"{lacking}: give sets with both, or move the others elsewhere.")
     root = Path(out)
     lab = Laboratory(
         sets=sets, cache_dir=root / "features", device=device, size=size, progress=progress
     )
     plans = experiments(sets, method, tables=tables, seeds=seeds, shots=shots, encoders=encoders)
-    # what every experiment needs: wrong options or missing weights show now, and once
+    # every experiment needs these: wrong options or missing weights show now, and once
     method.build_head(lab.encoder(method), lab.prior(method), seed=0)
     reports: list[dict[str, Any]] = []
     models: dict[str, Path] = {}
@@ -79,23 +79,28 @@ def reproduce(
             logger.exception("%s failed", title)
             failed[title] = f"{type(error).__name__}: {error}"
             continue
-        # the same run can stand in several tables under a name of each
+        # the same run can be in several tables, under a name of each
         reports.append({**report, "experiment": {**report["experiment"], "name": plan.name}})
         if plan.name == BASE:
             models.setdefault(plan.sets[0], root / "runs" / plan.folder / MODEL)
+    names = "".join(f"\n  {name}: {error}" for name, error in failed.items())
     if not reports:
-        told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
-        raise RuntimeError(f"none of {len(plans)} experiments could be run:{told}")
+        raise RuntimeError(f"none of {len(plans)} experiments could be run:{names}")
     made = write_tables(root, Results(reports), tables)
     if models:
-        figure_3(
-            [(sets[name], path) for name, path in models.items()], root / "figure3.png", size=size
-        )
-    content = provenance(reports, method, lab, seeds, failed)
+        figure_3([(sets[name], p) for name, p in models.items()], root / "figure3.png", size=size)
+    content = {
+        "method": method.to_dict(),
+        "seeds": list(seeds),
+        "data": lab.data,
+        "experiments": [report["experiment"]["name"] for report in reports],
+        "failed": failed,
+        **{key: reports[0]["provenance"][key] for key in ("encoder", "text_prior")},
+        "tables_written_with": produced_with(),
+    }
     write_text(root / "provenance.json", json.dumps(content, indent=1, default=str))
     if failed:
-        told = "".join(f"\n  {name}: {error}" for name, error in failed.items())
-        raise CohortIncomplete(f"{len(reports)} experiments done, {len(failed)} failed:{told}")
+        raise CohortIncomplete(f"{len(reports)} experiments done, {len(failed)} failed:{names}")
     return made
 
 
@@ -110,7 +115,7 @@ def write_tables(root: Path, results: Results, tables: Sequence[int]) -> list[Ta
 
 
 def page(made: Sequence[Table], results: Results) -> str:
-    """All tables, after what they rest on."""
+    """All tables, below the data and options behind them."""
     sample = results.reports[0]
     encoder, prior = (sample["provenance"][k] for k in ("encoder", "text_prior"))
     data: dict[str, Any] = {k: v for r in results.reports for k, v in r["data"].items()}
@@ -127,28 +132,8 @@ def page(made: Sequence[Table], results: Results) -> str:
         f"revision {sample['provenance']['git_revision']}",
     ]
     for name, counts in data.items():
-        told = ", ".join(f"{s} {counts[s][0]} + {counts[s][1]}" for s in ("train", "val", "test"))
-        lines.append(f"- {name}: {told} (good + anomalous), layout {counts['layout']}")
+        each = ", ".join(f"{s} {counts[s][0]} + {counts[s][1]}" for s in ("train", "val", "test"))
+        lines.append(f"- {name}: {each} (good + anomalous), layout {counts['layout']}")
     if str(encoder["weights"]).startswith("random"):
         lines += ["", "> **The encoder has random weights: these figures mean nothing.**"]
     return "\n".join(lines) + "\n\n" + "\n".join(table.markdown() for table in made)
-
-
-def provenance(
-    reports: Sequence[dict[str, Any]],
-    method: Method,
-    lab: Laboratory,
-    seeds: Sequence[int],
-    failed: Mapping[str, str],
-) -> dict[str, Any]:
-    """What produced the tables, fit for JSON."""
-    return {
-        "method": method.to_dict(),
-        "seeds": list(seeds),
-        "data": lab.data,
-        "experiments": [r["experiment"]["name"] for r in reports],
-        "failed": dict(failed),
-        "encoder": reports[0]["provenance"]["encoder"],
-        "text_prior": reports[0]["provenance"]["text_prior"],
-        "tables_written_with": produced_with(),
-    }

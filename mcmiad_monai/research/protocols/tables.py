@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from mcmiad_monai.research.protocols.plans import BASE
@@ -24,6 +25,7 @@ from mcmiad_monai.research.protocols.published import (
     Pair,
 )
 from mcmiad_monai.research.protocols.scores import OWN, SCORES
+from mcmiad_monai.research.tables import MISSING, markdown_table
 
 METRICS = {"image_auroc": "Image-AUROC", "pixel_auroc": "Pixel-AUROC"}
 #: Columns of the detailed table.
@@ -38,8 +40,6 @@ DETAILS = (
     "aupro",
     "pixel_dice_at_threshold",
 )
-MISSING = "–"
-
 Report = dict[str, Any]
 
 
@@ -49,17 +49,14 @@ class Table:
 
     name: str
     title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
 
     def markdown(self) -> str:
         """As GitHub shows it."""
-        lines = [f"## {self.title}", "", "| " + " | ".join(self.header) + " |"]
-        lines.append("|" + "---|" * len(self.header))
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
-        lines += ["", *(f"- {note}" for note in self.notes)]
-        return "\n".join(lines).rstrip() + "\n"
+        lines = [f"## {self.title}", "", *markdown_table(self.header, self.rows), ""]
+        return "\n".join(lines + [f"- {note}" for note in self.notes]).rstrip() + "\n"
 
     def csv(self) -> str:
         """With the header as its first line."""
@@ -87,20 +84,23 @@ class Results:
         ordered = [name for name in (*TABLE_SETS, *OTHER_SETS) if name in found]
         return ordered + sorted(found - set(ordered))
 
+    def of(self, experiment: str) -> list[Report]:
+        """Reports of an experiment, one a seed and set."""
+        return [r for r in self.reports if r["experiment"]["name"] == experiment]
+
     def values(
         self, experiment: str, name: str, metric: str, score: str | None = None
     ) -> list[float]:
         """A figure in per cent of each seed; seeds on which it is undefined are left out."""
         found = []
-        for report in self.reports:
-            if report["experiment"]["name"] == experiment and name in report["results"]:
+        for report in self.of(experiment):
+            if name in report["results"]:
                 chosen = score or report["experiment"]["score"]
-                value = report["results"][name]["scores"].get(chosen, {}).get(metric)
-                found += [] if value is None else [100 * value]
-        return found
+                found.append(report["results"][name]["scores"].get(chosen, {}).get(metric))
+        return [100 * value for value in found if value is not None]
 
     def mean_values(
-        self, experiment: str, names: Sequence[str], metric: str, score: str | None = None
+        self, experiment: str, names: Collection[str], metric: str, score: str | None = None
     ) -> list[float]:
         """Mean over sets, seed by seed; none if a set is missing."""
         each = [self.values(experiment, name, metric, score) for name in names]
@@ -122,10 +122,15 @@ def title_of(name: str) -> str:
     return {**TABLE_SETS, **OTHER_SETS}.get(name, name)
 
 
+def published(source: Mapping[str, Pair], names: Collection[str], which: int) -> str:
+    """Mean over sets of a published figure; a dash if one of them is not published."""
+    if not set(names) <= set(source):
+        return MISSING
+    return f"{statistics.fmean(source[name][which] for name in names):.1f}"
+
+
 def table_1(results: Results) -> Table:
     """AUROCs on BMAD, one model for each set and one for all, beside those published."""
-    names = results.sets
-    paper = [name for name in names if name in TABLE_SETS]
     header = (
         "Category",
         *(f"{peer} (multi-class)" for peer in TABLE_1_UNIFIED),
@@ -134,45 +139,29 @@ def table_1(results: Results) -> Table:
         "best published (per set)",
         "ours (per set)",
     )
+    groups = {title_of(name): [name] for name in results.sets} | {"Average": list(TABLE_SETS)}
     rows: list[tuple[str, ...]] = []
     for which, (metric, label) in enumerate(METRICS.items()):
         rows.append((f"**{label} (%)**", *[""] * (len(header) - 1)))
-        for name in names:
-            rows.append(
-                (
-                    title_of(name),
-                    *(cited(peer, name, which) for peer in TABLE_1_UNIFIED.values()),
-                    spread(results.values("unified", name, metric)),
-                    cited(TABLE_1_PAPER, name, which),
-                    cited(BEST_PER_SET, name, which),
-                    spread(results.values(BASE, name, metric)),
-                )
-            )
-        means = [average(peer, which) for peer in TABLE_1_UNIFIED.values()]
-        complete = len(paper) == len(TABLE_SETS)
-        rows.append(
+        rows += [
             (
-                "Average",
-                *means,
-                spread(results.mean_values("unified", paper, metric)) if complete else MISSING,
-                average(TABLE_1_PAPER, which),
-                average(BEST_PER_SET, which),
-                spread(results.mean_values(BASE, paper, metric)) if complete else MISSING,
+                title,
+                *(published(peer, names, which) for peer in TABLE_1_UNIFIED.values()),
+                spread(results.mean_values("unified", names, metric)),
+                published(TABLE_1_PAPER, names, which),
+                published(BEST_PER_SET, names, which),
+                spread(results.mean_values(BASE, names, metric)),
             )
-        )
-    return Table(
-        "table1",
-        "Table 1: image and pixel AUROC (%) on BMAD",
-        header,
-        tuple(rows),
-        (
-            "multi-class and unified columns are one model for all sets; the others one for each",
-            f"best published unified mean: {BEST_UNIFIED_MEAN[0]} / {BEST_UNIFIED_MEAN[1]}",
-            "the paper's Retina is one row; here RESC stands in it, and OCT2017, which has no "
-            "masks, below; the average is over liver, brain and RESC",
-            "images are labelled by their folder; by mask: see the details",
-        ),
+            for title, names in groups.items()
+        ]
+    notes = (
+        "multi-class and unified columns are one model for all sets; the others one for each",
+        f"best published unified mean: {BEST_UNIFIED_MEAN[0]} / {BEST_UNIFIED_MEAN[1]}",
+        "the paper's Retina is one row; here RESC stands in it, and OCT2017, which has no "
+        "masks, below; the average is over liver, brain and RESC",
+        "images are labelled by their folder; by mask: see the details",
     )
+    return Table("table1", "Table 1: image and pixel AUROC (%) on BMAD", header, rows, notes)
 
 
 def table_2(results: Results) -> Table:
@@ -180,13 +169,13 @@ def table_2(results: Results) -> Table:
     names = [name for name in results.sets if name in TABLE_SETS]
     both = [results.mean_values(BASE, names, metric) for metric in METRICS]
     mean = [statistics.fmean(pair) for pair in zip(*both, strict=True)] if all(both) else []
-    sizes = {r["parameters"] for r in results.reports if r["experiment"]["name"] == BASE}
+    sizes = {report["parameters"] for report in results.of(BASE)}
     counted = ", ".join(f"{size / 1e6:.2f}" for size in sorted(sizes)) or MISSING
     rows = [(f"{model}, published", f"{m:g}", f"{a}") for model, (m, a) in TABLE_2.items()]
     rows.append(("ours", counted, spread(mean)))
     note = f"ours: mean over {', '.join(title_of(n) for n in names)}; parameters are counted"
     header = ("Model", "Trainable parameters (millions)", "Avg. image/pixel AUROC (%)")
-    return Table("table2", "Table 2: model size and AUROC", header, tuple(rows), (note,))
+    return Table("table2", "Table 2: model size and AUROC", header, rows, (note,))
 
 
 def table_3(results: Results) -> Table:
@@ -200,13 +189,12 @@ def table_3(results: Results) -> Table:
     for name in results.sets:
         row = [title_of(name)]
         for which, metric in enumerate(METRICS):
-            row += [cited(TABLE_3[model], name, which) for model in ("UniAD", "MCMIAD")]
-            row.append(cited(BEST_ONE_SHOT, name, which))
+            for source in (TABLE_3["UniAD"], TABLE_3["MCMIAD"], BEST_ONE_SHOT):
+                row.append(published(source, [name], which))
             row += [spread(results.values(f"{k}-shot", name, metric)) for k in shots]
-        rows.append(tuple(row))
+        rows.append(row)
     notes = ("support images of every run are listed in its result.json",)
-    title = "Table 3: one-shot and few-shot AUROC (%)"
-    return Table("table3", title, tuple(header), tuple(rows), notes)
+    return Table("table3", "Table 3: one-shot and few-shot AUROC (%)", header, rows, notes)
 
 
 def table_4(results: Results) -> Table:
@@ -217,44 +205,30 @@ def table_4(results: Results) -> Table:
         for r in results.reports
         if r["experiment"]["shots"] is None and r["experiment"]["name"] != "unified"
     )
-    rows = []
-    for variant in found:
-        figures = [spread(results.mean_values(variant, names, metric)) for metric in METRICS]
-        published = TABLE_4.get(variant)
-        cells = (MISSING, MISSING) if published is None else tuple(map(str, published))
-        rows.append((variant, *cells, *figures))
-    for score in SCORES:
-        figures = [spread(results.mean_values(BASE, names, metric, score)) for metric in METRICS]
-        rows.append((f"score {score}", MISSING, MISSING, *figures))
+
+    def ours(variant: str, score: str | None = None) -> list[str]:
+        return [spread(results.mean_values(variant, names, metric, score)) for metric in METRICS]
+
+    rows = [
+        (variant, *map(str, TABLE_4.get(variant, (MISSING, MISSING))), *ours(variant))
+        for variant in found
+    ]
+    rows += [(f"score {score}", MISSING, MISSING, *ours(BASE, score)) for score in SCORES]
     header = ("Method", "Image-AUROC, paper", "Pixel-AUROC, paper", "Image-AUROC", "Pixel-AUROC")
     note = f"means over {', '.join(title_of(n) for n in names)}; one change each"
-    title = "Table 4: ablations (AUROC %)"
-    return Table("table4", title, header, tuple(rows), (note,))
+    return Table("table4", "Table 4: ablations (AUROC %)", header, rows, (note,))
 
 
 def details(results: Results) -> Table:
     """Every figure of every experiment, set and scoring option."""
     rows = []
     names = dict.fromkeys(report["experiment"]["name"] for report in results.reports)
-    for experiment in names:
-        for name in results.sets:
-            for score in (*SCORES, OWN):
-                values = [results.values(experiment, name, metric, score) for metric in DETAILS]
-                if any(values):
-                    cells = (spread(v) for v in values)
-                    rows.append((experiment, title_of(name), score, *cells))
+    for experiment, name, score in product(names, results.sets, (*SCORES, OWN)):
+        values = [results.values(experiment, name, metric, score) for metric in DETAILS]
+        if any(values):
+            rows.append((experiment, title_of(name), score, *map(spread, values)))
     title = "Details: all figures (%), mean ± standard deviation over seeds"
-    return Table("details", title, ("Experiment", "Set", "Score", *DETAILS), tuple(rows))
-
-
-def cited(source: dict[str, Pair], name: str, which: int) -> str:
-    """A published figure."""
-    return f"{source[name][which]}" if name in source else MISSING
-
-
-def average(source: dict[str, Pair], which: int) -> str:
-    """Mean of the published figures of all three sets."""
-    return f"{statistics.fmean(source[name][which] for name in TABLE_SETS):.1f}"
+    return Table("details", title, ("Experiment", "Set", "Score", *DETAILS), rows)
 
 
 MAKERS: dict[int, Callable[[Results], Table]] = {1: table_1, 2: table_2, 3: table_3, 4: table_4}

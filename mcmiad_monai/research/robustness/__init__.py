@@ -1,28 +1,14 @@
 """Robustness and fairness: figures under graded corruptions, and by scanner, site, sex or age."""
 
-from mcmiad_monai.research.robustness.corruptions import (
-    CORRUPTIONS,
-    SEVERITIES,
-    Corruptd,
-    Corruption,
-    StudyCorruptor,
-    corruptions_for,
-    get_corruption,
-)
-from mcmiad_monai.research.robustness.stress import require_complete, run_stress
-from mcmiad_monai.research.robustness.subgroup_tables import SubgroupError
-from mcmiad_monai.research.robustness.subgroups import subgroup_report
+from typing import Any
 
-__all__ = [
-    "CORRUPTIONS",
-    "SEVERITIES",
-    "Corruptd",
-    "Corruption",
-    "StudyCorruptor",
-    "SubgroupError",
-    "corruptions_for",
-    "get_corruption",
-    "require_complete",
-    "run_stress",
-    "subgroup_report",
-]
+_PLACES = {"require_complete": "stress", "run_stress": "stress", "subgroup_report": "subgroups"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for alone: tables of subgroups need neither torch nor MONAI."""
+    from importlib import import_module
+
+    if name not in _PLACES:
+        raise AttributeError(f"{__name__} has no {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.files import replace_atomically, write_csv, write_text
 from mcmiad_monai.research.robustness.tally import CLEAN
+from mcmiad_monai.research.tables import MISSING, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,37 +49,31 @@ def write_report(report: Mapping[str, Any], studies: Sequence[Row], out: Path) -
     content = {**report, "undefined": "null: one class only, or no threshold"}
     write_text(out / "stress.json", json.dumps(content, indent=1, default=str))
     flat = [{**row, "failed": len(row["failed"])} for row in rows]
-    write_text(out / "stress.csv", csv_text(flat))
-    write_text(out / "studies.csv", csv_text(studies))
+    write_csv(out / "stress.csv", flat)
+    write_csv(out / "studies.csv", studies)
     write_text(out / "stress.md", markdown(report))
     draw_curves(rows, out / "stress.png", nominal=nominal_rates(report["calibration"]))
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """Rows of one set of keys as CSV; nothing gives an empty text."""
-    stream = io.StringIO()
-    if rows:
-        table = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    return stream.getvalue()
-
-
 def markdown(report: Mapping[str, Any]) -> str:
     """One line a condition, with what failed below."""
-    names = ["corruption", "severity", "level", "studies", *(title for _, title in AUROCS)]
-    names += [title for _, title, _ in RATES]
+    rows: list[Row] = report["rows"]
+    header = ["corruption", "severity", "level", "studies", *(title for _, title in AUROCS)]
+    header += [title for _, title, _ in RATES]
+    units = {row["corruption"]: row["unit"] for row in rows if row["unit"]}
+    failed = [f"- {name}: {message}" for name, message in report["failed"].items()]
+    for row in rows:
+        place = f"{_title(row)} {row['severity']}"
+        failed += [f"- {name}, {place}: {message}" for name, message in row["failed"].items()]
     lines = [
         f"# Stress test, {report['modality']}",
         "",
         NOTES,
         "",
-        f"| {' | '.join(names)} |",
-        "|" + "---|" * len(names),
-        *(_line(row) for row in report["rows"]),
+        *markdown_table(header, map(_cells, rows)),
         "",
-        *_units(report["rows"]),
-        *_failures(report),
+        *(f"- {name.replace('_', ' ')}: level in {unit}" for name, unit in units.items()),
+        *(["", "## Failed", "", *failed] if failed else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -89,11 +82,8 @@ def nominal_rates(calibration: Mapping[str, Any]) -> dict[str, float]:
     """Rates that the thresholds promise, by the names of :data:`RATES`."""
     if not calibration:
         return {}
-    rate = float(calibration["false_positive_rate"])
-    pixel = float(calibration["pixel_false_positive_rate"])
-    return {f"{what}_false_positive": rate for what in ("volume", "slice")} | {
-        "pixel_false_positive": pixel
-    }
+    rates = {key: float(calibration["false_positive_rate"]) for key, _, _ in RATES}
+    return {**rates, "pixel_false_positive": float(calibration["pixel_false_positive_rate"])}
 
 
 def draw_curves(rows: Sequence[Row], path: str | Path, *, nominal: Mapping[str, float]) -> Path:
@@ -167,25 +157,15 @@ def _panel(cell: Axes, rows: Sequence[Row], key: str, title: str) -> dict[str, L
     return lines
 
 
-def _line(row: Row) -> str:
-    cells = [row["corruption"].replace("_", " "), str(row["severity"]), f"{row['level']:g}"]
-    cells.append(str(row["studies"]))
-    cells += ["–" if row[key] is None else f"{row[key]:.3f}" for key, _ in AUROCS]
+def _title(row: Row) -> str:
+    return str(row["corruption"]).replace("_", " ")
+
+
+def _cells(row: Row) -> list[str]:
+    """A row of the Markdown table."""
+    cells = [_title(row), str(row["severity"]), f"{row['level']:g}", str(row["studies"])]
+    cells += [MISSING if row[key] is None else f"{row[key]:.3f}" for key, _ in AUROCS]
     for key, _, whole in RATES:
         rate, count = row[f"{key}_rate"], row[f"{key}s"]
-        cells.append("–" if rate is None else f"{rate:.2%} ({count}/{row[whole]})")
-    return f"| {' | '.join(cells)} |"
-
-
-def _units(rows: Sequence[Row]) -> list[str]:
-    """What the levels of each corruption are."""
-    units = {row["corruption"]: row["unit"] for row in rows if row["unit"]}
-    return [f"- {name.replace('_', ' ')}: level in {unit}" for name, unit in units.items()]
-
-
-def _failures(report: Mapping[str, Any]) -> list[str]:
-    lines = [f"- {name}: {message}" for name, message in report["failed"].items()]
-    for row in report["rows"]:
-        place = f"{row['corruption'].replace('_', ' ')} {row['severity']}"
-        lines += [f"- {name}, {place}: {message}" for name, message in row["failed"].items()]
-    return ["", "## Failed", "", *lines] if lines else []
+        cells.append(MISSING if rate is None else f"{rate:.2%} ({count}/{row[whole]})")
+    return cells

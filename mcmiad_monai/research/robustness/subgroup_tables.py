@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Columns of the attributes that are no attributes.
+#: Columns of the attributes with a meaning of their own.
 ROLES = ("case", "patient", "anomalous")
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
-#: By the name of a table of scores, the reports beside it that can hold the model's thresholds.
+#: Files beside a table of scores that can hold the model's thresholds.
 REPORTS = {"scores.csv": ("scores.json",), "studies.csv": ("stress.json", "metrics.json")}
 Table = list[dict[str, str]]
 
@@ -25,7 +25,7 @@ class SubgroupError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """Score of a study and what is true of it."""
+    """A study with its score and its label."""
 
     case: str
     patient: str
@@ -35,15 +35,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Attributes:
-    """Attributes of cases.
-
-    Attributes
-    ----------
-    columns : tuple of str
-        Names of the attributes.
-    rows : dict
-        By case, all columns of the file.
-    """
+    """Attributes of cases: their names, and by case all columns of the file."""
 
     columns: tuple[str, ...]
     rows: dict[str, dict[str, str]]
@@ -55,9 +47,9 @@ def read_attributes(path: str | Path) -> Attributes:
     Raises
     ------
     SubgroupError
-        If there is no column ``case`` or no other, or a case stands twice.
+        If there is no column ``case`` or no other, or a case is there twice.
     """
-    table = _read(path)
+    table = _read_csv(path)
     columns = tuple(name for name in table[0] if name not in ROLES)
     if not columns:
         raise SubgroupError(
@@ -69,7 +61,7 @@ def read_attributes(path: str | Path) -> Attributes:
 
 
 def read_studies(path: str | Path, attributes: Attributes) -> tuple[list[Study], list[str]]:
-    """Read scores, and cases that have none.
+    """Read scores, and names of the cases that have none.
 
     Parameters
     ----------
@@ -77,16 +69,16 @@ def read_studies(path: str | Path, attributes: Attributes) -> tuple[list[Study],
         ``studies.csv`` of an evaluation or stress test, or ``scores.csv`` or ``scores.json`` of an
         inference.
     attributes : Attributes
-        Their columns ``patient`` and ``anomalous`` go before those of the scores.
+        Their columns ``patient`` and ``anomalous`` override those of the scores.
 
     Raises
     ------
     SubgroupError
-        If a column is missing, a case stands twice, it is not known whether a study is anomalous,
+        If a column is missing, a case is there twice, it is not known whether a study is anomalous,
         or no case has attributes.
     """
-    json_file = Path(path).suffix.lower() == ".json"
-    table = _one_a_study(path, _read_scores_json(path) if json_file else _read(path))
+    is_json = Path(path).suffix.lower() == ".json"
+    table = _one_row_a_study(path, _read_scores_json(path) if is_json else _read_csv(path))
     if not set(attributes.rows) & {row["case"] for row in table}:
         raise SubgroupError(
             f"no case of {path} has attributes: it has {_some([r['case'] for r in table])}, and "
@@ -107,32 +99,24 @@ def read_studies(path: str | Path, attributes: Attributes) -> tuple[list[Study],
         studies.append(Study(row["case"], patient, _number(row, "volume_score", path), truth))
     if unknown:
         raise SubgroupError(
-            f"it is not known whether {_some(unknown)} are anomalous: {path} does not tell. Add a "
+            f"it is not known whether {_some(unknown)} are anomalous: {path} does not say. Add a "
             "column anomalous (0 or 1) to the attributes, or use studies.csv of an evaluation."
         )
     return studies, unscored
 
 
 def find_threshold(path: str | Path) -> float | None:
-    """Volume threshold of the model that gave the scores, if the report beside them has one.
-
-    Parameters
-    ----------
-    path : path
-        ``scores.json``, or ``scores.csv`` or ``studies.csv`` with ``scores.json``, ``stress.json``
-        or ``metrics.json`` beside it.
-    """
+    """Volume threshold of the model, from the scores or a report beside them; None without one."""
     source = Path(path)
-    beside = [source.with_name(name) for name in REPORTS.get(source.name, ())]
-    known = [source] if source.suffix.lower() == ".json" else beside
-    report = next((path for path in known if path.is_file()), None)
+    names = [source.name] if source.suffix.lower() == ".json" else REPORTS.get(source.name, ())
+    report = next((p for name in names if (p := source.with_name(name)).is_file()), None)
     if report is None:
         return None
-    threshold = float(_load_json(report).get("calibration", {}).get("volume_threshold", math.inf))
+    threshold = float(_read_json(report).get("calibration", {}).get("volume_threshold", math.inf))
     return threshold if math.isfinite(threshold) else None
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -145,13 +129,10 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 def _read_scores_json(path: str | Path) -> Table:
     """Studies of ``scores.json``; those that failed have no score."""
-    source = Path(path)
-    if not source.is_file():
-        raise SubgroupError(f"{source} does not exist; scores.json of an inference is needed.")
-    content = _load_json(source)
+    content = _read_json(_existing(path, "scores.json of an inference"))
     if not isinstance(content.get("scores"), list):
         raise SubgroupError(
-            f"{source} has {sorted(content)[:5]} and no list of scores; scores.json of an "
+            f"{path} has {sorted(content)[:5]} and no list of scores; scores.json of an "
             "inference, or studies.csv of an evaluation or stress test, is needed."
         )
     table = [
@@ -162,15 +143,12 @@ def _read_scores_json(path: str | Path) -> Table:
         }
         for study in content["scores"]
     ]
-    failed = [{"case": name, "volume_score": ""} for name in content.get("failed", {})]
-    return [*table, *failed]
+    return table + [{"case": name, "volume_score": ""} for name in content.get("failed", {})]
 
 
-def _read(path: str | Path) -> Table:
-    """Lines of a CSV file with a column ``case``, stripped."""
-    source = Path(path)
-    if not source.is_file():
-        raise SubgroupError(f"{source} does not exist; a CSV file is needed.")
+def _read_csv(path: str | Path) -> Table:
+    """Lines of a CSV file with a column ``case``, without surrounding blanks."""
+    source = _existing(path, "a CSV file")
     with source.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
         reader = csv.DictReader(file, skipinitialspace=True)
         names = [name.strip() for name in reader.fieldnames or []]
@@ -193,22 +171,26 @@ def _read(path: str | Path) -> Table:
     return [{name: value.strip() for name, value in line.items()} for line in lines]
 
 
-def _one_a_study(path: str | Path, table: Table) -> Table:
-    """One line a study: an inference writes one for each slice."""
+def _existing(path: str | Path, needed: str) -> Path:
+    if not Path(path).is_file():
+        raise SubgroupError(f"{path} does not exist; {needed} is needed.")
+    return Path(path)
+
+
+def _one_row_a_study(path: str | Path, table: Table) -> Table:
+    """One row a study; an inference writes one for each slice."""
     columns = list(table[0]) if table else []
     if "volume_score" not in columns:
         raise SubgroupError(
             f"{path} has the columns {columns}; volume_score is needed, as in studies.csv of an "
             "evaluation or scores.csv of an inference."
         )
-    if "slice_score" not in columns:
-        _refuse_repeated(path, table)
-        return table
-    pairs = dict.fromkeys((row["case"], row["volume_score"]) for row in table)
-    # `anomalous` is the verdict on a slice there, and no truth
-    studies = [{"case": case, "volume_score": score} for case, score in pairs]
-    _refuse_repeated(path, studies)
-    return studies
+    if "slice_score" in columns:
+        # `anomalous` is the verdict on a slice there, not the truth
+        pairs = dict.fromkeys((row["case"], row["volume_score"]) for row in table)
+        table = [{"case": case, "volume_score": score} for case, score in pairs]
+    _refuse_repeated(path, table)
+    return table
 
 
 def _refuse_repeated(path: str | Path, table: Table) -> None:
@@ -222,15 +204,13 @@ def _refuse_repeated(path: str | Path, table: Table) -> None:
 
 
 def _truth(row: Mapping[str, str], path: str | Path) -> bool | None:
-    """Whether a study is anomalous; None where nothing tells."""
-    told = row.get("anomalous", "").lower()
-    if told:
-        if told not in TRUE + FALSE:
-            raise SubgroupError(f"case {row['case']} has {told!r} for anomalous; 0 or 1 is needed.")
-        return told in TRUE
-    if row.get("anomalous_slices"):
+    """Whether a study is anomalous; None if not known."""
+    given = row.get("anomalous", "").lower()
+    if given and given not in TRUE + FALSE:
+        raise SubgroupError(f"case {row['case']} has {given!r} for anomalous; 0 or 1 is needed.")
+    if not given and row.get("anomalous_slices"):
         return _number(row, "anomalous_slices", path) > 0
-    return None
+    return given in TRUE if given else None
 
 
 def _number(row: Mapping[str, str], column: str, path: str | Path) -> float:

@@ -1,8 +1,8 @@
-"""Figures by scanner, site, sex or age, which tell whether a model serves everyone alike.
+"""Figures by scanner, site, sex or age, which show whether a model works equally well for all.
 
 Scores come from the table of an evaluation or stress test (``studies.csv``) or of an inference
-(``scores.csv``), attributes from a table of one's own. Groups are small as a rule, so every figure
-carries its counts and an interval, and a group that is too small for a conclusion says so.
+(``scores.csv``), attributes from a table of the user. Groups are often small, so every figure has
+its counts and an interval, and a group that is too small for a conclusion has a warning.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files import write_csv, write_text
 from mcmiad_monai.metrics.bootstrap import DRAWS, bootstrap_auroc
 from mcmiad_monai.provenance import produced_with
-from mcmiad_monai.research.robustness.stress_report import csv_text
 from mcmiad_monai.research.robustness.subgroup_tables import (
     Attributes,
     Study,
@@ -29,6 +28,7 @@ from mcmiad_monai.research.robustness.subgroup_tables import (
     read_attributes,
     read_studies,
 )
+from mcmiad_monai.research.tables import MISSING, markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def subgroup_report(
     }
     folder = Path(out)
     write_text(folder / "subgroups.json", json.dumps(report, indent=1))
-    write_text(folder / "subgroups.csv", csv_text(rows))
+    write_csv(folder / "subgroups.csv", rows)
     write_text(folder / "subgroups.md", markdown(report))
     for row in rows:
         if row["warning"]:
@@ -148,14 +148,18 @@ def group_studies(
 
 
 def labels_of(column: str, values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Group of each value of a column, and the groups in order, empty ones left out."""
+    """Group of each value of a column, and the groups in order without the empty ones."""
     given = sorted({value for value in values if value})
     numbers = {value: _number(value) for value in given}
     if column.lower() == "age":
-        _require_ages(column, numbers)
-        cuts = [float(year) for year in AGE_BANDS]
+        wrong = [value for value, number in numbers.items() if not 0 <= number < math.inf]
+        if wrong:
+            raise SubgroupError(
+                f"column {column} has {wrong[:3]}; years as a number, e.g. 45, or nothing are "
+                "needed."
+            )
         names = ["<40", "40–59", "60–74", "≥75"]
-        label = {v: names[int(np.searchsorted(cuts, x, "right"))] for v, x in numbers.items()}
+        label = {v: names[int(np.searchsorted(AGE_BANDS, x, "right"))] for v, x in numbers.items()}
     elif len(given) > MOST_VALUES and all(math.isfinite(x) for x in numbers.values()):
         every = [numbers[value] for value in values if value]
         cuts = np.unique(np.quantile(every, [0.25, 0.5, 0.75])).tolist()
@@ -197,11 +201,14 @@ def clopper_pearson(count: int, total: int, level: float = 0.95) -> tuple[float,
 def markdown(report: dict[str, Any]) -> str:
     """A table for each attribute, and what was left out."""
     threshold = report["volume_threshold"]
-    told = "not set" if threshold is None else f"{threshold:.4g}"
-    lines = ["# Figures by group", "", f"{report['notes']} Volume threshold: {told}.", ""]
+    limit = "not set" if threshold is None else f"{threshold:.4g}"
+    lines = ["# Figures by group", "", f"{report['notes']} Volume threshold: {limit}.", ""]
+    header = ["group", "studies", "normal", "anomalous", "volume AUROC", "false-positive rate"]
+    header += ["sensitivity", "warning"]
     for attribute in dict.fromkeys(row["attribute"] for row in report["rows"]):
-        own = [row for row in report["rows"] if row["attribute"] == attribute]
-        lines += [f"## {_cell(attribute)}", "", *_table(own), ""]
+        own = [_cells(row) for row in report["rows"] if row["attribute"] == attribute]
+        title = attribute.replace("|", "\\|")
+        lines += [f"## {title}", "", *markdown_table(header, own), ""]
     for key in ("cases_without_attributes", "cases_without_scores", "cases_not_scored"):
         if report[key]:
             lines.append(f"- {key.replace('_', ' ')}: {', '.join(report[key])}")
@@ -243,42 +250,33 @@ def _rate(
 
 
 def _warning(normal: int, anomalous: int) -> str:
-    told = []
+    parts = []
     if normal < FEWEST_NORMALS:
-        told.append(f"{normal} normals, fewer than {FEWEST_NORMALS}")
+        parts.append(f"{normal} normals, fewer than {FEWEST_NORMALS}")
     if anomalous < FEWEST_ANOMALOUS:
-        told.append(f"{anomalous} anomalous, fewer than {FEWEST_ANOMALOUS}")
-    return "; ".join(told)
+        parts.append(f"{anomalous} anomalous, fewer than {FEWEST_ANOMALOUS}")
+    return "; ".join(parts)
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = ["group", "studies", "normal", "anomalous", "volume AUROC", "false-positive rate"]
-    names += ["sensitivity", "warning"]
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    for row in rows:
-        cells = [_cell(row["group"]), *(str(row[key]) for key in names[1:4])]
-        cells.append(_with_interval(row, "volume_auroc", ".3f"))
-        for key, count, whole in (
-            ("false_positive_rate", "false_positives", "normal"),
-            ("sensitivity", "detections", "anomalous"),
-        ):
-            told = _with_interval(row, key, ".1%")
-            cells.append(told if told == "–" else f"{told}, {row[count]}/{row[whole]}")
-        lines.append(f"| {' | '.join([*cells, row['warning']])} |")
-    return lines
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A row of the Markdown table."""
+    cells = [str(row[key]) for key in ("group", "studies", "normal", "anomalous")]
+    cells.append(_with_interval(row, "volume_auroc", ".3f"))
+    for key, count, whole in (
+        ("false_positive_rate", "false_positives", "normal"),
+        ("sensitivity", "detections", "anomalous"),
+    ):
+        rate = _with_interval(row, key, ".1%")
+        cells.append(rate if rate == MISSING else f"{rate}, {row[count]}/{row[whole]}")
+    return [*cells, row["warning"]]
 
 
 def _with_interval(row: dict[str, Any], key: str, form: str) -> str:
     if row[key] is None:
-        return "–"
+        return MISSING
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     ends = "" if low is None else f" ({low:{form}} to {high:{form}})"
     return f"{row[key]:{form}}{ends}"
-
-
-def _cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return text.replace("|", "\\|")
 
 
 def _number(text: str) -> float:
@@ -287,11 +285,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def _require_ages(column: str, numbers: dict[str, float]) -> None:
-    wrong = [value for value, number in numbers.items() if not 0 <= number < math.inf]
-    if wrong:
-        raise SubgroupError(
-            f"column {column} has {wrong[:3]}; years as a number, e.g. 45, or nothing are needed."
-        )

@@ -9,7 +9,7 @@ import pytest
 from stressed import FEW, make_model
 
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.research.robustness import run_stress
+from mcmiad_monai.research.robustness.stress import run_stress
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,15 @@ from scipy import ndimage
 from scipy.stats import norm
 from torch import Tensor
 
-from mcmiad_monai.research.robustness import (
+from mcmiad_monai.research.robustness.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
     Corruptd,
     StudyCorruptor,
     corruptions_for,
     get_corruption,
+    random_state,
 )
-from mcmiad_monai.research.robustness.corruptions import random_state
 from mcmiad_monai.research.robustness.effects import Planes, resolution
 from mcmiad_monai.transforms import VolumeError
 

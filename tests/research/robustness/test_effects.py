@@ -11,8 +11,12 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from mcmiad_monai.modality import get_modality
-from mcmiad_monai.research.robustness import CORRUPTIONS, StudyCorruptor, corruptions_for
-from mcmiad_monai.research.robustness.corruptions import random_state
+from mcmiad_monai.research.robustness.corruptions import (
+    CORRUPTIONS,
+    StudyCorruptor,
+    corruptions_for,
+    random_state,
+)
 from mcmiad_monai.research.robustness.effects import MOVEMENTS
 
 SHAPE = (48, 56, 12)

@@ -25,8 +25,8 @@ from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.predictor import load
-from mcmiad_monai.research.robustness import CORRUPTIONS, Corruptd, require_complete, run_stress
-from mcmiad_monai.research.robustness.stress import split_steps
+from mcmiad_monai.research.robustness.corruptions import CORRUPTIONS, Corruptd
+from mcmiad_monai.research.robustness.stress import require_complete, run_stress, split_steps
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:

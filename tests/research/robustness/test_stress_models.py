@@ -12,7 +12,7 @@ from stressed import FEW, make_model, rows_of
 
 from mcmiad_monai.calibration import Calibration, UnifiedCalibration
 from mcmiad_monai.networks.package import load_package, save_package
-from mcmiad_monai.research.robustness import run_stress
+from mcmiad_monai.research.robustness.stress import run_stress
 from mcmiad_monai.runtime.export import export_model
 
 

@@ -10,8 +10,8 @@ import pytest
 from ignite.engine import Engine
 
 from mcmiad_monai.inference.cohort import CohortReport
-from mcmiad_monai.research.robustness import SubgroupError, subgroup_report
-from mcmiad_monai.research.robustness.subgroup_tables import find_threshold
+from mcmiad_monai.research.robustness.subgroup_tables import SubgroupError, find_threshold
+from mcmiad_monai.research.robustness.subgroups import subgroup_report
 
 
 def write_inference(folder: Path, *, volume_threshold: float | str = 1.2) -> None:

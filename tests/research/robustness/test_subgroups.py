@@ -14,8 +14,8 @@ import pytest
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
-from mcmiad_monai.research.robustness import SubgroupError, subgroup_report
-from mcmiad_monai.research.robustness.subgroups import clopper_pearson, labels_of
+from mcmiad_monai.research.robustness.subgroup_tables import SubgroupError
+from mcmiad_monai.research.robustness.subgroups import clopper_pearson, labels_of, subgroup_report
 
 HEADER = ["case", "slices", "anomalous_slices", "volume_score"]
 
