@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,42 +83,31 @@ def flat(prompts: Prompts) -> tuple[str, ...]:
 
 
 def _pairs(source: Path) -> tuple[tuple[Any, Any], ...]:
-    """Modalities and what stands under them, in the file's order, repeated ones included."""
+    """Modalities and their prompts in the file's order, repeated ones included."""
     import yaml
 
-    reader = {".json": _json_pairs, ".txt": _text_pairs}.get(source.suffix.lower(), _yaml_pairs)
+    class Loader(yaml.SafeLoader):
+        """Reads a mapping as pairs, of which a dictionary keeps the last of repeated names."""
+
+    mapping = yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG
+    Loader.add_constructor(mapping, lambda own, node: tuple(own.construct_pairs(node, deep=True)))
+    readers: dict[str, Callable[[str], Any]] = {
+        ".json": lambda text: json.loads(text, object_pairs_hook=tuple),
+        ".txt": _text_pairs,
+    }
+    read = readers.get(source.suffix.lower(), lambda text: Loader(text).get_single_data())
     try:
         # editors on Windows begin a file with a byte order mark
-        pairs = reader(source.read_text(encoding="utf-8-sig"))
+        pairs = read(source.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{source} is not readable YAML, JSON or text: {error}") from error
     if not isinstance(pairs, tuple) or not pairs:
+        kind = "nothing" if pairs in (None, ()) else f"a {type(pairs).__name__}"
         raise ValueError(
-            f"{source} holds {_kind(pairs)}; a list of sentences under each of "
-            f"{sorted(MODALITIES)} is expected."
+            f"{source} holds {kind}; a list of sentences under each of {sorted(MODALITIES)} is "
+            "expected."
         )
     return pairs
-
-
-def _kind(content: Any) -> str:
-    return "nothing" if content is None or content == () else f"a {type(content).__name__}"
-
-
-# Each reader gives a tuple of pairs, or what else it found.
-def _json_pairs(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=tuple)
-
-
-def _yaml_pairs(text: str) -> Any:
-    import yaml
-
-    content = yaml.safe_load(text)
-    if not isinstance(content, Mapping):
-        return content
-    loader = yaml.SafeLoader(text)  # the mapping itself has only the last of repeated names
-    node = loader.get_single_node()
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value] if node else []
-    return tuple((key, content.get(key)) for key in keys)
 
 
 def _text_pairs(text: str) -> tuple[tuple[str, list[str]], ...]:

@@ -1,9 +1,8 @@
 """Graded corruptions of studies: what scanners, patients and protocols do to an image.
 
-A corruption changes the volume as it was read, before the modality's normalisation, which would
-take away a shift of Hounsfield units or a shading and would be thrown off by them in practice. Its
-strength is relative to the volume's own robust range, so that MR volumes of any scale are changed
-alike. Shape and affine stay.
+A corruption changes the volume as it was read, before the modality's normalisation, as it happens
+in practice. Its strength is relative to the volume's own robust range, so that MR volumes of any
+scale are changed alike. Shape and affine stay.
 """
 
 from __future__ import annotations
@@ -79,11 +78,6 @@ class Corruption:
     mask_effect: Effect | None = None
     min_slices: int = 1
 
-    @property
-    def title(self) -> str:
-        """Name for people."""
-        return self.name.replace("_", " ")
-
     def level(self, severity: int) -> float:
         """Strength at a severity from 1 to 5.
 
@@ -100,62 +94,25 @@ class Corruption:
         return self.levels[severity - 1]
 
 
+_NOISE, _COARSER = (0.02, 0.04, 0.07, 0.11, 0.16), (1.5, 2, 2.5, 3, 4)
+_OF_RANGE, _OF_FIELD = "standard deviation / robust range", "standard deviation / field of view"
+_BIAS, _CUT = "largest coefficient of the log field", "share of the k-space diagonal cut off"
+_EVERY: tuple[IntensityRecipe, ...] = ("mri", "ct", "oct")
+
 CORRUPTIONS: dict[str, Corruption] = {
     c.name: c
     for c in (
-        Corruption(
-            "rician_noise",
-            (0.02, 0.04, 0.07, 0.11, 0.16),
-            "standard deviation / robust range",
-            ("mri",),
-            rician_noise,
-        ),
-        Corruption(
-            "gaussian_noise",
-            (0.02, 0.04, 0.07, 0.11, 0.16),
-            "standard deviation / robust range",
-            ("ct", "oct"),
-            gaussian_noise,
-        ),
-        Corruption(
-            "bias_field",
-            (0.1, 0.2, 0.3, 0.4, 0.5),
-            "largest coefficient of the log field",
-            ("mri",),
-            bias_field,
-        ),
-        Corruption(
-            "gibbs_ringing",
-            (0.3, 0.45, 0.6, 0.7, 0.8),
-            "share of the k-space diagonal cut off",
-            ("mri",),
-            gibbs_ringing,
-        ),
+        Corruption("rician_noise", _NOISE, _OF_RANGE, ("mri",), rician_noise),
+        Corruption("gaussian_noise", _NOISE, _OF_RANGE, ("ct", "oct"), gaussian_noise),
+        Corruption("bias_field", (0.1, 0.2, 0.3, 0.4, 0.5), _BIAS, ("mri",), bias_field),
+        Corruption("gibbs_ringing", (0.3, 0.45, 0.6, 0.7, 0.8), _CUT, ("mri",), gibbs_ringing),
         Corruption("motion", (1, 2, 3, 5, 8), "mm", ("mri",), motion),
-        Corruption(
-            "blur",
-            (0.003, 0.006, 0.01, 0.015, 0.025),
-            "standard deviation / field of view",
-            ("mri", "ct", "oct"),
-            blur,
-        ),
-        Corruption(
-            "contrast",
-            (1.2, 1.4, 1.7, 2.1, 2.7),
-            "gamma or its inverse",
-            ("mri", "ct", "oct"),
-            contrast,
-        ),
-        Corruption(
-            "resolution",
-            (1.5, 2, 2.5, 3, 4),
-            "times the pixel size",
-            ("mri", "ct", "oct"),
-            resolution,
-        ),
+        Corruption("blur", (0.003, 0.006, 0.01, 0.015, 0.025), _OF_FIELD, _EVERY, blur),
+        Corruption("contrast", (1.2, 1.4, 1.7, 2.1, 2.7), "gamma or its inverse", _EVERY, contrast),
+        Corruption("resolution", _COARSER, "times the pixel size", _EVERY, resolution),
         Corruption(
             "thick_slices",
-            (1.5, 2, 2.5, 3, 4),
+            _COARSER,
             "times the slice thickness",
             ("mri", "ct"),
             thick_slices,
@@ -165,7 +122,7 @@ CORRUPTIONS: dict[str, Corruption] = {
             "rotation",
             (2, 5, 10, 15, 20),
             "degrees",
-            ("mri", "ct", "oct"),
+            _EVERY,
             rotation,
             mask_effect=rotation_of_mask,
         ),

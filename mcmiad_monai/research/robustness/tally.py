@@ -1,4 +1,4 @@
-"""What a study gives under a condition of a stress test, its place on disk, and the figures."""
+"""Results of studies under the conditions of a stress test: stored, and summed to figures."""
 
 from __future__ import annotations
 
@@ -66,12 +66,8 @@ class Condition:
     def to_dict(self) -> dict[str, Any]:
         """Name, severity, level and unit, for a row of the report."""
         unit = None if self.corruption is None else self.corruption.unit
-        return {
-            "corruption": self.name,
-            "severity": self.severity,
-            "level": self.level,
-            "unit": unit,
-        }
+        names = ("corruption", "severity", "level", "unit")
+        return dict(zip(names, (self.name, self.severity, self.level, unit), strict=True))
 
 
 def study_result(found: CountedSlices, axis: int) -> Result:
@@ -88,8 +84,8 @@ def study_result(found: CountedSlices, axis: int) -> Result:
     return {
         "scores": found.scores.double(),
         "labels": found.labels,
-        "lesion": _sparse(found.heat[found.lesion > 0]),
-        "normal": _sparse(found.heat[found.lesion <= 0]),
+        "lesion": _histogram(found.heat[found.lesion > 0]),
+        "normal": _histogram(found.heat[found.lesion <= 0]),
         # foreground pixels of slices without lesion: above the threshold, and all
         "pixels": [int(hot.sum()), int((image > 0).sum())],
     }
@@ -188,12 +184,11 @@ class Store:
 
 
 def _stamp(case: Mapping[str, Any]) -> list[str]:
-    """What tells a changed case: its values, and size and time of its files."""
+    """Values of a case, and size and time of its files: other ones if the case has changed."""
     stamp = [f"{key}={case[key]}" for key in sorted(case)]
-    for key in ("image", "label"):
-        path = Path(str(case.get(key)))
-        if case.get(key) is not None and path.exists():
-            stat = path.stat()
+    for key in ("image", "label", "organ"):
+        if case.get(key) is not None and Path(case[key]).exists():
+            stat = Path(case[key]).stat()
             stamp.append(f"{stat.st_size}/{stat.st_mtime_ns}")
     return stamp
 
@@ -218,7 +213,7 @@ def _share(part: int | None, whole: int) -> float | None:
     return None if part is None or whole == 0 else part / whole
 
 
-def _sparse(scores: Tensor) -> list[Tensor]:
+def _histogram(scores: Tensor) -> list[Tensor]:
     """Bins of a histogram of scores that are not empty, and their counts."""
     histogram = ScoreHistogram(PIXEL_BITS)
     histogram.update(scores)
@@ -227,7 +222,7 @@ def _sparse(scores: Tensor) -> list[Tensor]:
 
 
 def _dense(stored: list[Tensor]) -> Tensor:
-    """The whole histogram (bins,) again."""
+    """Histogram (bins,) with its empty bins."""
     counts = torch.zeros(bin_count(PIXEL_BITS), dtype=torch.float64)
     counts[stored[0].long()] = stored[1]
     return counts
