@@ -1,8 +1,8 @@
-"""A histogram of non-negative scores that streams, merges and knows its own error.
+"""A histogram of non-negative scores that streams and has bins of equal relative width.
 
-Bins are cut by the bits of a float32: its exponent and the first bits of its mantissa. So every
-power of two is divided alike, the relative resolution is the same for raw squared feature distances
-and for calibrated heatmaps, and no range has to be known beforehand.
+The bin of a score is given by the first bits of its float32: the exponent and the leading bits of
+the mantissa. So the relative resolution is the same for raw squared feature distances and for
+calibrated heatmaps, and no range has to be known beforehand.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from mcmiad_monai.metrics.curves import BestF1
 
-#: Leading mantissa bits that tell bins apart: 327,682 bins (2.6 MB) of at most 2⁻¹³ = 0.012 % of
-#: their value. With 11, average precision and best F1 miss 1e-4 where scores lie close together.
+#: Leading bits of the mantissa: 327,682 bins (2.6 MB), each at most 2⁻¹³ = 0.012 % wide. With 11,
+#: average precision and best F1 are off by 1e-4 where scores lie close together.
 BITS = 13
 #: Scores below 2⁻²⁰ are "zero" (bin 0); scores from 2²⁰ on fall into the last bin.
 LOWEST, HIGHEST = 2.0**-20, 2.0**20
 _OCTAVES = 40
 _MANTISSA = 23
 _LOWEST_BITS = (127 - 20) << _MANTISSA
-#: Scores that are counted at a time: bounds the working memory of an update, to some 20 MB.
+#: Scores counted at a time: bounds the working memory of an update to about 20 MB.
 CHUNK = 1_000_000
 
 
@@ -32,20 +32,16 @@ class ScoreHistogram:
     Parameters
     ----------
     bits : int
-        Leading mantissa bits that are told apart, 0 to 23; 40 · 2^bits + 2 bins.
+        Leading bits of the mantissa, 0 to 23; there are 40 · 2^bits + 2 bins, which are at most
+        2^-bits of their scores wide.
     """
 
     def __init__(self, bits: int = BITS) -> None:
         if not 0 <= bits <= _MANTISSA:
-            raise ValueError(f"bits is {bits}; a float32 has 0 to {_MANTISSA} to tell apart.")
+            raise ValueError(f"bits is {bits}; the mantissa of a float32 has 0 to {_MANTISSA}.")
         self.bits = bits
         self.bins = bin_count(bits)
         self.counts = torch.zeros(self.bins, dtype=torch.float64)
-
-    @property
-    def relative_width(self) -> float:
-        """Largest width of a bin relative to the scores in it: the error bound of a quantile."""
-        return 2.0**-self.bits
 
     def update(self, scores: Tensor, weights: Tensor | None = None) -> None:
         """Count scores of any shape; they must be finite and not negative.
@@ -72,17 +68,13 @@ class ScoreHistogram:
             counts = torch.bincount(bin_of(chunk, self.bits), minlength=self.bins)
             self.counts += counts.cpu()
 
-    def merge(self, other: ScoreHistogram) -> None:
-        """Add the counts of another histogram, e.g. of another process."""
-        self.counts += other.counts
-
     @property
     def total(self) -> int:
         """Number of scores counted."""
         return int(self.counts.sum().item())
 
     def quantile(self, q: float) -> float:
-        """Score below or at which a share ``q`` of all scores lies, to ``relative_width``.
+        """Score below or at which a share ``q`` of all scores lies, to the width of a bin.
 
         Returns
         -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -51,8 +52,6 @@ class PixelMetrics(Metric):
     ----------
     threshold : float
         A pixel above it is called lesion; 1.0 is the threshold of calibrated heatmaps.
-    prefix : str
-        Goes before the names of the figures.
     bits : int
         Resolution of the histograms, see :class:`ScoreHistogram`.
     """
@@ -63,10 +62,9 @@ class PixelMetrics(Metric):
         device: str | torch.device = "cpu",
         *,
         threshold: float = 1.0,
-        prefix: str = "pixel_",
         bits: int = BITS,
     ) -> None:
-        self._threshold, self._prefix, self._bits = threshold, prefix, bits
+        self._threshold, self._bits = threshold, bits
         super().__init__(output_transform=output_transform, device=device)
 
     @reinit__is_reduced
@@ -109,14 +107,13 @@ class PixelMetrics(Metric):
         best = histogram_f1_max(positive, negative, lower_edges(self._bits))
         called, hits = self._called.tolist()
         lesion = float(positive.sum())
-        figures = {
-            "auroc": histogram_auroc(positive, negative),
-            "ap": histogram_average_precision(positive, negative),
-            "f1_max": best.f1,
-            "f1_max_threshold": best.threshold,
-            "dice_at_threshold": 2 * hits / (called + lesion) if lesion else float("nan"),
+        return {
+            "pixel_auroc": histogram_auroc(positive, negative),
+            "pixel_ap": histogram_average_precision(positive, negative),
+            "pixel_f1_max": best.f1,
+            "pixel_f1_max_threshold": best.threshold,
+            "pixel_dice_at_threshold": 2 * hits / (called + lesion) if lesion else math.nan,
         }
-        return {f"{self._prefix}{name}": value for name, value in figures.items()}
 
 
 class PatientPixels:

@@ -26,10 +26,9 @@ class AUPRO(Metric):
 
     The overlap at a threshold is the mean, over all lesions, of the share of a lesion at or above
     it: a small lesion counts as much as a large one. Lesions are connected components of the mask
-    of an image, or of a volume (diagonal neighbours included). It streams: each region is added to
-    one histogram, weighted by the inverse of its area, so memory does not grow. The area is that of
-    scores rounded down to a relative width of 2^-bits; between thresholds, and to the limit, the
-    curve is straight.
+    of an image or volume, diagonal neighbours included. Memory does not grow: each region is added
+    to one histogram, weighted by the inverse of its area. Scores are rounded down to their bin;
+    between thresholds, and to the limit, the curve is straight.
 
     Parameters
     ----------
@@ -95,14 +94,12 @@ class AUPRO(Metric):
 class FROC(Metric):
     """Lesion-wise sensitivity at false positives per volume.
 
-    A candidate is a connected component of the heatmap above a threshold, with its highest value as
-    its score. It hits the lesions that it touches, and is a false positive if it touches none; a
-    lesion is found at the score of the best candidate that touches it. At a rate of false positives
-    stands the highest sensitivity of any operating point with at most that rate. Volumes without a
-    lesion count in the average. The steps are those of ``monai.metrics.compute_froc_curve_data``,
-    which leaves out the one operating point where every candidate is called, so that a score may
-    stay below what the heatmap reaches; here it counts. ``compute_froc_score`` interpolates between
-    operating points, at rates that no threshold gives; here nothing is interpolated.
+    A candidate is a connected component of the heatmap above a threshold, scored by its highest
+    value. It hits the lesions that it touches, and is a false positive if it touches none; a lesion
+    is found at the score of the best candidate that touches it. The sensitivity at a rate is the
+    highest of any operating point with at most that rate. Volumes without a lesion count in the
+    average. Unlike ``monai.metrics.compute_froc_curve_data``, the operating point where every
+    candidate is called counts; unlike ``compute_froc_score``, nothing is interpolated.
 
     Parameters
     ----------
@@ -179,7 +176,7 @@ def images(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if heatmap.shape[0] and (heatmap.ndim not in (4, 5) or heatmap.shape[1] != 1):
         raise ValueError(
             f"found a heatmap of shape {tuple(heatmap.shape)}; (B, 1, H, W) or (B, 1, D, H, W) is "
-            "needed, since lesions are told apart image by image."
+            "needed, since lesions are labelled image by image."
         )
     return heatmap.flatten(0, 1), mask.flatten(0, 1) > 0
 

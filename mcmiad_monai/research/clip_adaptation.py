@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -119,7 +119,7 @@ def adapt_text_prior(
         "seed": seed,
     }
     sampling = {"validation_fraction": validation_fraction, "max_slices": max_slices}
-    _check_options({**options, **sampling}, temperature)
+    _check_options({**options, **sampling, "temperature": temperature})
     with torch.random.fork_rng(devices=[]):
         clip, source = load_clip(model, pretrained, sha256=sha256)
         base = describe_weights(model, source)
@@ -188,19 +188,17 @@ def embed_images(clip: Any, samples: Sequence[SliceSample], batch_size: int = 16
     return torch.cat(found)
 
 
-def _check_options(options: Mapping[str, float], temperature: float | None) -> None:
-    for name in ("max_epochs", "batch_size", "patience", "max_slices"):
-        if options[name] < 1:
-            raise AdaptationError(f"{name} is {options[name]}; it must be at least 1.")
-    for name in ("learning_rate", "weight_decay"):
-        if not 0 <= options[name] < math.inf:
-            raise AdaptationError(f"{name} is {options[name]}; it must be zero or positive.")
-    if not 0 < options["validation_fraction"] < 1:
-        raise AdaptationError(
-            f"validation_fraction is {options['validation_fraction']}; it must lie between 0 and 1."
-        )
-    if temperature is not None and temperature <= 0:
-        raise AdaptationError(f"temperature is {temperature}; it must be positive.")
+def _check_options(options: Mapping[str, Any]) -> None:
+    rules: list[tuple[Callable[[Any], bool], str, tuple[str, ...]]] = [
+        (lambda v: v >= 1, "at least 1", ("max_epochs", "batch_size", "patience", "max_slices")),
+        (lambda v: 0 <= v < math.inf, "zero or positive", ("learning_rate", "weight_decay")),
+        (lambda v: 0 < v < 1, "between 0 and 1", ("validation_fraction",)),
+        (lambda v: v is None or v > 0, "positive", ("temperature",)),
+    ]
+    for allowed, needed, names in rules:
+        for name in names:
+            if not allowed(options[name]):
+                raise AdaptationError(f"{name} is {options[name]}; it must be {needed}.")
 
 
 @torch.no_grad()
@@ -262,9 +260,9 @@ def _images(
     seed: int,
     failures: Failures,
     progress: bool,
-) -> tuple[Embedded, Embedded]:
+) -> list[Embedded]:
     """Slices to train on and held-out ones, before the projection."""
-    found: list[list[tuple[Tensor, int]]] = [[], []]
+    found: list[list[Embedded]] = [[], []]
     for name in tqdm(cases, "images through CLIP", disable=not progress):
         for part, chosen in enumerate(_split(cases[name], name, fraction, seed)):
             limit = max_slices if part == 0 else max(1, max_slices // 4)
@@ -279,15 +277,13 @@ def _images(
                     f"{''.join('; ' + reason for reason in list(unreadable.values())[:2])}); give "
                     "more normal studies."
                 )
-            found[part].append((embed_images(clip, samples), order.index(name)))
-    train, held_out = (
-        Embedded(
-            torch.cat([features for features, _ in parts]),
-            torch.cat([torch.full((len(f),), k, device=f.device) for f, k in parts]),
-        )
+            features = embed_images(clip, samples)
+            modality = torch.full((len(features),), order.index(name), device=features.device)
+            found[part].append(Embedded(features, modality))
+    return [
+        Embedded(torch.cat([p.features for p in parts]), torch.cat([p.modality for p in parts]))
         for parts in found
-    )
-    return train, held_out
+    ]
 
 
 def _split(

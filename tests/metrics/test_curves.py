@@ -116,7 +116,7 @@ def test_an_update_with_a_bad_pixel_counts_for_nothing(monkeypatch: pytest.Monke
     assert metric.compute() == before
 
 
-def test_threshold_and_names_can_be_chosen() -> None:
-    metric = PixelMetrics(threshold=2.5, prefix="lesion_")
+def test_threshold_can_be_chosen() -> None:
+    metric = PixelMetrics(threshold=2.5)
     metric.update((torch.tensor([1.0, 2.0, 3.0, 2.5]), torch.tensor([0, 1, 1, 1])))
-    assert metric.compute()["lesion_dice_at_threshold"] == pytest.approx(2 * 1 / (1 + 3))
+    assert metric.compute()["pixel_dice_at_threshold"] == pytest.approx(2 * 1 / (1 + 3))

@@ -45,16 +45,15 @@ LITTER = "__macosx"
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a set as it lies on disk.
+    """One split of a set on disk.
 
     Attributes
     ----------
     folder : Path
-        Of the split.
     images : dict
         Images by class.
     masks : list of Path
-        Of the anomalous images.
+        Masks of the anomalous images.
     layout : list of str
         Where the images of each class were found, in words.
     """
@@ -65,7 +64,7 @@ class Part:
     layout: list[str] = field(default_factory=list)
 
     def mask_of(self, image: Path) -> Path | None:
-        """The mask with the image's name, which mask words may follow."""
+        """The mask with the image's name, or with that name and a word such as _mask."""
         return self._by_name.get(stem_of(image))
 
     @cached_property
@@ -88,18 +87,16 @@ def find_sets(
 ) -> Iterator[tuple[str | None, Path]]:
     """Folders that are laid out like a set, with the set's name.
 
-    The name is told by the folder itself or, failing that, by the nearest one above it.
+    The name is that of the folder itself or else of the nearest one above it that has one.
 
     Parameters
     ----------
     folder : Path
-        Where to look.
+        Folder to search, `depth` levels deep.
     name_of : callable
         Name of the set that a folder name stands for, or None.
-    depth : int
-        How many levels below to look.
     name : str, optional
-        What the folders above say.
+        Name from the folders above.
     """
     name = name_of(folder.name) or name
     if _is_set(folder):
@@ -136,12 +133,12 @@ def mask_problems(part: Part, *, masks_expected: bool) -> list[str]:
     stems = {stem_of(image) for image in images}
     bare = [image for image in images if part.mask_of(image) is None]
     lone = [m for m in part.masks if stems.isdisjoint({stem_of(m), without_mask_words(m)})]
-    told = []
-    if bare:
-        told.append(f"{part.folder}: {len(bare)} anomalous images have no mask: {listing(bare, 5)}")
-    if lone:
-        told.append(f"{part.folder}: {len(lone)} masks have no image: {listing(lone, 5)}")
-    return told
+    found = {"anomalous images have no mask": bare, "masks have no image": lone}
+    return [
+        f"{part.folder}: {len(paths)} {problem}: {listing(paths, 5)}"
+        for problem, paths in found.items()
+        if paths
+    ]
 
 
 def find_pairs(folder: Path, image_word: str, label_word: str, *, prefix: str = "") -> list[Pair]:

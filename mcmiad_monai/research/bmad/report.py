@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -35,11 +35,11 @@ class BMADReport:
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
-        return {"rows": self.rows, "problems": self.problems, "notes": self.notes}
+        """As a dictionary for JSON."""
+        return asdict(self)
 
     def text(self) -> str:
-        """A table for people, with problems and notes below."""
+        """As a table, with problems and notes below."""
         columns = ("set", "split", "good", "ungood", "masks", "official")
         lines = ["".join(f"{name:>12}" for name in columns) + "  layout"]
         for row in self.rows:
@@ -74,17 +74,8 @@ def bmad_report(
             if not cases and official is None:
                 continue
             masks = sum(case["label"] is not None for case in cases)
-            rows.append(
-                {
-                    "set": name,
-                    "layout": found.layout,
-                    "split": split,
-                    "good": good,
-                    "ungood": ungood,
-                    "masks": masks,
-                    "official": official,
-                }
-            )
+            row = {"set": name, "layout": found.layout, "split": split, "good": good}
+            rows.append({**row, "ungood": ungood, "masks": masks, "official": official})
             if differs:
                 notes.append(f"{name} {split}: {good} + {ungood} images, released: {official}")
     if verify:
@@ -117,8 +108,8 @@ def _verify(cases: Iterable[Case]) -> tuple[list[str], list[str]]:
             problems.append(f"{case['case']}: {root_message(error)}")
             continue
         if image != _size(lesion):
-            told = f"image {image} and mask {_size(lesion)} differ in size"
-            problems.append(f"{case['case']}: {told}")
+            sizes = f"image {image} and mask {_size(lesion)} differ in size"
+            problems.append(f"{case['case']}: {sizes}")
         if not bool(lesion.any()):
             empty.append(case["case"])
     notes = []

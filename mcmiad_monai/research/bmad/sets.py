@@ -26,23 +26,12 @@ from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.research.bmad.layout import (
     Part,
-    Split,
     child,
     find_sets,
     mask_problems,
     read_part,
 )
-
-__all__ = [
-    "OFFICIAL",
-    "OFFICIAL_SUMS",
-    "SPLITS",
-    "ImageSet",
-    "Split",
-    "find_bmad",
-    "own_set",
-    "patient_of_name",
-]
+from mcmiad_monai.research.bmad.layout import Split as Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -58,8 +47,6 @@ class Official:
         Names that its folder has, in lower case without separators and without ``_AD``.
     counts : dict
         Good and Ungood images by split.
-    title : str
-        Name for people.
     masks : bool
         Whether anomalous images have masks.
     """
@@ -67,7 +54,6 @@ class Official:
     modality: str
     folders: tuple[str, ...]
     counts: dict[Split, tuple[int, int]]
-    title: str
     masks: bool = True
 
 
@@ -77,25 +63,15 @@ OFFICIAL: dict[str, Official] = {
         "brain_mri",
         ("brain", "brats2021slice"),
         {"train": (7500, 0), "val": (39, 44), "test": (640, 3075)},
-        "Brain tumor (BraTS2021)",
     ),
     "liver": Official(
-        "liver_ct",
-        ("liver", "histdiy"),
-        {"train": (1542, 0), "val": (93, 73), "test": (833, 660)},
-        "Liver tumor (BTCV + LiTS)",
+        "liver_ct", ("liver", "histdiy"), {"train": (1542, 0), "val": (93, 73), "test": (833, 660)}
     ),
-    "resc": Official(
-        "retina_oct",
-        ("retinaresc", "resc", "retinal"),
-        {"train": (4297, 0)},
-        "Retina (RESC)",
-    ),
+    "resc": Official("retina_oct", ("retinaresc", "resc", "retinal"), {"train": (4297, 0)}),
     "oct2017": Official(
         "retina_oct",
         ("retinaoct2017", "oct2017"),
         {"train": (26315, 0), "val": (8, 24), "test": (242, 726)},
-        "Retina (OCT2017)",
         masks=False,
     ),
 }

@@ -28,7 +28,7 @@ RATES = (
     ("slice_false_positive", "slice false-positive rate", "normal_slices"),
     ("pixel_false_positive", "pixel false-positive rate", "normal_pixels"),
 )
-#: One for each corruption, told apart by colour and marker together.
+#: One for each corruption, distinguished by colour and marker together.
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00"),
     *("#56b4e9", "#7f3c8d", "#777777", "#000000", "#e6ab02"),
