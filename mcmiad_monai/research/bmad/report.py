@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from mcmiad_monai.data.cases.names import Case
 from mcmiad_monai.errors import root_message
-from mcmiad_monai.research.bmad.sets import OFFICIAL, OFFICIAL_SUMS, SPLITS, ImageSet, Split
+from mcmiad_monai.research.bmad.layout import Split
+from mcmiad_monai.research.bmad.sets import OFFICIAL, OFFICIAL_SUMS, SPLITS, ImageSet
 from mcmiad_monai.transforms import load_mask, load_volume
 
 

@@ -26,12 +26,12 @@ from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.research.bmad.layout import (
     Part,
+    Split,
     child,
     find_sets,
     mask_problems,
     read_part,
 )
-from mcmiad_monai.research.bmad.layout import Split as Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 

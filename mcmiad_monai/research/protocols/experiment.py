@@ -23,7 +23,8 @@ from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrat
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
-from mcmiad_monai.research.bmad.sets import ImageSet, Split
+from mcmiad_monai.research.bmad.layout import Split
+from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.protocols.fit import fit_head
 from mcmiad_monai.research.protocols.measure import measure
 from mcmiad_monai.research.protocols.scores import score_name
