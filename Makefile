@@ -73,7 +73,8 @@ unit:
 # Loopback servers of MONAI Label and, where it is installed (.ci/install-orthanc), of Orthanc.
 label: install-label
 	$(LABEL_BIN)/pytest -n $(WORKERS) --cov --cov-config=tests/monailabel/coverage.ini \
-		--cov-report=term --cov-fail-under=90 tests/monailabel tests/test_notebooks.py
+		--cov-report=term --cov-fail-under=90 tests/monailabel \
+		tests/test_notebooks.py::test_server_answers_and_stops
 
 clean:
 	rm -rf build $(VENV) $(LABEL_VENV) $(DEMO_OUT)

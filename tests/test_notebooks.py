@@ -146,7 +146,7 @@ def test_training_puts_heat_on_the_lesion(run: Callable[[str], Names]) -> None:
     assert warm(names["WORK"] / "brain_montage.png") > 0.002
     voxels = {kind: np.concatenate(values) for kind, values in names["voxels"].items()}
     assert np.median(voxels["lesion"]) > 1 > np.quantile(voxels["normal"], 0.9)
-    assert np.isfinite(float(names["limit"]))  # its line is in the histogram
+    assert np.isfinite(names["thresholds"].slice_threshold)  # its line is in the histogram
     assert names["slices"]["lesion"]
     assert names["slices"]["normal"]
 
