@@ -28,7 +28,7 @@ from engines import Untruncated, default_detector, place, wait
 from limits import operations
 from torch import Tensor, nn
 
-from mcmiad_monai.networks.head import MCMIADHead
+from mcmiad_monai.networks.head import MCMIADHead, head_from_config
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.runtime.precision import slowdown
 from mcmiad_monai.training.distributed import replicate
@@ -81,9 +81,9 @@ class Form:
 
 def plain_head(head: MCMIADHead) -> MCMIADHead:
     """The head without savings."""
-    plain = copy.deepcopy(head).train()
-    plain.decoder.savings = False
-    return plain
+    plain = head_from_config({**head.config, "savings": False})
+    plain.load_state_dict(head.state_dict())
+    return plain.to(head.channel_mean.device).train()
 
 
 def forms(batch: int, device: str, *, compiled: bool = False) -> dict[str, Form]:

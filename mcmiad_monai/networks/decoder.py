@@ -1,44 +1,50 @@
 """The denoising decoder (§3.5, Fig. 2): rounds of masked attention with shared weights.
 
-A round starts from the same learned query. It attends to the projected input, then to the output
-of the round before, and ends in a mixture of experts. Both attentions leave out the neighbourhood
-of a token, so that no token can copy itself. LayerNorms are a round's only weights of its own.
+Every round starts from the same learned query. It attends to the projected input, then to the
+output of the previous round, and ends in a mixture of experts. Both attentions leave out the
+neighbourhood of a token, so that no token can copy itself. Only the LayerNorms are a round's own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mcmiad_monai.networks.attention import MultiHeadAttention, neighbourhood_blocked
-from mcmiad_monai.networks.moe import Dispatch, MixtureOfExperts
+from mcmiad_monai.networks.moe import MixtureOfExperts
 
 QUERY_STD = 0.02
-"""Standard deviation from which the learned query starts."""
+"""Standard deviation from which the learned query starts.
+
+It is small, so that the first LayerNorm of a round passes on what the query attended to and not the
+query's noise: training starts several times faster than from a standard normal.
+"""
 
 
-class RecursiveMoEDecoder(nn.Module):
-    """Rebuild tokens from the distant ones.
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Options of the decoder; the defaults are the paper's (§3.5, §4.2).
 
-    Parameters
+    Attributes
     ----------
     grid : int
         Tokens a side; N = grid².
     dim, heads : int
-        Width of the tokens and heads of both attentions.
+        Width D of the tokens, and heads of both attentions.
     rounds : int
         Passes through the shared weights.
-    experts, top_k, hidden, dropout, dispatch
+    experts, top_k, hidden, dropout
         The mixture of experts; see `MixtureOfExperts`.
     neighbourhood : int
         Side of the blocked window in tokens; 0 blocks nothing.
     ffn_per_round : {1, 2}
-        2 puts a second mixture, with experts of its own, after the first attention.
+        2 adds a second mixture, with experts of its own, after the first attention.
     savings : bool
         The first attention has the same query, keys and values in every round. True computes it
-        once; False computes it each time. The numbers and gradients are the same.
+        once; False computes it in each round. Numbers and gradients are the same.
 
     Raises
     ------
@@ -46,45 +52,58 @@ class RecursiveMoEDecoder(nn.Module):
         If `ffn_per_round` is not 1 or 2, `rounds` is less than 1 or `dim` is odd.
     """
 
+    grid: int = 14
+    dim: int = 256
+    heads: int = 8
+    rounds: int = 4
+    experts: int = 4
+    top_k: int = 2
+    hidden: int = 1024
+    dropout: float = 0.1
+    neighbourhood: int = 7
+    ffn_per_round: int = 1
+    savings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.ffn_per_round not in (1, 2) or self.rounds < 1 or self.dim % 2:
+            raise ValueError(
+                f"the decoder has ffn_per_round={self.ffn_per_round}, rounds={self.rounds}, "
+                f"dim={self.dim}; 1 or 2 feed-forward networks, at least 1 round and an even width "
+                "are needed."
+            )
+
+
+class RecursiveMoEDecoder(nn.Module):
+    """Rebuild each token from distant ones.
+
+    Parameters
+    ----------
+    options : DecoderConfig
+    """
+
     allowed: Tensor
 
-    def __init__(
-        self,
-        *,
-        grid: int = 14,
-        dim: int = 256,
-        heads: int = 8,
-        rounds: int = 4,
-        experts: int = 4,
-        top_k: int = 2,
-        hidden: int = 1024,
-        dropout: float = 0.1,
-        neighbourhood: int = 7,
-        ffn_per_round: int = 1,
-        savings: bool = True,
-        dispatch: Dispatch = "auto",
-    ) -> None:
+    def __init__(self, options: DecoderConfig) -> None:
         super().__init__()
-        if ffn_per_round not in (1, 2) or rounds < 1 or dim % 2:
-            raise ValueError(
-                f"the decoder has ffn_per_round={ffn_per_round}, rounds={rounds}, dim={dim}; "
-                "needed are 1 or 2 feed-forward networks, at least 1 round and an even width."
-            )
-        self.rounds, self.ffn_per_round, self.savings = rounds, ffn_per_round, savings
-        # Small, so that the first norm of a round passes on what the query saw and not its noise:
-        # training starts several times faster than from a standard normal.
-        self.query = nn.Parameter(QUERY_STD * torch.randn(1, grid**2, dim))  # (1, N, D)
-        self.position = PositionEmbedding(grid, dim)
-        self.input_attention = MultiHeadAttention(dim, heads)
-        self.round_attention = MultiHeadAttention(dim, heads)
+        self.options, dim = options, options.dim
+        self.query = nn.Parameter(QUERY_STD * torch.randn(1, options.grid**2, dim))  # (1, N, D)
+        self.position = PositionEmbedding(options.grid, dim)
+        self.input_attention = MultiHeadAttention(dim, options.heads)
+        self.round_attention = MultiHeadAttention(dim, options.heads)
         self.ffns = nn.ModuleList(
             MixtureOfExperts(
-                dim, hidden=hidden, experts=experts, top_k=top_k, dropout=dropout, dispatch=dispatch
+                dim,
+                hidden=options.hidden,
+                experts=options.experts,
+                top_k=options.top_k,
+                dropout=options.dropout,
             )
-            for _ in range(ffn_per_round)
+            for _ in range(options.ffn_per_round)
         )
-        self.norms = nn.ModuleList(RoundNorms(dim, ffn_per_round) for _ in range(rounds))
-        allowed = ~neighbourhood_blocked(grid, neighbourhood)  # (N, N)
+        self.norms = nn.ModuleList(
+            RoundNorms(dim, options.ffn_per_round) for _ in range(options.rounds)
+        )
+        allowed = ~neighbourhood_blocked(options.grid, options.neighbourhood)  # (N, N)
         self.register_buffer("allowed", allowed, persistent=False)
         initialise_linear_layers(self)
 
@@ -100,18 +119,18 @@ class RecursiveMoEDecoder(nn.Module):
         -------
         output : Tensor of shape (B, N, D)
         importance : Tensor of shape (M, E)
-            Of the experts over all rounds, a row for each mixture of a round; see
+            Of the experts, summed over all rounds; a row for each mixture of a round. See
             `MixtureOfExperts`.
         """
         position = self.position()  # (1, N, D)
-        output, importance = tokens, [torch.zeros((), device=tokens.device)] * self.ffn_per_round
         attended = self._attend_input(tokens, position)  # (B, N, D)
+        output, importance = tokens, []
         for index, norms in enumerate(self.norms):
-            if index and not self.savings:
+            if index and not self.options.savings:
                 attended = self._attend_input(tokens, position)
             output, used = self._round(attended, output, position, cast(RoundNorms, norms))
-            importance = [total + new for total, new in zip(importance, used, strict=True)]
-        return output, torch.stack(importance)
+            importance.append(used)
+        return output, torch.stack(importance).sum(dim=0)
 
     def has_fixed_shapes(self, images: int) -> bool:
         """Whether no shape depends on the data, for so many images."""
@@ -119,35 +138,28 @@ class RecursiveMoEDecoder(nn.Module):
         return all(cast(MixtureOfExperts, ffn).is_dense(tokens) for ffn in self.ffns)
 
     def _attend_input(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """First attention of a round: the learned query looks at the input."""
+        """First attention of a round: the learned query attends to the input."""
         memory = self.input_attention.project(tokens + position, tokens)
         return self.input_attention(self.query + position, memory, self.allowed)  # (B, N, D)
 
     def _round(
-        self,
-        attended: Tensor,
-        previous: Tensor,
-        position: Tensor,
-        norms: RoundNorms,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Everything of a round after its first attention."""
-        used: list[Tensor] = []
+        self, attended: Tensor, previous: Tensor, position: Tensor, norms: RoundNorms
+    ) -> tuple[Tensor, Tensor]:
+        """Everything of a round after its first attention: its output, and importance (M, E)."""
+        used = []
         x = norms.input(self.query + attended)  # (B, N, D)
         if norms.extra is not None:
-            x, importance = self._feed_forward(1, x, norms.extra)
+            mixed, importance = self.ffns[1](x)
             used.append(importance)
+            x = norms.extra(x + mixed)
         memory = self.round_attention.project(previous + position, previous)
         x = norms.round(x + self.round_attention(x + position, memory, self.allowed))
-        x, importance = self._feed_forward(0, x, norms.ffn)
-        return x, [importance, *used]
-
-    def _feed_forward(self, index: int, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        mixed, importance = self.ffns[index](x)
-        return norm(x + mixed), importance
+        mixed, importance = self.ffns[0](x)
+        return norms.ffn(x + mixed), torch.stack([importance, *used])
 
 
 class RoundNorms(nn.Module):
-    """The LayerNorms of one round, one behind each residual."""
+    """The LayerNorms of one round, one after each residual."""
 
     def __init__(self, dim: int, ffn_per_round: int) -> None:
         super().__init__()
@@ -158,7 +170,7 @@ class RoundNorms(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned embedding of the row beside that of the column, drawn from U(0, 1)."""
+    """Learned embeddings of row and column, concatenated; they start from U(0, 1)."""
 
     def __init__(self, grid: int, dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The whole road of a slice: image → features → reconstruction → heatmap."""
+"""The whole network: image → features → reconstruction → heatmap, slice by slice."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class MCMIADDetector(nn.Module):
         self, encoder: FrozenEncoder, head: MCMIADHead, score: AnomalyScore | None = None
     ) -> None:
         super().__init__()
-        found, expected = head.config["in_channels"], encoder.out_channels
-        if found != expected or head.grid != encoder.grid:
+        found = head.options.in_channels, head.options.decoder.grid
+        expected = encoder.out_channels, encoder.grid
+        if found != expected:
             raise ValueError(
-                f"the head takes {found} channels on a grid of {head.grid}, but the encoder gives "
-                f"{expected} on {encoder.grid}; build the head from the encoder's out_channels, "
-                "stage_channels and grid."
+                f"the head takes {found[0]} channels on a grid of {found[1]}, but the encoder "
+                f"gives {expected[0]} on {expected[1]}; build the head from the encoder's "
+                "out_channels, stage_channels and grid."
             )
         self.encoder, self.head = encoder, head
         self.score = AnomalyScore() if score is None else score
@@ -62,7 +63,7 @@ class MCMIADDetector(nn.Module):
 
     @property
     def trained_with(self) -> dict[str, Any]:
-        """What a package tells of its training: modality, slices, region, …; empty for others."""
+        """What the provenance says of the training: modality, slices, region, …; may be empty."""
         return dict(self.provenance.get("training", {}))
 
     def folded(self) -> MCMIADDetector:
@@ -77,9 +78,9 @@ class MCMIADDetector(nn.Module):
         return self.encoder(image)
 
     def heatmap_from_features(self, features: Tensor, size: Sequence[int]) -> Tensor:
-        """Heatmaps (B, 1, H, W), float32, from features; for features that were kept."""
-        target, restored, _ = self.head.reconstruct(features)
-        heatmap = self.score(target, restored, size)  # (B, 1, H, W)
+        """Heatmaps (B, 1, H, W), float32, from features that were computed before."""
+        output = self.head(features)
+        heatmap = self.score(output.target, output.reconstruction, size)  # (B, 1, H, W)
         return heatmap / self.heat_scale.float()
 
     def forward(self, image: Tensor) -> Tensor:

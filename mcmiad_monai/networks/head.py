@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mcmiad_monai.networks.decoder import RecursiveMoEDecoder, initialise_linear_layers
+from mcmiad_monai.networks.decoder import (
+    DecoderConfig,
+    RecursiveMoEDecoder,
+    initialise_linear_layers,
+)
 from mcmiad_monai.networks.fusion import CrossModalFusion, FusionMode
 from mcmiad_monai.networks.jitter import FeatureJitter
 from mcmiad_monai.networks.moe import balance_loss
@@ -17,8 +22,94 @@ from mcmiad_monai.networks.text_prior import TextPrior
 JitterPosition = Literal["fused", "features"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """Options of the head; the defaults are the paper's.
+
+    Attributes
+    ----------
+    in_channels : int
+        Channels C of the encoder's feature map.
+    stage_channels : tuple of int
+        Channels of its stages, in order; their sum is `in_channels`.
+    prior_shape : tuple of int
+        Number of prompts and size of their embeddings; the head takes them from its prior.
+    fusion_mode, use_text_fusion, alpha
+        The fusion; see `CrossModalFusion`.
+    jitter_scale, jitter_probability
+        The jitter; see `FeatureJitter`.
+    jitter_position : {"fused", "features"}
+        On the fused tokens (§3.4), or on the encoder's features before their projection.
+    standardize_features : bool
+        Standardise each channel with the statistics given to `MCMIADHead.set_feature_statistics`.
+    decoder : DecoderConfig
+
+    Raises
+    ------
+    ValueError
+        If `jitter_position` is not known or the channels do not add up.
+    """
+
+    in_channels: int = 272
+    stage_channels: tuple[int, ...] = (24, 32, 56, 160)
+    prior_shape: tuple[int, ...] = (15, 512)
+    fusion_mode: FusionMode = "mean"
+    use_text_fusion: bool = True
+    alpha: float = 1.0
+    jitter_scale: float = 20.0
+    jitter_probability: float = 1.0
+    jitter_position: JitterPosition = "fused"
+    standardize_features: bool = False
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    def __post_init__(self) -> None:
+        if sum(self.stage_channels) != self.in_channels:
+            raise ValueError(
+                f"stage_channels {self.stage_channels} add up to {sum(self.stage_channels)}, but "
+                f"the features have {self.in_channels} channels; take both from the encoder."
+            )
+        if self.jitter_position not in ("fused", "features"):
+            raise ValueError(
+                f"jitter_position {self.jitter_position!r} is not known; choose 'fused' or "
+                "'features'."
+            )
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """Names of all options of head and decoder."""
+        own = {f.name for f in fields(cls)} - {"decoder"}
+        return frozenset(own | {f.name for f in fields(DecoderConfig)})
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> HeadConfig:
+        """Build from options by name.
+
+        Parameters
+        ----------
+        options : mapping
+            Options of the decoder are beside those of the head, or in a mapping ``"decoder"`` as
+            `dataclasses.asdict` writes them.
+
+        Raises
+        ------
+        ValueError
+            If an option is not known or out of range.
+        """
+        flat = {**options.get("decoder", {}), **options}
+        flat.pop("decoder", None)
+        if unknown := sorted(set(flat) - cls.names()):
+            raise ValueError(
+                f"{unknown} are no options of the head; they are {sorted(cls.names())}."
+            )
+        for name in {"stage_channels", "prior_shape"} & set(flat):  # lists in JSON and YAML
+            flat[name] = tuple(flat[name])
+        of_decoder = {f.name for f in fields(DecoderConfig)} & set(flat)
+        decoder = DecoderConfig(**{name: flat.pop(name) for name in of_decoder})
+        return cls(**flat, decoder=decoder)
+
+
 class HeadOutput(NamedTuple):
-    """What the head hands to the loss and to the score.
+    """What the head passes to the loss and to the score.
 
     Attributes
     ----------
@@ -40,121 +131,49 @@ class MCMIADHead(nn.Module):
 
     Parameters
     ----------
-    in_channels : int
-        Channels C of the encoder's feature map.
-    stage_channels : sequence of int
-        Channels of its stages, in order; they add up to `in_channels`.
+    options : HeadConfig
     prior : TextPrior or Tensor of shape (P, D_text)
         Embeddings of the normal-anatomy prompts.
-    dim, heads, grid, rounds, experts, top_k, hidden, dropout, neighbourhood, ffn_per_round, savings
-        The decoder; see `RecursiveMoEDecoder`.
-    fusion_mode, use_text_fusion, alpha
-        The fusion; see `CrossModalFusion`.
-    jitter_scale, jitter_probability
-        The jitter; see `FeatureJitter`.
-    jitter_position : {"fused", "features"}
-        On the fused tokens (§3.4), or on the encoder's features before their projection.
-    standardize_features : bool
-        Standardise each channel with the statistics given to `set_feature_statistics`.
 
     Attributes
     ----------
-    config : dict
-        Fit for JSON; `head_from_config` rebuilds an empty head from it.
+    options : HeadConfig
+        With the shape of this prior.
     prior_provenance : dict
         What embedded the prompts.
-
-    Raises
-    ------
-    ValueError
-        If an option is not known or the channels do not add up.
     """
 
     channel_mean: Tensor
     channel_std: Tensor
 
-    def __init__(
-        self,
-        in_channels: int = 272,
-        *,
-        prior: TextPrior | Tensor,
-        stage_channels: Sequence[int] = (24, 32, 56, 160),
-        dim: int = 256,
-        heads: int = 8,
-        grid: int = 14,
-        rounds: int = 4,
-        experts: int = 4,
-        top_k: int = 2,
-        hidden: int = 1024,
-        dropout: float = 0.1,
-        neighbourhood: int = 7,
-        ffn_per_round: int = 1,
-        savings: bool = True,
-        fusion_mode: FusionMode = "mean",
-        use_text_fusion: bool = True,
-        alpha: float = 1.0,
-        jitter_scale: float = 20.0,
-        jitter_probability: float = 1.0,
-        jitter_position: JitterPosition = "fused",
-        standardize_features: bool = False,
-    ) -> None:
+    def __init__(self, options: HeadConfig, *, prior: TextPrior | Tensor) -> None:
         super().__init__()
-        if sum(stage_channels) != in_channels:
-            raise ValueError(
-                f"stage_channels {tuple(stage_channels)} add up to {sum(stage_channels)}, but the "
-                f"features have {in_channels} channels; take both from the encoder."
-            )
-        if jitter_position not in ("fused", "features"):
-            raise ValueError(
-                f"jitter_position {jitter_position!r} is not known; choose 'fused' or 'features'."
-            )
-        embeddings = prior.embeddings if isinstance(prior, TextPrior) else prior
-        decoder: dict[str, Any] = {
-            "grid": grid,
-            "dim": dim,
-            "heads": heads,
-            "rounds": rounds,
-            "experts": experts,
-            "top_k": top_k,
-            "hidden": hidden,
-            "dropout": dropout,
-            "neighbourhood": neighbourhood,
-            "ffn_per_round": ffn_per_round,
-            "savings": savings,
-        }
-        self.config: dict[str, Any] = {
-            "in_channels": in_channels,
-            "stage_channels": list(stage_channels),
-            "prior_shape": list(embeddings.shape),
-            "fusion_mode": fusion_mode,
-            "use_text_fusion": use_text_fusion,
-            "alpha": alpha,
-            "jitter_scale": jitter_scale,
-            "jitter_probability": jitter_probability,
-            "jitter_position": jitter_position,
-            "standardize_features": standardize_features,
-            **decoder,
-        }
+        embeddings = prior.embeddings if isinstance(prior, TextPrior) else prior  # (P, D_text)
         self.prior_provenance: dict[str, Any] = (
             prior.provenance if isinstance(prior, TextPrior) else {"encoder": "given as a tensor"}
         )
-        self.grid, self.stage_channels = grid, tuple(stage_channels)
-        self.jitter_position, self.standardize_features = jitter_position, standardize_features
-        self.project = nn.Linear(in_channels, dim)
+        self.options = replace(options, prior_shape=tuple(embeddings.shape))
+        channels, decoder = options.in_channels, options.decoder
+        self.project = nn.Linear(channels, decoder.dim)
         self.fusion = CrossModalFusion(
             embeddings,
-            dim=dim,
-            heads=heads,
-            mode=fusion_mode,
-            use_text_fusion=use_text_fusion,
-            alpha=alpha,
+            dim=decoder.dim,
+            heads=decoder.heads,
+            mode=options.fusion_mode,
+            use_text_fusion=options.use_text_fusion,
+            alpha=options.alpha,
         )
-        self.jitter = FeatureJitter(jitter_scale, jitter_probability)
-        self.decoder = RecursiveMoEDecoder(**decoder)
-        self.restore = nn.Linear(dim, in_channels)
-        self.register_buffer("channel_mean", torch.zeros(in_channels))
-        self.register_buffer("channel_std", torch.ones(in_channels))
+        self.jitter = FeatureJitter(options.jitter_scale, options.jitter_probability)
+        self.decoder = RecursiveMoEDecoder(decoder)
+        self.restore = nn.Linear(decoder.dim, channels)
+        self.register_buffer("channel_mean", torch.zeros(channels))
+        self.register_buffer("channel_std", torch.ones(channels))
         initialise_linear_layers(self)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options, fit for JSON; `head_from_config` rebuilds an empty head from them."""
+        return asdict(self.options)
 
     def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Store mean and standard deviation, each (C,), of normal training features.
@@ -180,26 +199,18 @@ class MCMIADHead(nn.Module):
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Reconstruct features of shape (B, C, grid, grid)."""
-        target, restored, importance = self.reconstruct(features)
-        return HeadOutput(target, restored, balance_loss(importance))
-
-    def reconstruct(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Target and reconstruction as `forward` gives them, and the experts' importance (M, E).
-
-        All three of a batch follow from those of its parts: the first two lie behind each other,
-        and importance adds up.
-        """
         self._require(features)
-        features = features.to(self.project.weight.dtype)  # kept features are in half precision
-        target = self._standardized(features) if self.standardize_features else features
+        features = features.to(self.project.weight.dtype)  # cached features are in half precision
+        target = self._standardized(features) if self.options.standardize_features else features
         tokens = target.flatten(2).transpose(1, 2)  # (B, N, C)
-        output, importance = self.decoder(self._prepare(tokens))  # (B, N, D)
-        restored = self.restore(output)  # (B, N, C)
-        return target, restored.transpose(1, 2).unflatten(2, (self.grid, -1)), importance
+        output, importance = self.decoder(self._prepare(tokens))  # (B, N, D), (M, E)
+        restored = self.restore(output).transpose(1, 2)  # (B, C, N)
+        restored = restored.unflatten(2, (self.options.decoder.grid, -1))  # (B, C, grid, grid)
+        return HeadOutput(target, restored, balance_loss(importance))
 
     def _prepare(self, tokens: Tensor) -> Tensor:
         """Project, fuse and jitter: (B, N, C) → (B, N, D)."""
-        if self.jitter_position == "features":
+        if self.options.jitter_position == "features":
             return self.fusion(self.project(self.jitter(tokens)))
         return self.jitter(self.fusion(self.project(tokens)))
 
@@ -208,7 +219,8 @@ class MCMIADHead(nn.Module):
         return (features - mean) / std
 
     def _require(self, features: Tensor) -> None:
-        expected = (self.channel_mean.shape[0], self.grid, self.grid)
+        grid = self.options.decoder.grid
+        expected = (self.options.in_channels, grid, grid)
         if tuple(features.shape[1:]) != expected:
             raise ValueError(
                 f"features have shape {tuple(features.shape)}; (B, {', '.join(map(str, expected))})"
@@ -216,16 +228,31 @@ class MCMIADHead(nn.Module):
             )
 
 
-def build_head(*, seed: int = 0, **options: Any) -> MCMIADHead:
-    """Build an `MCMIADHead` from a seed, leaving the global random state as it was."""
+def build_head(*, seed: int = 0, prior: TextPrior | Tensor, **options: Any) -> MCMIADHead:
+    """Build an `MCMIADHead` from a seed, leaving the global random state as it was.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the initial weights.
+    prior : TextPrior or Tensor of shape (P, D_text)
+    options
+        Of `HeadConfig` and `DecoderConfig`, by name.
+
+    Raises
+    ------
+    ValueError
+        If an option is not known or out of range.
+    """
+    config = HeadConfig.from_options(options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MCMIADHead(**options)
+        return MCMIADHead(config, prior=prior)
 
 
-def head_from_config(config: dict[str, Any]) -> MCMIADHead:
-    """Rebuild a head of `MCMIADHead.config`, for a state dict that is loaded afterwards."""
-    options = dict(config)
-    prior = torch.zeros(options.pop("prior_shape"))
-    stages = tuple(options.pop("stage_channels"))
-    return build_head(prior=prior, stage_channels=stages, **options)
+def head_from_config(config: Mapping[str, Any]) -> MCMIADHead:
+    """Rebuild a head from `MCMIADHead.config`, for a state dict that is loaded afterwards.
+
+    Earlier versions wrote all options into one flat dict, which is read too.
+    """
+    return build_head(prior=torch.zeros(*config["prior_shape"]), **config)

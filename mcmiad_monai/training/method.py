@@ -6,7 +6,6 @@ A preset is chosen by one word, and single options are changed by their names.
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -16,20 +15,14 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mcmiad_monai.networks.encoder import FrozenEncoder
-from mcmiad_monai.networks.head import MCMIADHead, build_head
+from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore, MSEReduction, Terms
 from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
 from mcmiad_monai.training.schedule import learning_rate_schedule
 
 #: Options of the head that can be chosen; its channels and grid are those of the encoder.
-HEAD_OPTIONS = frozenset(inspect.signature(MCMIADHead.__init__).parameters) - {
-    "self",
-    "in_channels",
-    "stage_channels",
-    "grid",
-    "prior",
-}
+HEAD_OPTIONS = HeadConfig.names() - {"in_channels", "stage_channels", "grid", "prior_shape"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +36,8 @@ class Method:
     text_prior : str
         See :func:`~mcmiad_monai.networks.text_prior.resolve_text_prior`.
     head : mapping
-        Options of :class:`~mcmiad_monai.networks.head.MCMIADHead` that differ from its own
-        defaults, e.g. ``{"jitter_scale": 5.0}``.
+        Options of :class:`~mcmiad_monai.networks.head.HeadConfig` and its decoder that differ from
+        their defaults, e.g. ``{"jitter_scale": 5.0}``.
     stage_weights : tuple of float, optional
         Of the encoder's stages, in loss and score; None weights all channels alike.
     balance_weight, cosine_weight : float

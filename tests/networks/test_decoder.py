@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcmiad_monai.networks.decoder import RecursiveMoEDecoder
+from mcmiad_monai.networks.decoder import DecoderConfig, RecursiveMoEDecoder
 from mcmiad_monai.networks.moe import balance_loss
 
 OPTIONS: dict[str, Any] = {
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
 
 def decoder(**options: Any) -> RecursiveMoEDecoder:
     torch.manual_seed(0)
-    built = RecursiveMoEDecoder(**{**OPTIONS, **options})
+    built = RecursiveMoEDecoder(DecoderConfig(**{**OPTIONS, **options}))
     with torch.no_grad():  # biases and norms start at 0 and 1, which would hide mistakes
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -88,15 +88,15 @@ def reference_experts(
 def reference(model: RecursiveMoEDecoder, tokens: np.ndarray) -> tuple[np.ndarray, float]:
     """Outputs (B, N, D) and balance loss."""
     w = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
-    grid, two = OPTIONS["grid"], model.ffn_per_round == 2
+    grid, two = OPTIONS["grid"], model.options.ffn_per_round == 2
     places = [(i // grid, i % grid) for i in range(grid**2)]
     position = np.array(
         [np.r_[w["position.row"][row], w["position.column"][column]] for row, column in places]
     )
-    outputs, totals = [], np.zeros((model.ffn_per_round, OPTIONS["experts"]))
+    outputs, totals = [], np.zeros((model.options.ffn_per_round, OPTIONS["experts"]))
     for sample in tokens:
         previous = sample
-        for index in range(model.rounds):
+        for index in range(model.options.rounds):
             query = w["query"][0]
             seen = reference_attention(
                 w, "input_attention", query + position, sample + position, sample
@@ -171,7 +171,7 @@ def test_rounds_share_all_weights_but_layer_norms():
 
 def test_position_embedding_is_uniform_and_the_mask_is_not_in_the_state():
     torch.manual_seed(0)
-    model = RecursiveMoEDecoder(grid=14, dim=256, hidden=8)
+    model = RecursiveMoEDecoder(DecoderConfig(hidden=8))
     for part in (model.position.row, model.position.column):
         assert tuple(part.shape) == (14, 128)
         assert 0 <= part.min() < 0.05

@@ -10,6 +10,7 @@ from mcmiad_monai.networks.head import MCMIADHead, build_head, head_from_config
 from mcmiad_monai.networks.info import part_cost
 from mcmiad_monai.networks.text_prior import encode_hashing
 
+ATTENTION = ("query", "key", "value", "out")
 TINY: dict[str, Any] = {
     "in_channels": 12,
     "stage_channels": (4, 8),
@@ -73,13 +74,12 @@ def test_jitter_changes_the_reconstruction_in_training_and_never_the_target(posi
     assert torch.equal(head(features).reconstruction, head(features).reconstruction)
 
 
-def test_jitter_on_features_sees_their_channels():
-    head, widths = tiny_head(jitter_position="features"), []
+@pytest.mark.parametrize(("position", "width"), [("features", 12), ("fused", 16)])
+def test_jitter_is_where_it_was_asked_for(position, width):
+    head, widths = tiny_head(jitter_position=position), []
     head.jitter.register_forward_hook(lambda _m, x, _y: widths.append(x[0].shape[-1]))
     head(torch.randn(1, 12, 8, 8))
-    head.jitter_position = "fused"
-    head(torch.randn(1, 12, 8, 8))
-    assert widths == [12, 16]
+    assert widths == [width]
 
 
 def test_tokens_and_map_are_row_major():
@@ -135,7 +135,44 @@ def test_config_through_json_rebuilds_the_head(fusion_mode):
     rebuilt.load_state_dict(head.state_dict())
     features = torch.randn(1, 12, 8, 8)
     assert torch.equal(rebuilt.eval()(features).reconstruction, head(features).reconstruction)
-    assert rebuilt.config == head.config
+    assert rebuilt.options == head.options
+
+
+def test_flat_config_of_earlier_packages_is_read():
+    flat = {
+        **{"in_channels": 12, "stage_channels": [4, 8], "prior_shape": [2, 32]},
+        **{"fusion_mode": "prompts", "use_text_fusion": False, "alpha": 0.5},
+        **{"jitter_scale": 5.0, "jitter_probability": 0.5, "jitter_position": "features"},
+        **{"standardize_features": True, "grid": 8, "dim": 16, "heads": 4, "rounds": 2},
+        **{"experts": 3, "top_k": 1, "hidden": 24, "dropout": 0.2, "neighbourhood": 5},
+        **{"ffn_per_round": 2, "savings": False},
+    }
+    found = json.loads(json.dumps(head_from_config(flat).config))
+    decoder = found.pop("decoder")
+    assert {**found, **decoder} == flat
+
+
+def test_names_of_weights_are_those_of_earlier_packages():
+    names = set(tiny_head(fusion_mode="prompts", ffn_per_round=2, rounds=1).state_dict())
+    linear = [
+        *("project", "restore", "fusion.query", "fusion.out"),
+        *(f"decoder.{a}_attention.{p}" for a in ("input", "round") for p in ATTENTION),
+        *(f"decoder.norms.0.{norm}" for norm in ("input", "round", "ffn", "extra")),
+        *(f"decoder.ffns.{n}.gate" for n in (0, 1)),
+    ]
+    own = [
+        *("channel_mean", "channel_std", "fusion.embeddings", "fusion.project.weight"),
+        *("fusion.null_key", "decoder.query", "decoder.position.row", "decoder.position.column"),
+        *(f"decoder.ffns.{n}.{p}" for n in (0, 1) for p in ("up", "up_bias", "down", "down_bias")),
+    ]
+    assert names == {*own, *(f"{name}.{kind}" for name in linear for kind in ("weight", "bias"))}
+
+
+def test_an_option_that_is_not_known_is_refused_with_those_that_are():
+    with pytest.raises(
+        ValueError, match=r"\['depth', 'width'\] are no options of the head; they are"
+    ):
+        tiny_head(width=16, depth=3)
 
 
 def test_linear_layers_start_from_xavier_uniform_and_zero_bias():

@@ -215,7 +215,7 @@ def test_prior_file_tells_where_it_came_from_and_serves_a_head(
         neighbourhood=0,
         grid=7,
     )
-    assert head.config["prior_shape"] == [5, 24]
+    assert head.options.prior_shape == (5, 24)
 
 
 def test_one_modality_is_refused(checkpoints: Paths, cases: Cases) -> None:
