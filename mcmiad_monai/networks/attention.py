@@ -1,4 +1,4 @@
-"""Multi-head attention with keys and values that can be kept, and a mask of blocked neighbours."""
+"""Multi-head attention with reusable keys and values, and the mask of blocked neighbours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class KeysValues(NamedTuple):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention in two steps, so that unchanged keys and values are projected once.
+    """Multi-head attention in two steps, so that keys and values can be projected once only.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class MultiHeadAttention(nn.Module):
         memory : KeysValues
             What `project` returned.
         allowed : Tensor of shape (N, M), bool, optional
-            True where a query may look at a key.
+            True where a query may attend to a key.
 
         Returns
         -------
@@ -117,14 +117,14 @@ def join_heads(tokens: Tensor) -> Tensor:
 
 
 def neighbourhood_blocked(grid: int, size: int) -> Tensor:
-    """Which keys lie in the window around each query's place, the place itself included.
+    """Mask of the keys in the window around the position of each query, itself included.
 
     Parameters
     ----------
     grid : int
         Tokens a side; token = row · grid + column.
     size : int
-        Odd side of the window in tokens; 7 in the paper's decoder. 0 blocks nothing.
+        Odd side of the window in tokens; 7 in the paper (§3.5). 0 blocks nothing.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""OpenCLIP models, from a hub or a file, with errors that say what to bring."""
+"""OpenCLIP models from a hub or a file, with errors that say which file is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from mcmiad_monai.networks.weights import WeightsError, require_file
 
-# How OpenCLIP stumbles over a file that torch reads but that holds no tensors by name.
+# Errors of OpenCLIP for a file that torch reads, but that is no state dict.
 _NO_STATE_DICT = (StopIteration, AttributeError, TypeError)
 
 
@@ -43,7 +43,7 @@ def load_clip(
     ValueError
         If OpenCLIP does not know the model.
     WeightsError
-        If the weights cannot be had or do not fit.
+        If the weights are not available or do not fit.
     """
     import open_clip
 
@@ -79,12 +79,12 @@ def describe_weights(model: str, source: Mapping[str, Any]) -> str:
     Raises
     ------
     WeightsError
-        If the weights are random: embeddings of prompts by them tell nothing.
+        If the weights are random, with which embeddings of prompts have no meaning.
     """
     if not source:
         raise WeightsError(
-            f"OpenCLIP's {model} was built with random weights, whose embeddings of prompts tell "
-            "nothing; name a pretrained tag or the path of a checkpoint."
+            f"OpenCLIP's {model} was built with random weights, whose embeddings of prompts have "
+            "no meaning; name a pretrained tag or the path of a checkpoint."
         )
     return f"{source['weights']}, {source['file']}, sha256 {source['file_sha256']}"
 
@@ -108,7 +108,7 @@ def tower_config(model: str, clip: Any) -> dict[str, Any]:
 
 
 def _file(model: str, source: str) -> Path:
-    """Path of a checkpoint that was named, or that the hub hands out for a tag."""
+    """Path of a checkpoint: `source` itself, or the file of a tag, downloaded if needed."""
     from open_clip import pretrained
 
     if Path(source).suffix or Path(source).is_file():
@@ -136,7 +136,7 @@ def _file(model: str, source: str) -> Path:
 
 
 def _where(cfg: dict[str, Any]) -> str:
-    """Say which file of which repository holds the weights of a tag."""
+    """Repository and file that hold the weights of a tag."""
     owner, _, rest = str(cfg.get("hf_hub") or "").partition("/")
     repository, _, file = rest.partition("/")
     if not repository:

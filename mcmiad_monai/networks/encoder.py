@@ -41,9 +41,9 @@ class FrozenEncoder(nn.Module):
     trunk : Trunk
         The truncated model.
     pool : {"bilinear", "area"}
-        How a stage reaches the grid. ``"bilinear"`` is the paper's reading; it reads 4 of the 64
-        or 16 pixels of a cell of the shallow stages. ``"area"`` is a 3×3 average followed by
-        adaptive averaging, which reads all of them.
+        How a stage is resized to the grid. ``"bilinear"`` is the paper's reading; of the shallow
+        stages it uses 4 of the 64 or 16 pixels of a cell. ``"area"`` is a 3×3 average followed by
+        adaptive averaging, which uses all of them.
     grid : int
         Cells a side.
     provenance : dict, optional
@@ -91,7 +91,7 @@ class FrozenEncoder(nn.Module):
         }
         self.update_digest()
 
-    def train(self, mode: bool = True) -> FrozenEncoder:  # noqa: ARG002 - frozen whatever is asked
+    def train(self, mode: bool = True) -> FrozenEncoder:  # noqa: ARG002 - always frozen
         """Stay in evaluation mode."""
         return super().train(False)
 
@@ -140,7 +140,7 @@ def build_encoder(
     seed: int = 0,
     sha256: str | None = None,
 ) -> FrozenEncoder:
-    """Build the encoder with weights from a hub, a file or, said loudly, a random generator.
+    """Build the encoder with weights from a hub or a file, or random ones with a warning.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def build_encoder(
     Raises
     ------
     WeightsError
-        If the weights cannot be had or do not fit. There is no fallback to random weights.
+        If the weights are not available or do not fit. There is no fallback to random weights.
     ValueError
         If the model is not known.
     """
@@ -186,7 +186,7 @@ def empty_encoder(
     indices: Sequence[int] | None = None,
     seed: int = 0,
 ) -> FrozenEncoder:
-    """Build an encoder with random weights without a warning, to count or to be filled."""
+    """Build an encoder with random weights and no warning, to count its size or to load weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunk, _ = _trunk(name, "random", indices, None)
@@ -210,8 +210,8 @@ def encoder_from_config(config: dict[str, Any]) -> FrozenEncoder:
 def calibrate_batchnorm(encoder: FrozenEncoder, batches: Iterable[Tensor]) -> None:
     """Set the running statistics of every BatchNorm to the average over training images.
 
-    Meant for random weights: pretrained ones bring their statistics. The count of images is
-    written into the encoder's provenance, and its digest is renewed.
+    Meant for random weights: pretrained ones have statistics. The encoder's provenance gets the
+    number of images and a new digest.
 
     Parameters
     ----------

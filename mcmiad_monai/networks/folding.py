@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it: the same numbers, less memory to pass over."""
+"""BatchNorm folded into the convolution before it: the same numbers with less memory traffic."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mcmiad_monai.networks.encoder import FrozenEncoder
 logger = logging.getLogger(__name__)
 
 FOLDING_TOLERANCE = 1e-4
-"""Largest change of a feature, over the range of its map, that is put down to rounding."""
+"""Largest change of a feature, relative to the range of the features, that counts as rounding."""
 
 
 @torch.no_grad()
 def fold_batch_norms(encoder: FrozenEncoder, *, size: int = 224) -> FrozenEncoder:
     """Copy an encoder for inference, with each BatchNorm inside the convolution it follows.
 
-    Which convolution that is, is seen by running an image through: the one whose output a BatchNorm
-    receives. An activation inside the BatchNorm, as timm's have, stays in its place.
+    An image is passed through the encoder to find the convolution whose output a BatchNorm takes.
+    An activation inside the BatchNorm, as in timm's, stays in its place.
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ def fold_batch_norms(encoder: FrozenEncoder, *, size: int = 224) -> FrozenEncode
     Returns
     -------
     FrozenEncoder
-        A copy, whose tensors are no longer those that a package stores; `encoder` itself if it has
-        no BatchNorm. Also where something else reads such a convolution, so that features would
-        change by more than `FOLDING_TOLERANCE`; then the log tells so.
+        A copy with other tensors than a package stores. `encoder` itself if it has no BatchNorm,
+        or, with a warning in the log, if another layer reads such a convolution too, so that
+        features would change by more than `FOLDING_TOLERANCE`.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
         return encoder
@@ -61,8 +61,8 @@ def fold_batch_norms(encoder: FrozenEncoder, *, size: int = 224) -> FrozenEncode
     changed = float((folded(image) - expected).abs().max() / (expected.max() - expected.min()))
     if not changed <= FOLDING_TOLERANCE:
         logger.warning(
-            "BatchNorm of %s stays, since its convolutions have other readers (features would "
-            "change by %.1e of their range): same numbers, slower",
+            "BatchNorm of %s is not folded, since other layers read its convolutions too (features "
+            "would change by %.1e of their range): same numbers, slower",
             encoder.provenance["name"],
             changed,
         )
@@ -74,7 +74,7 @@ def _observed(
     encoder: FrozenEncoder, image: Tensor
 ) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
     """Features of an image, and each BatchNorm with the convolution whose output it received."""
-    # outputs are held, so that no other tensor takes their place in memory
+    # outputs are kept alive, so that no later tensor has the identity of an earlier one
     outputs: list[tuple[Tensor, nn.Conv2d]] = []
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -95,7 +95,7 @@ def _observed(
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:
-    """What timm's BatchNorm does after normalising; nothing for PyTorch's."""
+    """Layers inside timm's BatchNorm after the normalisation; none in PyTorch's."""
     parts = (getattr(norm, name, None) for name in ("drop", "act"))
     kept = [p for p in parts if p is not None and not isinstance(p, nn.Identity)]
     return kept[0] if len(kept) == 1 else nn.Sequential(*kept)

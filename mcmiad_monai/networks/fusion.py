@@ -15,10 +15,10 @@ FusionMode = Literal["mean", "prompts"]
 class CrossModalFusion(nn.Module):
     """X + α · CrossAttn(Q = X, K = V = T), where T is the projected text prior (Eq. 2).
 
-    ``mode="mean"`` is the paper's single mean embedding. The softmax over one key is 1, so every
-    token receives the same vector and query and key projections would have no gradient: the
-    shared projection is all that is left of the block. ``mode="prompts"`` keeps every prompt as a
-    key of its own beside a learned null key, and there the attention chooses.
+    ``mode="mean"`` is the paper's single mean embedding. The softmax over one key is 1, so that
+    every token gets the same vector, and query and key projections would have no gradient: only the
+    shared projection is left. ``mode="prompts"`` has one key for each prompt and a learned null
+    key, among which the attention chooses.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a detector weighs and costs, counted."""
+"""Parameters and operations of a detector, counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature jitter (§3.4, Eq. 3): noise in training that the decoder learns to take away."""
+"""Feature jitter (§3.4, Eq. 3): noise in training that the decoder learns to remove."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 class FeatureJitter(nn.Module):
     """Add Gaussian noise in proportion to each token's norm; the identity in evaluation.
 
-    x + ε · ‖x‖₂ / C · scale with ε ~ N(0, 1) for each element.
+    x + ε · ‖x‖₂ / C · scale, with ε ~ N(0, 1) for each element and the norm of each token.
 
     Parameters
     ----------
     scale : float
         Noise scale.
     probability : float
-        Chance that a sample is jittered at all.
+        Probability that a sample is jittered.
 
     Raises
     ------

@@ -15,10 +15,10 @@ MSEReduction = Literal["sum", "mean"]
 Terms = Literal["both", "mse", "cos"]
 
 SLICE_WEIGHTS = (0.5, 0.3, 0.2)
-"""Weights of maximum, mean and top-K mean in a slice's score (§3.6, Eq. 7)."""
+"""Weights of maximum, mean and top-K mean in the score of a slice (§3.6, Eq. 7)."""
 
 VOLUME_FRACTION = 0.05
-"""Share of a volume's slices, those with the highest scores, that make its score."""
+"""Share of a volume's slices, those with the highest scores, whose mean is its score."""
 
 
 class AnomalyScore(nn.Module):
@@ -33,8 +33,7 @@ class AnomalyScore(nn.Module):
     terms : {"both", "mse", "cos"}
         Which of the two terms to use.
     stage_weights : sequence of float, optional
-        One weight for each encoder stage: of its squared differences, and of its share in the
-        inner products of the cosine.
+        One weight for each encoder stage, of its channels in both terms.
     stage_channels : sequence of int, optional
         Channels of the stages; needed with `stage_weights`.
     smooth_sigma : float
@@ -101,7 +100,7 @@ class AnomalyScore(nn.Module):
         return self.mse_weight * squared + (1 - self.mse_weight) * distance
 
     def upsample(self, score_map: Tensor, size: Sequence[int]) -> Tensor:
-        """Bilinear to `size` = (H, W), then smoothed if asked for: (B, 1, h, w) → (B, 1, H, W)."""
+        """Bilinear to `size` = (H, W), then smoothed by `smooth_sigma`: → (B, 1, H, W)."""
         upsampled = F.interpolate(score_map, tuple(size), mode="bilinear", align_corners=False)
         if self.smooth_sigma == 0:
             return upsampled
@@ -130,10 +129,6 @@ class AnomalyScore(nn.Module):
             return torch.stack([self._one_slice(one.flatten()) for one in maps])
         pairs = zip(maps, foreground.bool(), strict=True)
         return torch.stack([self._one_slice(one[mask]) for one, mask in pairs])
-
-    def volume_score(self, slice_scores: Tensor) -> Tensor:
-        """Score a volume from its slice scores; see the function `volume_score`."""
-        return volume_score(slice_scores)
 
     def _one_slice(self, pixels: Tensor) -> Tensor:
         if pixels.numel() == 0:

@@ -59,11 +59,6 @@ class TextPrior:
             )
 
     @property
-    def mean(self) -> Tensor:
-        """Mean of the normalised embeddings, e_txt of §3.2, of shape (D,)."""
-        return self.embeddings.mean(dim=0)
-
-    @property
     def provenance(self) -> dict[str, Any]:
         """Encoder, weights, prompts and a digest of the embeddings, fit for JSON."""
         return {
@@ -147,13 +142,13 @@ def encode_open_clip(
 
 
 def tokenize(model: str, prompts: Sequence[str]) -> Tensor:
-    """Tokens of prompts for an OpenCLIP model, (P, context length); warns of prompts cut short."""
+    """Tokens of prompts for an OpenCLIP model, (P, context length); logs prompts that are cut."""
     import open_clip
 
     tokenizer = open_clip.get_tokenizer(model)
     tokens: Tensor = tokenizer(list(prompts))
     length = tokens.shape[1]
-    # with twice the room, what lies beyond the context is padding, or was cut
+    # with twice the length, tokens beyond the context are padding, or are cut
     beyond = tokenizer(list(prompts), context_length=2 * length)[:, length:]
     cut = (beyond != beyond[:, -1:]).any(dim=1)
     for prompt in [p for p, is_cut in zip(prompts, cut.tolist(), strict=True) if is_cut]:
@@ -164,7 +159,7 @@ def tokenize(model: str, prompts: Sequence[str]) -> Tensor:
 def encode_hashing(prompts: Sequence[str], *, dim: int = 512, seed: int = 0) -> TextPrior:
     """Embed prompts by hashed words and word pairs; needs no weights and is not CLIP.
 
-    It keeps apart prompts with different words, and knows nothing of images.
+    Prompts with different words get different embeddings, which are not related to images.
 
     Parameters
     ----------
@@ -187,7 +182,7 @@ def encode_hashing(prompts: Sequence[str], *, dim: int = 512, seed: int = 0) -> 
 
 
 def resolve_text_prior(source: str, prompts: Sequence[str]) -> TextPrior:
-    """Make or read the prior that a configuration names.
+    """Compute or read the prior that a configuration names.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Pretrained image models cut behind the last stage that is used, behind one small interface."""
+"""Pretrained image models, cut after the last stage that is used, with one interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mcmiad_monai.networks.weights import WeightsError, require_keys
 
 OPEN_CLIP_PREFIX = "open_clip:"
-"""Encoder names that begin like this are visual towers of OpenCLIP."""
+"""Prefix of the names of encoders that are visual towers of OpenCLIP."""
 
 MAX_STRIDE = 16
 """Deepest stride of the default stages: one token of the 14×14 grid at 224×224 pixels (§3.2)."""
@@ -26,7 +26,7 @@ TOWER_SIZE = 224
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """All that is needed to rebuild an empty trunk without a network.
+    """All that is needed to rebuild an empty trunk offline.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The door through which weights enter: files, digests, and errors that say what to bring."""
+"""Files of weights: reading, digests, and errors that say which file is needed."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def read_state_dict(path: Path, *, sha256: str | None = None) -> dict[str, Tenso
 
 
 def require_file(path: Path, *, sha256: str | None = None) -> str:
-    """Digest of a file, after a check that it is there and is the expected one."""
+    """SHA-256 of a file; a `WeightsError` if it is missing or has another digest than expected."""
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}; give the path of an existing file.")
     found = file_sha256(path)
     if sha256 is not None and found != sha256.lower():
         raise WeightsError(
-            f"{path} has the SHA-256 {found}, but {sha256} was expected. The file is another one "
-            "or is damaged: bring the right one, or leave the digest out if it is meant."
+            f"{path} has the SHA-256 {found}, but {sha256} was expected. It is damaged or another "
+            "file: bring the right one, or leave out the digest if this file is intended."
         )
     return found
 

@@ -23,15 +23,15 @@ from mcmiad_monai.data.cases.find import split_cases
 from mcmiad_monai.data.cases.names import CaseError
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.networks.clip import describe_weights, load_clip
-from mcmiad_monai.networks.clip_projections import (
+from mcmiad_monai.networks.text_prior import TextPrior, tokenize
+from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.research.clip_projections import (
     AdaptationError,
     Embedded,
     Projections,
     own_projections,
     without_projections,
 )
-from mcmiad_monai.networks.text_prior import TextPrior, tokenize
-from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.prompts import Prompts, checked_prompts, flat, prompts_of
 
 logger = logging.getLogger(__name__)

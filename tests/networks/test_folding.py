@@ -70,4 +70,4 @@ def test_convolution_with_another_reader_is_not_folded(caplog: pytest.LogCapture
     next(iter(norms(encoder)[-1:])).running_var.fill_(9.0)
     encoder.eval()
     assert fold_batch_norms(encoder) is encoder
-    assert "other readers" in caplog.text
+    assert "other layers read" in caplog.text

@@ -76,11 +76,6 @@ def test_hashing_says_that_it_is_not_clip():
     assert "not CLIP" in encode_hashing(["a brain"]).encoder
 
 
-def test_mean_is_the_average_of_normalised_prompts():
-    prior = encode_hashing(normal_prompts(), dim=16)
-    assert torch.allclose(prior.mean, prior.embeddings.sum(dim=0) / 15)
-
-
 def test_a_saved_prior_comes_back_whole(tmp_path):
     prior = encode_hashing(normal_prompts())
     prior.save(tmp_path / "new" / "prior.safetensors")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mcmiad_monai.data.studies import iterate_slices
 from mcmiad_monai.networks.clip import load_clip
-from mcmiad_monai.networks.clip_projections import AdaptationError, Embedded, Projections
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.text_prior import TextPrior, encode_open_clip
 from mcmiad_monai.networks.weights import WeightsError
@@ -23,6 +22,7 @@ from mcmiad_monai.research import clip_adaptation
 from mcmiad_monai.research.bmad.phantom import write_bmad_phantom
 from mcmiad_monai.research.bmad.sets import find_bmad
 from mcmiad_monai.research.clip_adaptation import adapt_text_prior, embed_images, embed_prompts
+from mcmiad_monai.research.clip_projections import AdaptationError, Embedded, Projections
 from mcmiad_monai.research.prompts import Prompts, flat
 
 TOWERS = {
