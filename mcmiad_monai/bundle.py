@@ -1,42 +1,30 @@
-"""Bundles on disk: where they are, how a copy is made, and which overrides they accept."""
+"""Bundles on disk: where they are, how a copy is made, and how a workflow of one is opened."""
 
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-#: Options of `monai.bundle run` itself, which are no overrides of the configuration.
-RUN_OPTIONS = frozenset(
-    {
-        "run_id",
-        "init_id",
-        "final_id",
-        "meta_file",
-        "config_file",
-        "logging_file",
-        "tracking",
-        "args_file",
-        "workflow_name",
-    }
+from mcmiad_monai.overrides import (
+    BundleError,
+    check_overrides,
+    config_keys,
+    monai_command,
+    place_method_options,
+    refuse_unknown_overrides,
 )
 
-
-#: Words of YAML, and what Python's are for them.
-WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
-
-
-#: Key of the options of the method in train.yaml.
-METHOD = "method"
-
-
-class BundleError(ValueError):
-    """A bundle, or an override of it, is not as it has to be."""
+__all__ = [
+    "BundleError",
+    "copy_bundle",
+    "locate",
+    "open_workflow",
+    "refuse_unknown_overrides",
+    "shipped_bundles",
+]
 
 
 def shipped_bundles() -> dict[str, Path]:
@@ -53,7 +41,7 @@ def copy_bundle(name: str, destination: str | Path) -> Path:
     name : str
         E.g. ``"brain_mri_anomaly"``.
     destination : path
-        Becomes the bundle's root. Files of an earlier copy are overwritten, models are kept.
+        Becomes the bundle's root. An earlier copy loses its configurations and keeps its models.
 
     Raises
     ------
@@ -73,148 +61,26 @@ def copy_bundle(name: str, destination: str | Path) -> Path:
     return target
 
 
-def config_keys(config_files: Iterable[str | Path]) -> set[str]:
-    """Top-level keys of configuration files."""
-    keys: set[str] = set()
-    for file in config_files:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        keys |= set(content)
-    return keys
+def locate(bundle_root: str, *parts: str) -> str:
+    """Path inside a bundle, for its configurations.
 
-
-def unknown_overrides(overrides: Iterable[str], known: set[str]) -> list[str]:
-    """Overrides whose first part no configuration has; nested ids are split at ``#`` and ``::``."""
-    return sorted(o for o in overrides if first_part(o) not in known | RUN_OPTIONS)
-
-
-def first_part(override: str) -> str:
-    """Top-level key of an override such as ``train#trainer#max_epochs``."""
-    return override.replace("::", "#").split("#")[0]
-
-
-def check_overrides(overrides: Iterable[str], config_files: Sequence[str | Path]) -> None:
-    """Refuse overrides that would be silently ignored.
-
-    Raises
-    ------
-    BundleError
-        With the close matches of each unknown name.
-    """
-    import difflib
-
-    known = config_keys(config_files)
-    unknown = unknown_overrides(overrides, known)
-    if unknown:
-        names = {name: name for name in known}
-        names |= {o: f"{METHOD}#{o}" for o in _method_options(known) if o not in known}
-        shown = []
-        for name in unknown:
-            own = first_part(name)
-            close = [own] if own in names else difflib.get_close_matches(own, sorted(names), n=2)
-            hint = " or ".join(f"--{names[match]}" for match in close)
-            shown.append(f"--{name}" + (f" (did you mean {hint}?)" if hint else ""))
-        raise BundleError(
-            f"unknown override {'; '.join(shown)}. The configuration has: "
-            f"{', '.join(sorted(known))}."
-        )
-
-
-def _method_options(known: set[str]) -> frozenset[str]:
-    """Options of the method; none for a configuration that trains nothing."""
-    if METHOD not in known:
-        return frozenset()
-    from mcmiad_monai.training.method import option_names
-
-    return option_names()
-
-
-def place_method_options(overrides: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """Overrides in which an option of the method has its id: ``dim`` becomes ``method#dim``.
+    In a configuration ``bundle_root`` is ``.``, which MONAI takes for the working directory. On the
+    command line of ``monai.bundle`` it is the bundle of the first configuration file instead, so
+    that the command works from any folder; an override of it is taken as it is.
 
     Parameters
     ----------
-    known : set of str
-        Top-level keys of the configuration; these stay as they are.
+    bundle_root : str
+        Of the configuration.
+    *parts : str
+        Folders and file below it.
     """
-    options = _method_options(known) - known
-    return {f"{METHOD}#{k}" if k in options else k: v for k, v in overrides.items()}
-
-
-def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
-    """Check the command line of ``python -m monai.bundle run``; MONAI ignores what it cannot place.
-
-    Does nothing where the workflow was made by Python code: there, :func:`open_workflow` checks.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Command line with the program first; that of this process by default.
-
-    Raises
-    ------
-    BundleError
-        If a top-level override is unknown, or a switch would arrive as text, which counts as true.
-    """
-    given, config_files = monai_command(argv)
-    if not config_files:
-        return
-    check_overrides(given, config_files)
-    for name, value in given.items():
-        meant = WORDS.get(value.lower()) if isinstance(value, str) else None
-        if meant not in (None, value):
-            raise BundleError(
-                f"--{name} {value} would arrive as text, and any text counts as true; MONAI's "
-                f"command line takes Python's words: --{name} {meant}."
-            )
-
-
-def root_of_command(argv: Sequence[str] | None = None) -> str:
-    """Root of the bundle whose configuration the command line names; "." where it names none.
-
-    MONAI takes the working directory, so that a bundle would find its model only when the command
-    is run from its own folder.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Command line with the program first; that of this process by default.
-    """
-    _, config_files = monai_command(argv)
-    if not config_files or Path(config_files[0]).resolve().parent.name != "configs":
-        return "."
-    return str(Path(config_files[0]).resolve().parents[1])
-
-
-def monai_command(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
-    """Options and configuration files of ``python -m monai.bundle``; both empty for others."""
-    arguments = list(sys.argv if argv is None else argv)
-    if not arguments or Path(arguments[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
-        return {}, []
-    given = command_line_options(arguments[1:])
-    if "args_file" in given:
-        from monai.bundle import ConfigParser
-
-        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
-    value = given.get("config_file", [])
-    config_files = yaml.safe_load(value) if isinstance(value, str) and value[:1] == "[" else value
-    if isinstance(config_files, str):
-        config_files = config_files.split(",")
-    return given, [str(f).strip() for f in config_files]
-
-
-def command_line_options(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--name value`` and ``--name=value`` pairs; Fire also takes ``-name`` and hyphens."""
-    options: dict[str, Any] = {}
-    name: str | None = None
-    for argument in arguments:
-        is_number = argument[1:2].isdigit() or argument[1:2] == "."
-        if argument.startswith("-") and len(argument) > 1 and not is_number:
-            name, _, value = argument.lstrip("-").partition("=")
-            name = name if "#" in name or "::" in name else name.replace("-", "_")
-            options[name] = value
-        elif name is not None:
-            options[name] = argument
-    return options
+    given, config_files = monai_command()
+    root = Path(bundle_root)
+    if config_files and "bundle_root" not in given:
+        configs = Path(config_files[0]).resolve().parent
+        root = configs.parent / root if configs.name == "configs" else root
+    return str(root.joinpath(*parts))
 
 
 def open_workflow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ import yaml
 from monai.bundle import ConfigParser
 
 from mcmiad_monai.bundle import (
-    WORDS,
     BundleError,
-    check_overrides,
-    command_line_options,
-    config_keys,
     copy_bundle,
+    locate,
     open_workflow,
     place_method_options,
     refuse_unknown_overrides,
-    root_of_command,
     shipped_bundles,
-    unknown_overrides,
+)
+from mcmiad_monai.overrides import (
+    WORDS,
+    check_overrides,
+    command_line_options,
+    config_keys,
+    place_method_options,
 )
 
 NAME = "brain_mri_anomaly"
@@ -63,15 +66,15 @@ def test_options_are_read_as_fire_reads_them(
     assert command_line_options(arguments) == expected
 
 
-def test_overrides_are_unknown_by_their_first_part() -> None:
-    known = {"batch_size", "train"}
-    given = ["batch_size", "train#trainer#max_epochs", "train::lr", "trian#lr", "epochs::x", "lr"]
-    assert unknown_overrides(given, known) == ["epochs::x", "lr", "trian#lr"]
+def test_overrides_are_unknown_by_their_first_part(config: Path) -> None:
+    check_overrides(["batch_size", "train#trainer#max_epochs", "train::lr"], [config])
+    with pytest.raises(BundleError, match=r"--epochs::x .*; --lr; --trian#lr \(did"):
+        check_overrides(["trian#lr", "epochs::x", "lr"], [config])
 
 
-def test_options_of_the_runner_are_no_overrides() -> None:
+def test_options_of_the_runner_are_no_overrides(config: Path) -> None:
     options = ["config_file", "meta_file", "logging_file", "run_id", "args_file", "tracking"]
-    assert unknown_overrides(options, set()) == []
+    check_overrides(options, [config])
 
 
 def test_unknown_override_is_refused_with_its_close_match(config: Path) -> None:
@@ -193,67 +196,69 @@ def bundle(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "form",
-    ["{0}", "[{0}]", "['{0}']", "['{0}','{1}']", "{0},{1}"],
-)
+@pytest.fixture
+def located(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What a configuration with ``bundle_root: .`` finds under a command line."""
+
+    def get(*options: str, root: str = ".", program: str = PROGRAM) -> str:
+        monkeypatch.setattr("sys.argv", argv(*options, program=program))
+        return locate(root, "models", "model.pt")
+
+    return get
+
+
+@pytest.mark.parametrize("form", ["{0}", "[{0}]", "['{0}']", "['{0}','{1}']", "{0},{1}"])
 @pytest.mark.parametrize("spelled", ["absolute", "relative"])
-def test_root_is_that_of_the_configuration_from_whatever_folder(
-    bundle: Path, form: str, spelled: str, monkeypatch: pytest.MonkeyPatch
+def test_paths_are_in_the_bundle_of_the_configuration_from_any_folder(
+    bundle: Path, located: Any, form: str, spelled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in (bundle.parent, bundle, bundle.parent.parent):
         monkeypatch.chdir(folder)
         configs = bundle / "configs"
         start = configs if spelled == "absolute" else configs.relative_to(folder)
         files = form.format(start / "train.yaml", start / "multi_gpu_train.yaml")
-        assert root_of_command(argv("--config_file", files)) == str(bundle)
-        assert root_of_command(argv(f"--config-file={files}", "--seed", "3")) == str(bundle)
-
-
-def test_root_of_a_configuration_named_from_its_own_folder(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+        assert located("--config_file", files) == f"{bundle}/models/model.pt"
+        assert located(f"--config-file={files}", "--seed", "3") == f"{bundle}/models/model.pt"
     monkeypatch.chdir(bundle / "configs")
     for name in ("train.yaml", "./train.yaml", "../configs/train.yaml"):
-        assert Path(root_of_command(argv("--config_file", name))).resolve() == bundle
+        assert located("--config_file", name) == f"{bundle}/models/model.pt"
 
 
-def test_root_of_an_arguments_file_is_that_of_its_configuration(
-    bundle: Path, tmp_path: Path
+def test_paths_of_an_arguments_file_are_in_the_bundle_of_its_configuration(
+    bundle: Path, located: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "args.yaml"
     file.write_text(yaml.safe_dump({"config_file": str(bundle / "configs" / "train.yaml")}))
-    assert root_of_command(argv("--args_file", str(file))) == str(bundle)
+    assert located("--args_file", str(file)) == f"{bundle}/models/model.pt"
 
 
-def test_root_is_the_working_directory_where_no_bundle_is_named(config: Path) -> None:
-    assert root_of_command(argv("--config_file", str(config))) == "."  # in no folder "configs"
-    assert root_of_command(argv("--seed", "3")) == "."
-    assert root_of_command([]) == "."
+def test_bundle_root_of_the_command_line_is_taken_as_it_is(bundle: Path, located: Any) -> None:
+    options = ["--config_file", str(bundle / "configs" / "train.yaml"), "--bundle_root", "other"]
+    assert located(*options, root="other") == "other/models/model.pt"
+    assert located(*options[:2], root="/absolute") == "/absolute/models/model.pt"
 
 
-def test_root_of_other_programs_is_the_working_directory(bundle: Path) -> None:
-    options = ["--config_file", str(bundle / "configs" / "train.yaml")]
-    assert root_of_command(argv(*options, program="/env/bin/pytest")) == "."
-
-
-def test_root_is_by_default_that_of_the_command_of_the_process(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_paths_are_in_the_working_directory_where_no_bundle_is_named(
+    config: Path, bundle: Path, located: Any
 ) -> None:
-    monkeypatch.setattr("sys.argv", argv("--config_file", str(bundle / "configs" / "train.yaml")))
-    assert root_of_command() == str(bundle)
+    assert located("--config_file", str(config)) == "models/model.pt"  # in no folder "configs"
+    assert located("--seed", "3") == "models/model.pt"
+    options = ["--config_file", str(bundle / "configs" / "train.yaml")]
+    assert located(*options, program="/env/bin/pytest") == "models/model.pt"
 
 
 @pytest.mark.parametrize("workflow", ["train", "inference"])
 @pytest.mark.parametrize("name", shipped_bundles())
-def test_shipped_bundles_find_their_root(
+def test_shipped_bundles_find_their_files(
     name: str, workflow: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = shipped_bundles()[name] / "configs" / f"{workflow}.yaml"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", argv("--config_file", str(path)))
-    parser = ConfigParser(read(path))
-    assert parser.get_parsed_content("bundle_root") == str(path.resolve().parents[1])
+    config = read(path)
+    assert config["bundle_root"] == "."
+    parser = ConfigParser(config)
+    assert parser.get_parsed_content("output_dir") == str(path.resolve().parents[1] / "eval")
 
 
 def test_program_name_is_the_one_that_monai_has() -> None:
@@ -262,7 +267,7 @@ def test_program_name_is_the_one_that_monai_has() -> None:
     assert entry.parts[-3:] == Path(PROGRAM).parts[-3:]
 
 
-@pytest.mark.parametrize("workflow", ["train", "inference"])
+@pytest.mark.parametrize("workflow", ["train", "evaluate", "inference", "multi_gpu_train"])
 def test_shipped_configurations_check_their_command_line(workflow: str) -> None:
     path = shipped_bundles()[NAME] / "configs" / f"{workflow}.yaml"
     assert any("refuse_unknown_overrides" in step for step in read(path)["initialize"])

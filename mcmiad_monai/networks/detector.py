@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mcmiad_monai.networks import extra_state
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.networks.head import MCMIADHead
@@ -30,7 +32,7 @@ class MCMIADDetector(nn.Module):
     heat_scale : Tensor of shape ()
         Divides the score map. Calibration sets it so that 1.0 is the threshold of a pixel.
     calibration, provenance : dict
-        What a package carries beside the weights.
+        What its state dict carries beside the weights, under PyTorch's key ``_extra_state``.
 
     Raises
     ------
@@ -66,6 +68,53 @@ class MCMIADDetector(nn.Module):
         """What the provenance says of the training: modality, slices, region, …; may be empty."""
         return dict(self.provenance.get("training", {}))
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """Configuration, calibration and provenance: all that is needed beside the weights."""
+        parts = {"encoder": self.encoder, "head": self.head, "score": self.score}
+        return {
+            "config": {name: part.config for name, part in parts.items()},
+            "calibration": self.calibration,
+            "provenance": self.provenance,
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dict without the extra state."""
+        state = {"heat_scale": self.heat_scale}
+        for name, part in self.named_children():
+            state |= part.state_dict(prefix=f"{name}.")
+        return state
+
+    def get_extra_state(self) -> Tensor:
+        """Its `description` and a digest of the weights, uint8 (n,)."""
+        return extra_state.encode(self.description, self.weights())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take calibration and provenance from another detector's extra state."""
+        content = extra_state.decode(state)
+        self.calibration, self.provenance = content["calibration"], content["provenance"]
+        self.encoder.provenance = self.provenance["encoder"]
+        self.head.prior_provenance = self.provenance["text_prior"]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        extra = own.pop(extra_state.EXTRA_STATE, None)
+        if extra is not None and (problem := extra_state.mismatch(extra, own)):
+            error_messages: list[str] = args[-1]
+            error_messages.append(problem)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles: the traced network, for slices of 224×224."""
+        example = torch.rand(2, 1, 224, 224, device=self.heat_scale.device)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter(
+                "ignore"
+            )  # shapes that the tracer takes for constants are constant
+            return _Scriptable(torch.jit.trace(self, example, check_trace=False))
+
     def folded(self) -> MCMIADDetector:
         """The same detector for inference, with its BatchNorms folded; the head is shared."""
         detector = MCMIADDetector(fold_batch_norms(self.encoder), self.head, self.score)
@@ -97,3 +146,16 @@ class MCMIADDetector(nn.Module):
             float32, at least 0; 1.0 is the threshold of a pixel once calibrated.
         """
         return self.heatmap_from_features(self.features(image), image.shape[-2:])
+
+
+class _Scriptable(nn.Module):
+    """A traced network, in a module that ``torch.jit.script`` takes."""
+
+    def __init__(self, traced: nn.Module) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Heatmaps of images (B, 1, 224, 224)."""
+        heatmap: Tensor = self.traced(image)
+        return heatmap

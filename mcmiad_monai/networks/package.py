@@ -1,6 +1,6 @@
-"""The packaged model: one file with encoder, text prior, head, score and calibration.
+"""The model file: one state dict with encoder, text prior, head, score and calibration.
 
-Loading it needs no weight hub, no text encoder and no network.
+Loading it needs no weight hub, no text encoder and no network connection.
 """
 
 from __future__ import annotations
@@ -11,49 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mcmiad_monai.files import save_torch
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import encoder_from_config
+from mcmiad_monai.networks.extra_state import EXTRA_STATE, decode, encode
 from mcmiad_monai.networks.head import head_from_config
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.weights import WeightsError
 
-PACKAGE_FORMAT = 1
-"""Version of the file's layout."""
-
-PACKAGE_KEYS = frozenset({"model", "config", "provenance", "calibration", "format"})
-"""What a package holds: a state dict, three JSON strings and the version."""
-
-
-def package(
-    detector: MCMIADDetector,
-    *,
-    calibration: dict[str, Any] | None = None,
-    provenance: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Put a detector into a dict of tensors, JSON strings and a number, safe to unpickle.
-
-    Parameters
-    ----------
-    detector : MCMIADDetector
-    calibration : dict, optional
-        Instead of the detector's own; fit for JSON.
-    provenance : dict, optional
-        Added to the detector's own; fit for JSON.
-    """
-    config = {
-        "encoder": detector.encoder.config,
-        "head": detector.head.config,
-        "score": detector.score.config,
-    }
-    return {
-        "model": {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()},
-        "config": json.dumps(config),
-        "provenance": json.dumps({**detector.provenance, **(provenance or {})}),
-        "calibration": json.dumps(detector.calibration if calibration is None else calibration),
-        "format": PACKAGE_FORMAT,
-    }
+FORMAT_1 = frozenset({"model", "config", "provenance", "calibration", "format"})
+"""Keys of the first layout: a state dict, three JSON strings and the version."""
 
 
 def save_package(
@@ -63,8 +32,23 @@ def save_package(
     calibration: dict[str, Any] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> None:
-    """Write a `package` to a file, usually ``models/model.pt``, whole or not at all."""
-    save_torch(package(detector, calibration=calibration, provenance=provenance), path)
+    """Write a detector to a file, usually ``models/model.pt``, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+    detector : MCMIADDetector
+    calibration : dict, optional
+        Instead of the detector's own; fit for JSON.
+    provenance : dict, optional
+        Added to the detector's own; fit for JSON.
+    """
+    described = detector.description
+    described["provenance"] = {**described["provenance"], **(provenance or {})}
+    if calibration is not None:
+        described["calibration"] = calibration
+    weights = {name: tensor.detach().cpu() for name, tensor in detector.weights().items()}
+    save_torch({**weights, EXTRA_STATE: encode(described, weights)}, path)
 
 
 def load_package(
@@ -73,7 +57,7 @@ def load_package(
     *,
     modality: str | None = None,
 ) -> MCMIADDetector:
-    """Read a package into a detector in evaluation mode.
+    """Read a model file into a detector in evaluation mode.
 
     Parameters
     ----------
@@ -87,52 +71,49 @@ def load_package(
     Raises
     ------
     WeightsError
-        If the file is missing, is not a package, has a newer layout, or is for another modality.
+        If the file is missing, is not a model of this project, has a newer layout, was put together
+        from two models, or is for another modality.
     """
-    content = _read(Path(path), map_location)
-    config = json.loads(content["config"])
+    state = _read(Path(path))
+    config = decode(state[EXTRA_STATE])["config"]
     head, encoder = head_from_config(config["head"]), encoder_from_config(config["encoder"])
     detector = MCMIADDetector(encoder, head, AnomalyScore(**config["score"]))
     try:
-        detector.load_state_dict(content["model"])
+        detector.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(
             f"the weights in {path} do not fit the model that it describes ({error}). It may have "
             "been written with another version of timm or OpenCLIP: see its provenance."
         ) from error
-    detector.calibration = json.loads(content["calibration"])
-    detector.provenance = json.loads(content["provenance"])
-    trained_for = detector.provenance.get("training", {}).get("modality")
+    trained_for = detector.trained_with.get("modality")
     if modality is not None and trained_for not in (None, modality):
         raise WeightsError(
             f"{path} was trained for {trained_for}, and the images are {modality}; use the bundle "
             "of that modality, or train one."
         )
-    encoder.provenance = detector.provenance["encoder"]
-    head.prior_provenance = detector.provenance["text_prior"]
     return detector.to(map_location).eval()
 
 
-def _read(path: Path, map_location: str | torch.device) -> dict[str, Any]:
-    """Unpickle tensors and strings only, and check that they are a package."""
+def _read(path: Path) -> dict[str, Tensor]:
+    """State dict of a model file, of the first layout too."""
     if not path.is_file():
         raise WeightsError(
             f"there is no packaged model {path}; train one, or bring the model.pt of a bundle."
         )
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         problem = str(error).split("\n", 1)[0]
         raise WeightsError(f"{path} is not a packaged model: {problem}") from error
-    if not isinstance(content, dict) or not set(content) >= PACKAGE_KEYS:
-        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
-        raise WeightsError(
-            f"{path} is not a packaged model: it holds {found}, and {sorted(PACKAGE_KEYS)} are "
-            "needed. A checkpoint of training is packaged at the end of a run."
-        )
-    if content["format"] > PACKAGE_FORMAT:
-        raise WeightsError(
-            f"{path} has the layout {content['format']}, and this version reads up to "
-            f"{PACKAGE_FORMAT}; update mcmiad-monai."
-        )
-    return content
+    if isinstance(content, dict) and EXTRA_STATE in content:
+        return content
+    if isinstance(content, dict) and set(content) >= FORMAT_1:
+        described = {
+            key: json.loads(content[key]) for key in ("config", "provenance", "calibration")
+        }
+        return {**content["model"], EXTRA_STATE: encode(described, content["model"])}
+    found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
+    raise WeightsError(
+        f"{path} is not a packaged model: it holds {found}, and a state dict with {EXTRA_STATE} is "
+        "needed. A checkpoint of training is packaged at the end of a run."
+    )

@@ -1,7 +1,7 @@
 """The slice network as one file for other runtimes: ONNX or TorchScript, thresholds inside.
 
-Both take any number of slices at once. What a package tells beside its weights goes into the file's
-metadata under the key ``mcmiad``: configuration, calibration and provenance, as JSON.
+Both take any number of slices at once. Configuration, calibration and provenance go into the file's
+metadata under the key ``mcmiad``, as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from mcmiad_monai.files import replace_atomically
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.package import load_package, package
+from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import tensors_sha256
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ SUFFIXES: dict[str, ExportFormat] = {".onnx": "onnx", ".ts": "torchscript"}
 METADATA_KEY = "mcmiad"
 #: What writing and checking ONNX needs, all of the extra ``export``.
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
-#: Loggers of what writes ONNX, by whose messages a user learns nothing.
+#: Loggers of what writes ONNX; their messages do not help a user.
 CHATTY = ("onnx_ir", "onnxscript", "torch.onnx")
 #: Slices of the example with which a graph is captured; two, since one would be taken for fixed.
 EXAMPLE_SLICES = 2
@@ -146,13 +146,11 @@ class Exporter:
 
 
 def description(detector: MCMIADDetector) -> dict[str, Any]:
-    """What a package tells beside its weights: ``config``, ``calibration`` and ``provenance``.
+    """Metadata of an exported file: ``config``, ``calibration`` and ``provenance``.
 
-    ``model_sha256`` is the digest of all weights, by which an exported file is known again.
+    ``model_sha256`` is the digest of all weights, by which the file is matched with its model.
     """
-    content = package(detector)
-    told = {key: json.loads(content[key]) for key in ("config", "calibration", "provenance")}
-    return {**told, "model_sha256": tensors_sha256(content["model"])}
+    return {**detector.description, "model_sha256": tensors_sha256(detector.weights())}
 
 
 def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> None:
@@ -161,8 +159,8 @@ def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> 
     import onnx
     import onnxruntime
 
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), _quiet():
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), _quiet():
         program = torch.onnx.export(
             detector.folded().eval(),
             (example,),
@@ -175,7 +173,7 @@ def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> 
             dynamic_shapes={"image": {0: torch.export.Dim("slices", min=1)}},
         )
     if program is None:
-        raise ExportError(f"PyTorch gave no ONNX program: {told.getvalue()}")
+        raise ExportError(f"PyTorch gave no ONNX program: {output.getvalue()}")
     program.save(str(path), external_data=False)
     model = onnx.load(str(path))
     entry = model.metadata_props.add()
@@ -190,7 +188,7 @@ def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its own deprecations, and of hundreds of nodes one by one."""
+    """Without the exporter's warnings of its own deprecations and its line for every node."""
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [each.level for each in loggers]
     for each in loggers:

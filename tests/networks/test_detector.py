@@ -108,6 +108,16 @@ def test_traced_detector_gives_the_same_heatmap_for_other_images():
         assert torch.allclose(traced(other), detector(other), rtol=1e-4, atol=1e-4)
 
 
+def test_scripted_detector_gives_the_same_heatmap_for_any_batch():
+    detector = small_detector(empty_encoder("test_efficientnet")).eval()
+    smooth = F.interpolate(torch.rand(3, 1, 8, 8), (224, 224), mode="bilinear")
+    scripted = torch.jit.script(detector)
+    with torch.no_grad():
+        for count in (1, 3):
+            expected = detector(smooth[:count])
+            assert torch.allclose(scripted(smooth[:count]), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_head_of_another_encoder_is_refused():
     detector = scored_by()
     with pytest.raises(ValueError, match="the head takes 120 channels on a grid of 7"):

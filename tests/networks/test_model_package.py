@@ -1,17 +1,22 @@
+"""The model file: what it holds, what reads it, and what is refused."""
+
 from __future__ import annotations
 
+import copy
 import json
 import socket
 from pathlib import Path
 
 import pytest
 import torch
+from monai.networks import copy_model_state
 from small_heads import small_detector
 
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
+from mcmiad_monai.networks.extra_state import BLOCK, EXTRA_STATE, decode, encode
 from mcmiad_monai.networks.head import build_head
-from mcmiad_monai.networks.package import load_package, package, save_package
+from mcmiad_monai.networks.package import load_package, save_package
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.weights import WeightsError
 
@@ -60,14 +65,68 @@ def test_packing_again_keeps_everything(detector, tmp_path):
     assert second.encoder.provenance == detector.encoder.provenance
 
 
-def test_package_holds_tensors_strings_and_a_number(detector, tmp_path):
-    save_package(tmp_path / "model.pt", detector)
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert content.keys() == {"model", "config", "provenance", "calibration", "format"}
-    assert all(isinstance(tensor, torch.Tensor) for tensor in content["model"].values())
-    assert json.loads(content["calibration"]) == {}
-    assert json.loads(content["config"]).keys() == {"encoder", "head", "score"}
-    assert content["format"] == 1
+def saved(detector: MCMIADDetector, path: Path) -> dict[str, torch.Tensor]:
+    save_package(path, detector)
+    content: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    return content
+
+
+def test_the_file_is_the_state_dict_of_the_detector(detector, tmp_path):
+    content = saved(detector, tmp_path / "model.pt")
+    expected = detector.state_dict()
+    assert content.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in content.items())
+    extra = content[EXTRA_STATE]
+    assert (extra.dtype, len(extra) % BLOCK) == (torch.uint8, 0)
+    assert decode(extra)["config"].keys() == {"encoder", "head", "score"}
+
+
+def test_a_file_of_the_first_layout_is_read(detector, tmp_path):
+    detector.calibration = {"slice": 1.5}
+    described = {key: json.dumps(value) for key, value in detector.description.items()}
+    content = {"model": detector.weights(), **described, "format": 1}
+    torch.save(content, tmp_path / "model.pt")
+    loaded = load_package(tmp_path / "model.pt")
+    assert loaded.calibration == {"slice": 1.5}
+    assert loaded.provenance == detector.provenance
+    image = torch.rand(2, 1, 112, 112)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), detector(image))
+
+
+def test_thresholds_of_other_weights_are_refused(detector, tmp_path):
+    content = saved(detector, tmp_path / "model.pt")
+    content["heat_scale"] = content["heat_scale"] * 2
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="do not belong together"):
+        load_package(tmp_path / "model.pt")
+    with pytest.raises(RuntimeError, match="do not belong together"):
+        detector.load_state_dict(content)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_state_dict_is_loaded_into_another_detector(detector, tmp_path, prefix):
+    detector.calibration = {"slice": 1.5}
+    content = saved(detector, tmp_path / "model.pt")
+    other = copy.deepcopy(detector)
+    other.calibration = {"a longer one": list(range(100))}
+    torch.nn.init.zeros_(other.head.project.weight)
+    whole = torch.nn.ModuleDict({"module": other}) if prefix else other
+    whole.load_state_dict({prefix + name: tensor for name, tensor in content.items()})
+    assert other.calibration == {"slice": 1.5}
+    assert torch.equal(other.head.project.weight, detector.head.project.weight)
+
+
+def test_monai_copies_weights_and_thresholds_together(detector, tmp_path):
+    detector.calibration = {"slice": 1.5}
+    content = saved(detector, tmp_path / "model.pt")
+    other = copy.deepcopy(detector)
+    other.calibration = {"a longer one": list(range(100))}
+    torch.nn.init.zeros_(other.head.project.weight)
+    _, _, unchanged = copy_model_state(other, content)
+    assert not unchanged
+    assert other.calibration == {"slice": 1.5}
+    assert torch.equal(other.head.project.weight, detector.head.project.weight)
 
 
 def test_a_failed_write_leaves_the_old_package_and_no_litter(detector, tmp_path, monkeypatch):
@@ -113,14 +172,26 @@ def test_a_damaged_file_is_refused(detector, tmp_path):
 
 
 def test_a_newer_layout_is_refused(detector, tmp_path):
-    torch.save({**package(detector), "format": 2}, tmp_path / "model.pt")
-    with pytest.raises(WeightsError, match=r"layout 2.*update"):
+    content = saved(detector, tmp_path / "model.pt")
+    described = {**decode(content[EXTRA_STATE]), "format": 3}
+    text = bytearray(json.dumps(described).encode())
+    torch.save(
+        {**content, EXTRA_STATE: torch.frombuffer(text, dtype=torch.uint8)}, tmp_path / "m.pt"
+    )
+    with pytest.raises(WeightsError, match=r"layout 3.*update"):
+        load_package(tmp_path / "m.pt")
+
+
+def test_an_extra_state_of_another_project_is_refused(tmp_path):
+    torch.save({EXTRA_STATE: torch.tensor([1, 2], dtype=torch.uint8)}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="not that of a model of this project"):
         load_package(tmp_path / "model.pt")
 
 
 def test_tensors_that_do_not_fit_are_refused(detector, tmp_path):
-    content = package(detector)
-    del content["model"]["head.project.weight"]
+    weights = detector.weights()
+    del weights["head.project.weight"]
+    content = {**weights, EXTRA_STATE: encode(detector.description, weights)}
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match="do not fit the model"):
         load_package(tmp_path / "model.pt")
