@@ -18,7 +18,6 @@ from mcmiad_monai.bundle import (
     copy_bundle,
     locate,
     open_workflow,
-    place_method_options,
     refuse_unknown_overrides,
     shipped_bundles,
 )

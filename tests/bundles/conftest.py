@@ -1,19 +1,16 @@
-"""All four bundles, trained on small phantoms with a small encoder; one training a bundle."""
+"""All four bundles, trained on small phantoms with a small encoder: once a session and a bundle."""
 
 from __future__ import annotations
 
-import ast
-import io
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import pytest
 from forked_commands import Done, option_words
+from small_bundles import shared_once
 from small_phantoms import write_mixed_cohort
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
@@ -45,44 +42,67 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained bundle and the studies it was trained on."""
+    """A trained bundle and the studies it was trained on; its files are read only."""
 
     name: str
     modality: str
     root: Path
     source: Path
 
+    @property
+    def model(self) -> Path:
+        """Its model file."""
+        return self.root / "models" / "model.pt"
+
+    def config(self, workflow: str = "inference") -> Path:
+        """One of its configurations."""
+        return self.root / "configs" / f"{workflow}.yaml"
+
     def options(self, **more: Any) -> dict[str, Any]:
         """Overrides of a run on its studies."""
         return {"dataset_dir": str(self.source), "progress": False, "device": "cpu", **more}
+
+    def small(self, **more: Any) -> dict[str, Any]:
+        """Overrides with which it trains in seconds.
+
+        A picture has one slice, which a part of the slices would leave out.
+        """
+        pictures = self.modality in ("retina_oct", "unified")
+        return self.options(**SMALL, slice_range=[0.0, 1.0] if pictures else [0.3, 0.8]) | more
 
 
 @pytest.fixture(scope="session")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few small studies of every modality; read it, do not write into it."""
-    return write_mixed_cohort(
-        tmp_path_factory.mktemp("mixed") / "cohort",
-        brain_shape=(40, 48, 10),
-        liver_shape=(48, 40, 10),
-        retina_shape=(64, 48),
-        progress=False,
-    )
+
+    def make(root: Path) -> None:
+        shapes: dict[str, Any] = {"brain_shape": (40, 48, 10), "liver_shape": (48, 40, 10)}
+        write_mixed_cohort(root, **shapes, retina_shape=(64, 48), progress=False)
+
+    return shared_once(tmp_path_factory, "mixed", make)
+
+
+@pytest.fixture(scope="session")
+def cohort(mixed: Path) -> Path:
+    """Its brain studies."""
+    return mixed / "brain_mri"
 
 
 @pytest.fixture(scope="session")
 def train(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
-    """Train a bundle by name, the first time that it is asked for."""
-    done: dict[str, Trained] = {}
+    """Train a bundle by name, the first time that a test of the session asks for it."""
 
     def get(name: str) -> Trained:
-        if name not in done:
-            modality, source = BUNDLES[name]
-            root = copy_bundle(name, tmp_path_factory.mktemp(name) / name)
-            done[name] = Trained(name, modality, root, mixed / source)
+        modality, source = BUNDLES[name]
+
+        def make(root: Path) -> None:
+            made = Trained(name, modality, copy_bundle(name, root), mixed / source)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(handlers.DiskSaver, "__call__", keep_epochs)
-                open_workflow(root, "train", done[name].options(**small_options(name))).run()
-        return done[name]
+                open_workflow(root, "train", made.small()).run()
+
+        root = shared_once(tmp_path_factory, name, make)
+        return Trained(name, modality, root, mixed / source)
 
     return get
 
@@ -94,22 +114,16 @@ def keep_epochs(self: Any, content: dict[str, Any], filename: str, *_: Any) -> N
         shutil.copy(self.dirname / filename, self.dirname / f"epoch{content['epoch']}.pt")
 
 
-@pytest.fixture(scope="session")
-def small() -> Callable[[str], dict[str, Any]]:
-    """Overrides with which a bundle trains in seconds."""
-    return small_options
-
-
-def small_options(name: str) -> dict[str, Any]:
-    """A picture has one slice, which a part of the slices would leave out."""
-    pictures = name in ("retina_oct_anomaly", "unified_anomaly")
-    return {**SMALL, "slice_range": [0.0, 1.0] if pictures else [0.3, 0.8]}
-
-
 @pytest.fixture(params=sorted(BUNDLES))
 def trained(request: pytest.FixtureRequest, train: Callable[[str], Trained]) -> Trained:
-    """Each trained bundle in turn; its files are read by the tests."""
+    """Each trained bundle in turn."""
     return train(request.param)
+
+
+@pytest.fixture
+def brain(train: Callable[[str], Trained]) -> Trained:
+    """The brain bundle, for what does not depend on the modality."""
+    return train("brain_mri_anomaly")
 
 
 @pytest.fixture
@@ -118,40 +132,7 @@ def monai_process(forked: Any, tmp_path: Path) -> Callable[..., Done]:
 
     def run(command: str, *, launcher: tuple[str, ...] = (), **options: Any) -> Done:
         line = [*launcher, "-m", "monai.bundle", command, *option_words(options)]
-        return forked.run(line, tmp_path)
+        done: Done = forked.run(line, tmp_path)
+        return done
 
     return run
-
-
-@pytest.fixture
-def monai_bundle(
-    request: pytest.FixtureRequest, monai_process: Callable[..., Done], tmp_path: Path
-) -> Callable[..., Done]:
-    """A command of MONAI: for one bundle as a process, for the others the function behind it.
-
-    Starting Python with MONAI takes longer than most commands.
-    """
-    if "unified" in request.node.name:
-        return monai_process
-
-    def call(command: str, **options: Any) -> Done:
-        given = {
-            key: ast.literal_eval(value) if str(value)[:1] in "[{TF" else str(value)
-            for key, value in options.items()
-        }
-        if "config_file" in given:  # which as a process is found from the command line
-            given["bundle_root"] = str(Path(given["config_file"]).parents[1])
-        told = io.StringIO()
-        handler = logging.StreamHandler(told)
-        logging.getLogger("monai").addHandler(handler)
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(tmp_path)
-                getattr(monai.bundle, command)(**given)
-        except Exception as error:
-            return Done(1, f"{told.getvalue()}{error}")
-        finally:
-            logging.getLogger("monai").removeHandler(handler)
-        return Done(0, told.getvalue())
-
-    return call

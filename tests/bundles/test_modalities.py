@@ -18,16 +18,13 @@ from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.networks.package import load_package
 
 
-def test_liver_mask_confines_training_thresholds_and_heatmap(
-    train: Any, small: Any, tmp_path: Path
-) -> None:
+def test_liver_mask_confines_training_thresholds_and_heatmap(train: Any, tmp_path: Path) -> None:
     trained = train("liver_ct_anomaly")
     root = copy_bundle(trained.name, tmp_path / "organ")
-    options = trained.options(**small(trained.name), region="organ")
-    open_workflow(root, "train", options).run()
+    open_workflow(root, "train", trained.small(region="organ")).run()
     detector = load_package(root / "models" / "model.pt")
     assert detector.trained_with["region"] == "organ"
-    whole = load_package(trained.root / "models" / "model.pt")
+    whole = load_package(trained.model)
     assert detector.calibration["normal_pixels"] < 0.6 * whole.calibration["normal_pixels"]
     # the package says that a mask is needed; nobody has to say it again
     out = tmp_path / "out"

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from mcmiad_monai.bundle import open_workflow
 from mcmiad_monai.inference.cohort import CohortIncomplete
+
+
+def shared_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder that the first worker of the session makes, and the others read."""
+    base = factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    target = base / "shared" / name
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            making = target.with_name(f"making_{name}") / name
+            making.parent.mkdir()
+            make(making)
+            making.rename(target)
+    return target
 
 
 def why_failed(root: Path, options: Mapping[str, Any]) -> str:
