@@ -18,14 +18,12 @@ from PIL import Image
 from small_bundles import why_failed
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow, shipped_bundles
-from mcmiad_monai.data.cache_key import describe_transform
 from mcmiad_monai.data.cases.names import PICTURE_SUFFIXES
 from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.transforms import load_volume, preprocessing
-from mcmiad_monai.transforms.recipes import Region
 
 NAMES = ["brain_mri_anomaly", "liver_ct_anomaly", "retina_oct_anomaly", "unified_anomaly"]
 #: Most lines of a configuration that a user is to read.
@@ -167,27 +165,6 @@ def check_picture(case: dict[str, Any], stem: Path, scores: dict[str, Any]) -> N
     np.testing.assert_array_equal(np.asarray(mask) == 255, heatmap > 1)
     assert not list(stem.parent.glob("*.nii.gz"))
     assert scores["slices_scored"] == 1
-
-
-@pytest.mark.parametrize("region", ["whole", "organ"])
-@pytest.mark.parametrize("name", NAMES)
-def test_transforms_of_the_file_are_those_of_python(
-    name: str, region: Region, tmp_path: Path
-) -> None:
-    root = copy_bundle(name, tmp_path / name)
-    options = {"region": region, "organ_label": 6, "check_modality": False}
-    workflow = open_workflow(root, "train", options)
-    listed = workflow.parser.get_parsed_content("train#preprocessing")
-    recipe = preprocessing(name.removesuffix("_anomaly"), mask_key="label", **options)
-    assert describe_transform(listed) == describe_transform(recipe)
-
-
-def test_region_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    root = copy_bundle(NAMES[0], tmp_path / NAMES[0])
-    workflow = open_workflow(root, "train", {"region": "liver"})
-    with pytest.raises(RuntimeError) as caught:
-        workflow.parser.get_parsed_content("train#preprocessing")
-    assert "region 'liver' is not known" in str(unwrap(caught.value))
 
 
 def test_study_of_another_modality_is_refused_with_the_reason(
