@@ -22,6 +22,7 @@ FLOORS = [
     {"runtime"},
     {"data"},
     {"inference", "training", "phantom"},
+    {"overrides"},
     {"bundle"},
     {"predictor"},
     {"research", "monailabel"},

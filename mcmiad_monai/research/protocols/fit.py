@@ -47,7 +47,7 @@ def fit_head(
         The head of the last epoch in evaluation mode, and the number of optimiser steps.
     """
     head = method.build_head(data.encoder, prior, seed)
-    if head.standardize_features:
+    if head.options.standardize_features:
         head.set_feature_statistics(*data.statistics())
     network = replicate(head, device)
     loader = training_loader(
