@@ -198,6 +198,7 @@ def test_messages_go_to_stderr_and_as_loud_as_asked(
         return []
 
     monkeypatch.setattr("mcmiad_monai.data.cases.find.find_cases", talk)
+    monkeypatch.setattr(logging.root, "handlers", [])  # those that a bundle's logging.conf adds
 
     def shown(*options: str) -> list[str]:
         assert main(["cases", "x", *options]) == 0
