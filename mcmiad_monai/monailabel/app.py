@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from mcmiad_monai import __version__
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.monailabel.answers import install_error_answers
 from mcmiad_monai.monailabel.batch import MASK_TAG, AnomalyBatchInfer
-from mcmiad_monai.monailabel.bundles import BundleInference, find_bundles
+from mcmiad_monai.monailabel.bundles import ServedBundle, find_bundles
 from mcmiad_monai.monailabel.infer import NOTE, AnomalyInferTask
 from mcmiad_monai.monailabel.requests import (
     RequestError,
@@ -32,9 +31,7 @@ from mcmiad_monai.monailabel.scoring import AnomalyScoring
 from mcmiad_monai.monailabel.strategies import MostAnomalousFirst
 from mcmiad_monai.monailabel.train import NormalTrainTask
 
-logger = logging.getLogger(__name__)
-
-#: What MONAI Label lists of a DICOMweb server unless it is told otherwise.
+#: MONAI Label's default filter for the series of a DICOMweb server.
 CT_ONLY = {"Modality": "CT"}
 
 
@@ -47,24 +44,24 @@ class MCMIADApp(MONAILabelApp):
     Parameters
     ----------
     app_dir : str
-        As :func:`~mcmiad_monai.monailabel.layout.lay_out_app` makes it.
+        As `lay_out_app` makes it.
     studies : str
         Folder of studies, or the address of a DICOMweb server.
     conf : mapping
-        Of ``--conf``: ``models`` names bundles, separated by commas, where not all are to be
-        served; ``weights`` and ``text_prior`` are defaults of training; ``skip_trainers`` ``true``
-        leaves training out.
+        Of ``--conf``: ``models`` names the bundles to serve, separated by commas (default: all);
+        ``weights`` and ``text_prior`` are defaults of training; ``skip_trainers`` ``true`` leaves
+        training out.
 
     Raises
     ------
     ModelError
-        If there is no bundle, or not the one that was named.
+        If there is no bundle, or one of those named is missing.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         found = find_bundles(Path(app_dir) / "model", names)
-        self.bundles = {name: BundleInference(root) for name, root in found.items()}
+        self.bundles = {name: ServedBundle(root) for name, root in found.items()}
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -104,36 +101,33 @@ class MCMIADApp(MONAILabelApp):
         return AnomalyBatchInfer(self.tasks)
 
     def init_remote_datastore(self) -> Any:
-        """Datastore of a server; of a DICOMweb server, list what the bundles are for.
+        """Datastore of a server; of a DICOMweb server, list the modalities of the bundles.
 
-        MONAI Label lists CT alone unless its settings say otherwise, which leaves nothing to look
-        at where no bundle is for CT.
+        MONAI Label's default, CT alone, would list nothing useful where no bundle is for CT.
         """
-        codes = {m.dicom for bundle in self.bundles.values() for m in _kinds(bundle)}
+        kinds = [bundle.modality for bundle in self.bundles.values()]
+        if any(kind.is_unified for kind in kinds):
+            kinds = list(MODALITIES.values())
+        codes = {str(kind.dicom) for kind in kinds}
         if settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == CT_ONLY and "CT" not in codes:
             settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER = {"Modality": "\\".join(sorted(codes))}
         return super().init_remote_datastore()
 
     def on_init_complete(self) -> None:
-        """The server is about to start: let it answer errors with what is wrong."""
+        """Before the server starts: make it answer errors with their reason."""
         install_error_answers()
         super().on_init_complete()
 
     def bundle_path(self, model: str | None) -> None:
-        """Called before a task is started in the background: refuse models that are not there.
+        """Refuse models that are not there before a background task starts.
 
         Bundles hold no Python, so there is no path to import from.
-
-        Raises
-        ------
-        RequestError
-            404, if there is no such model.
         """
         if model:
-            self._task(model)
+            _known("model", model, self.tasks)
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Analyse one study; see :class:`AnomalyInferTask` for what a request can ask.
+        """Analyse one study; `AnomalyInferTask` lists the parameters of a request.
 
         Raises
         ------
@@ -141,9 +135,9 @@ class MCMIADApp(MONAILabelApp):
             404 for an image or a model that is not there, 409 for a model that is not trained, 400
             for what cannot be used.
         """
-        task = self._task(request.get("model"))
+        task = _known("model", request.get("model"), self.tasks)
         if not task.is_valid():
-            raise RequestError(409, f"{task.inference.name} has no model yet; train it first.")
+            raise RequestError(409, f"{task.bundle.name} has no model yet; train it first.")
         store = datastore or self.datastore()
         if output_kind(request) == "heatmap" and request.get("label_info"):
             raise RequestError(
@@ -155,19 +149,19 @@ class MCMIADApp(MONAILabelApp):
 
     @one_line_in_worker
     def batch_infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Masks and heatmaps of many studies; see :class:`AnomalyBatchInfer`."""
-        self._task(request.get("model"))
+        """Masks and heatmaps of many studies; see `AnomalyBatchInfer`."""
+        _known("model", request.get("model"), self.tasks)
         return dict(super().batch_infer(request, datastore))
 
     @one_line_in_worker
     def scoring(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Scores of all studies; see :class:`AnomalyScoring`."""
+        """Scores of all studies; see `AnomalyScoring`."""
         _known("scoring method", request.get("method"), self._scoring_methods)
         return dict(super().scoring(request, datastore))
 
     @one_line_in_worker
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Train a bundle; see :class:`NormalTrainTask`."""
+        """Train a bundle; see `NormalTrainTask`."""
         _known("trainer", request.get("model"), self._trainers)
         return dict(super().train(request))
 
@@ -181,25 +175,18 @@ class MCMIADApp(MONAILabelApp):
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
         """Score in the background.
 
-        MONAI Label asks for all methods after its start, a training and every sample. They are run
-        where something is left to score, and only on a folder: to score a server, which means to
-        download it, somebody has to ask for it.
+        MONAI Label starts all methods, those of `method` None, after its own start, a training and
+        every sample. They run where studies have no score yet, and only on a folder: scoring a
+        server downloads it, so that needs a request.
         """
         if method:
             return super().async_scoring(method, params)
         store = self.datastore()
         if isinstance(store, DICOMWebDatastore) or not isinstance(store, LocalDatastore):
             return {}
-        ready = {
-            name: m
-            for name, m in self._scoring_methods.items()
-            if m.task.is_valid() and m.pending(store)
-        }
+        methods = self._scoring_methods.items()
+        ready = [name for name, m in methods if m.task.is_valid() and m.pending(store)]
         return {name: super(MCMIADApp, self).async_scoring(name, params) for name in ready}
-
-    def _task(self, model: Any) -> AnomalyInferTask:
-        task: AnomalyInferTask = _known("model", model, self.tasks)
-        return task
 
     def _located(self, image: Any, store: Any) -> dict[str, Any]:
         """Path, name and DICOM modality of the image of a request."""
@@ -209,13 +196,13 @@ class MCMIADApp(MONAILabelApp):
             )
         path = Path(image)
         if path.is_absolute() and path.exists() and self._may_read(path):
-            own = {"dicom_modality": None, "dicom_series": None}  # these are not a client's to say
-            return {"image": image, "case": path.name, **own}
+            # the last two are never taken from a client
+            return {"image": image, "case": path.name, "dicom_modality": None, "dicom_series": None}
         try:
             known = _image_file(store, image)
         except (IndexError, KeyError, ImageNotFoundException):
             known = ""
-        except OSError as error:  # as all errors of a connection are
+        except OSError as error:  # so are all errors of a connection
             raise RequestError(
                 502, f"the server of the studies did not give image {image}: {error}"
             ) from error
@@ -225,12 +212,12 @@ class MCMIADApp(MONAILabelApp):
             raise RequestError(
                 404, f"there is no image {image!r} in the datastore; /datastore/ lists them."
             )
-        told = str(store.get_image_info(image).get("Modality") or "")
+        code = str(store.get_image_info(image).get("Modality") or "UNK")
         series = known.removesuffix(".nii.gz") if isinstance(store, DICOMWebDatastore) else None
         return {
             "image": image,
             "case": image,
-            "dicom_modality": told if told and told != "UNK" else None,
+            "dicom_modality": None if code == "UNK" else code,
             "dicom_series": series,
         }
 
@@ -249,16 +236,11 @@ def _image_file(store: Any, image: str) -> str:
     path = str(store.get_image_uri(image))
     if not isinstance(store, DICOMWebDatastore):
         return path
-    # the first answer is the temporary file that was copied to where the second one points
+    # the first call leaves a temporary file, and the second gives the path of its copy
     kept = str(store.get_image_uri(image))
     if path != kept:
         Path(path).unlink(missing_ok=True)
     return kept
-
-
-def _kinds(bundle: BundleInference) -> list[Any]:
-    """Modalities of a bundle."""
-    return list(MODALITIES.values()) if bundle.modality.is_unified else [bundle.modality]
 
 
 def _known(what: str, name: Any, known: Mapping[str, Any]) -> Any:

@@ -1,7 +1,4 @@
-"""Laying an app out: a folder that ``monailabel start_server --app`` takes.
-
-It holds trained bundles and four lines of Python; the code stays in the package.
-"""
+"""The folder of an app, for ``monailabel start_server --app``: bundles and four lines of Python."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ CT, CT alone, unless `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` says otherwise.
   Other settings are those of the bundle's `configs/train.yaml`.
 """
 
-#: Names that can stand in an address and in a folder.
+#: Names that can be part of an address.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: Files of a bundle that a server does not need.
 LEFT_OUT = ("__pycache__", "eval", "mlruns", "best.pt", "last.pt", ".*")
@@ -57,26 +54,21 @@ LEFT_OUT = ("__pycache__", "eval", "mlruns", "best.pt", "last.pt", ".*")
 def lay_out_app(directory: str | Path, bundles: Sequence[str | Path]) -> Path:
     """Make the folder of an app from bundles, trained or to be trained there.
 
-    Called again on the same folder it adds bundles; a bundle that is there already stays as it is,
-    since the app may have trained it further.
+    Called again on the same folder it adds bundles; it never overwrites one, which the app may have
+    trained.
 
     Parameters
     ----------
     directory : path
-        New, empty, or an app that was laid out before.
+        New, empty, or an app that was laid out before; it is returned.
     bundles : sequence of path
         Folders of bundles; their names become the names of the models.
-
-    Returns
-    -------
-    Path
-        The folder.
 
     Raises
     ------
     BundleError
-        If the folder holds something else, or a bundle is none, has a name that cannot stand in an
-        address, or is there already.
+        If the folder holds something else, or a bundle is none, has a name that cannot be part of
+        an address, or is there already.
     """
     app = Path(directory).expanduser().resolve()
     sources = [Path(bundle).expanduser().resolve() for bundle in bundles]
@@ -121,7 +113,7 @@ def _check_bundles(app: Path, sources: Sequence[Path]) -> None:
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    """Copy a bundle, so that a half-copied one is never taken for one."""
+    """Copy a bundle under a hidden name first, so that the app never sees half of one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
     try:

@@ -20,7 +20,7 @@ NORMAL = "normal"
 
 @dataclass
 class Normals:
-    """Studies with a final label, sorted by what it says.
+    """Studies that are known to be healthy, and how many were kept out.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Normals:
     corrected : int
         Studies with something drawn in their final label; they are kept out.
     unreadable : int
-        Studies whose label or image cannot be read; they are kept out as well.
+        Studies whose label or image cannot be read; also kept out.
     """
 
     cases: list[dict[str, Any]] = field(default_factory=list)
@@ -39,24 +39,21 @@ class Normals:
 
 
 def collect_normals(datastore: Any) -> Normals:
-    """Sort the studies that somebody has finished.
+    """Sort the studies that users have finished.
 
-    A study is healthy if its final label is empty, or if its info says ``"normal": true`` and it
-    has no final label: a DICOM SEG has at least one segment, so that a DICOMweb server cannot hold
-    an empty one.
+    A study is healthy if its final label is empty, or if it has no final label and its info says
+    ``"normal": true``: a DICOMweb server cannot hold an empty label.
     """
     found = Normals()
     # MONAI Label's own list, which fetches labels that lie on a server, has paths and no ids
-    label_of = {entry["image"]: entry["label"] for entry in datastore.datalist()}
-    infos = {image: datastore.get_image_info(image) for image in sorted(datastore.list_images())}
-    labels = {
-        i: label_of[info["path"]] for i, info in infos.items() if info.get("path") in label_of
-    }
-    for image, info in infos.items():
-        if image not in labels and info.get(NORMAL) is not True:
+    labels = {entry["image"]: entry["label"] for entry in datastore.datalist()}
+    for image in sorted(datastore.list_images()):
+        info = datastore.get_image_info(image)
+        label = labels.get(info.get("path"))
+        if label is None and info.get(NORMAL) is not True:
             continue
         try:
-            if image in labels and bool((load_mask(labels[image]) > 0).any()):
+            if label is not None and bool((load_mask(label) > 0).any()):
                 found.corrected += 1
                 continue
             path = datastore.get_image_uri(image)
@@ -74,7 +71,7 @@ def _entry(image: str, path: str, info: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"case": image, "image": str(Path(path)), "anomalous": False}
     patient = info.get("patient") or info.get("PatientID")
     if patient and patient != "UNK":
-        # whose it is need not be known, only that it is the same
+        # only which studies are of the same patient matters, so the name is hashed
         entry["patient"] = hashlib.sha256(str(patient).encode()).hexdigest()[:16]
     modality = info.get("modality") or modality_of_dicom(str(info.get("Modality")))
     if modality:

@@ -1,7 +1,7 @@
 """From a heatmap to the volume of an answer: mask, severity bands or the heatmap itself, as a file.
 
-Files keep the study's affine, also a sheared one: NIfTI through nibabel, whose sform holds any
-affine; NRRD and MetaImage through ITK, which keeps three free axis vectors there.
+Files keep the study's affine, also a sheared one: NIfTI in its sform, NRRD and MetaImage in ITK's
+three free axis vectors.
 """
 
 from __future__ import annotations
@@ -29,26 +29,21 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def render(
     heatmap: NDArray[np.float32], kind: OutputKind, *, threshold: float, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """The volume of an answer.
+    """The volume (X, Y, Z) of an answer.
 
     Parameters
     ----------
     heatmap : (X, Y, Z) ndarray of float32
-        In units of the calibrated pixel threshold.
+        1.0 is the calibrated pixel threshold.
     kind : {"mask", "bands", "heatmap"}
         1 above the threshold; 1, 2, 3 above 1, 2, 4 times the threshold; or the heatmap as it is.
     threshold : float
         In units of the heatmap.
     dtype : numpy dtype
-        Of mask and bands.
-
-    Returns
-    -------
-    (X, Y, Z) ndarray
-        float32 for the heatmap.
+        Of mask and bands; a heatmap stays float32.
     """
     if kind == "heatmap":
-        return np.asarray(heatmap, dtype=np.float32)
+        return heatmap
     limits = BAND_LIMITS if kind == "bands" else BAND_LIMITS[:1]
     levels = np.zeros(heatmap.shape, dtype=dtype)
     for limit in limits:
@@ -57,10 +52,8 @@ def render(
 
 
 def label_names(volume: NDArray[Any], kind: OutputKind) -> dict[str, int]:
-    """Names of the labels that a volume has, so that viewers name segments one after the other."""
-    if kind == "heatmap":
-        return {}
-    present = np.unique(volume)
+    """Names of the labels that a volume has: viewers give names to segments in their order."""
+    present = () if kind == "heatmap" else np.unique(volume)
     return {name: value for value, name in LABELS.items() if value in present}
 
 

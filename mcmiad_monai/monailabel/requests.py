@@ -16,7 +16,7 @@ OutputKind = Literal["mask", "bands", "heatmap"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("mask", "bands", "heatmap")
 #: File types of an answer: what 3D Slicer, OHIF and scripts read.
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
-#: Label tag of what people submit.
+#: Label tag of what users submit.
 FINAL = "final"
 #: Module that runs batch inference, scoring and training in a process of its own.
 WORKER = "monailabel.interfaces.utils.app"
@@ -30,8 +30,8 @@ class RequestError(HTTPException):
     Parameters
     ----------
     status : int
-        400 for what the client can mend, 404 for what is not there, 409 for what is not there yet,
-        500 where the server's own files are wrong, 502 where another server does not answer.
+        400 for what the client can correct, 404 for what is not there, 409 for what is not there
+        yet, 500 where the server's own files are wrong, 502 where another server does not answer.
     message : str
         What was found, what was expected, what to do.
     """
@@ -40,43 +40,38 @@ class RequestError(HTTPException):
         super().__init__(status_code=status, detail=message)
 
 
-def first(value: Any) -> Any:
-    """A value, or the first of the choices that a viewer sends where nothing was chosen."""
-    return value[0] if isinstance(value, list | tuple) and value else value
+def given(request: Mapping[str, Any], name: str) -> Any:
+    """A value of a request; None where it is left out or empty.
+
+    Viewers send all choices where the user chose none: the first is the default.
+    """
+    value = request.get(name)
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    return None if value in (None, "") else value
 
 
 def output_kind(request: Mapping[str, Any]) -> OutputKind:
-    """The kind of volume that is asked for.
-
-    Raises
-    ------
-    RequestError
-        400, if there is no such kind.
-    """
+    """The kind of volume that is asked for; `RequestError` 400 if there is no such kind."""
     return cast(OutputKind, _choice(request, "output_kind", OUTPUT_KINDS, OUTPUT_KINDS[0]))
 
 
 def extension(request: Mapping[str, Any], path: str) -> str:
     """File type of the answer: as asked for, or that of the image, or NIfTI.
 
-    Raises
-    ------
-    RequestError
-        400, if a type is asked for that cannot be written.
+    `RequestError` 400 if a type is asked for that cannot be written.
     """
     same = next((e for e in EXTENSIONS if path.lower().endswith(e)), EXTENSIONS[0])
     return _choice(request, "result_extension", EXTENSIONS, same)
 
 
 def label_tag(request: Mapping[str, Any], default: str) -> str:
-    """Tag under which the datastore is to keep what a model made.
+    """Tag under which the datastore keeps what a model made.
 
-    Raises
-    ------
-    RequestError
-        400, if it is that of people's final labels, by which training knows what is healthy.
+    `RequestError` 400 if it is that of the users' final labels, which tell training what is
+    healthy.
     """
-    tag = first(request.get("label_tag")) or default
+    tag = given(request, "label_tag") or default
     name = str(getattr(tag, "value", tag))
     if name == FINAL:
         raise RequestError(
@@ -90,10 +85,7 @@ def label_tag(request: Mapping[str, Any], default: str) -> str:
 def label_dtype(request: Mapping[str, Any]) -> np.dtype[Any]:
     """Integer type of a label map: as asked for, uint8 where that is no integer type.
 
-    Raises
-    ------
-    RequestError
-        400, if the type is not known.
+    `RequestError` 400 if the type is not known.
     """
     asked = request.get("result_dtype") or "uint8"
     try:
@@ -110,13 +102,10 @@ def number(
 ) -> Any:
     """A number of a request, which may come as text; None where it is left out.
 
-    Raises
-    ------
-    RequestError
-        400, if it is no number of this kind, or not above the limit.
+    `RequestError` 400 if it is no number of this kind, or not above the limit.
     """
-    value = first(request.get(name))
-    if value is None or value == "":
+    value = given(request, name)
+    if value is None:
         return None
     try:
         found = kind(value)
@@ -132,43 +121,34 @@ def number(
 def plain_text(request: Mapping[str, Any], name: str) -> str | None:
     """A text of a request that goes into a configuration; None where it is left out.
 
-    Raises
-    ------
-    RequestError
-        400, if it is no text, or one that a configuration would execute or follow.
+    `RequestError` 400 if it is no text, or one that a configuration would execute or follow.
     """
-    value = first(request.get(name))
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str) or any(sign in value for sign in "$@%"):
+    value = given(request, name)
+    if value is not None and (not isinstance(value, str) or any(c in value for c in "$@%")):
         raise RequestError(400, f"{name} is {value!r}; a name or a path without $, @, % is needed.")
     return value
 
 
 def _choice(request: Mapping[str, Any], name: str, choices: Sequence[str], default: str) -> str:
-    value = first(request.get(name))
-    if value is None or value == "":
-        return default
-    if value not in choices:
+    value = given(request, name)
+    if value is not None and value not in choices:
         raise RequestError(400, f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-    return str(value)
-
-
-def in_worker() -> bool:
-    """Whether this process runs one task for a server, which shows clients what it prints."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and spec.name == WORKER
+    return default if value is None else str(value)
 
 
 def one_line_in_worker(method: Method) -> Method:
-    """Make a worker end with the message of a :class:`RequestError` instead of a traceback."""
+    """Make a worker end with the message of a `RequestError` instead of a traceback.
+
+    A worker runs one task in a process of its own, and the server shows clients what it prints.
+    """
 
     @functools.wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
         except RequestError as error:
-            if not in_worker():
+            spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+            if getattr(spec, "name", None) != WORKER:
                 raise
             raise SystemExit(str(error.detail)) from None
 

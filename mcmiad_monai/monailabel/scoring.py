@@ -17,13 +17,8 @@ from mcmiad_monai.monailabel.requests import RequestError
 logger = logging.getLogger(__name__)
 
 #: Keys of an image's info in the datastore.
-SCORE, ANOMALOUS, MODEL, SEEN_BY = (
-    "anomaly_score",
-    "anomalous",
-    "anomaly_model",
-    "anomaly_seen_by",
-)
-
+SCORE, ANOMALOUS, MODEL = "anomaly_score", "anomalous", "anomaly_model"
+SEEN_BY = "anomaly_seen_by"
 #: Status of a study that will be refused again; another error may be gone the next time.
 UNSUITABLE = 400
 
@@ -33,9 +28,8 @@ Infer = Callable[[dict[str, Any], Any], dict[str, Any]]
 class AnomalyScoring(ScoringMethod):
     """Score every image of the datastore with one bundle.
 
-    An image that this very model has scored is passed over, unless the request says ``force``. One
-    that the model refuses is left without a score and never stops the others, and the model is not
-    asked again.
+    Images that this model has scored are left out, unless the request says ``force``. An image that
+    the model refuses gets no score, does not stop the others, and is not tried again.
 
     Parameters
     ----------
@@ -52,8 +46,8 @@ class AnomalyScoring(ScoringMethod):
         self.name, self.task, self.infer = name, task, infer
 
     def pending(self, datastore: Any) -> list[str]:
-        """Images that this model has not looked at, in order."""
-        stamp = self.task.inference.stamp
+        """Images that this model has not seen, in order."""
+        stamp = self.task.bundle.stamp
         return [
             image
             for image in sorted(datastore.list_images())
@@ -84,7 +78,7 @@ class AnomalyScoring(ScoringMethod):
                 answer = self.infer({**asked, "image": image}, datastore)["params"]
             except Exception as error:
                 result[image] = {"error": str(getattr(error, "detail", error))}
-                # why is in the answer: a message can name a file, and so a patient
+                # the answer has the message, which can name a file, and so a patient
                 logger.warning("no score: %s", type(error).__name__)
                 if getattr(error, "status_code", None) == UNSUITABLE:
                     keep_score(datastore, image, self.task, None)
@@ -99,10 +93,10 @@ class AnomalyScoring(ScoringMethod):
 def keep_score(
     datastore: Any, image: str, task: AnomalyInferTask, answer: Mapping[str, Any] | None
 ) -> None:
-    """Store the score of an answer with the image; with None, only that the model looked at it."""
+    """Store the score of an answer with the image; with None, only that the model has seen it."""
     datastore.refresh()  # another process may have written since
     info = datastore.get_image_info(image)
-    name, stamp = task.inference.name, task.inference.stamp
+    name, stamp = task.bundle.name, task.bundle.stamp
     kept: dict[str, Any] = {SEEN_BY: {**info.get(SEEN_BY, {}), name: stamp}}
     if answer is not None:
         kept |= {SCORE: answer["volume_score"], ANOMALOUS: answer[ANOMALOUS], MODEL: name}

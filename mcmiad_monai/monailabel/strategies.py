@@ -14,7 +14,7 @@ from mcmiad_monai.monailabel.scoring import ANOMALOUS, SCORE
 class MostAnomalousFirst(Strategy):
     """The study without a final label whose score is highest.
 
-    Studies without a score come after those with one; what is equal goes by the name.
+    Studies without a score come last; equal scores are ordered by name.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,11 @@ class MostAnomalousFirst(Strategy):
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
         if not images:
             return None
-        scores = {image: _score(datastore.get_image_info(image)) for image in images}
-        chosen = min(images, key=lambda image: (-scores[image], image))
-        info = datastore.get_image_info(chosen)
-        return {"id": chosen, SCORE: info.get(SCORE), ANOMALOUS: info.get(ANOMALOUS)}
+        infos = {image: datastore.get_image_info(image) for image in images}
 
+        def order(image: str) -> tuple[float, str]:
+            score = infos[image].get(SCORE)
+            return -score if isinstance(score, int | float) else math.inf, image
 
-def _score(info: Mapping[str, Any]) -> float:
-    """Score of an image; below any other where there is none."""
-    score = info.get(SCORE)
-    return float(score) if isinstance(score, int | float) else -math.inf
+        chosen = min(images, key=order)
+        return {"id": chosen, **{key: infos[chosen].get(key) for key in (SCORE, ANOMALOUS)}}

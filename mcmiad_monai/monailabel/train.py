@@ -1,4 +1,4 @@
-"""Training in the app: on the studies that people found healthy."""
+"""Training in the app: on the studies that users found healthy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 from mcmiad_monai.bundle import open_workflow
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.files import replace_atomically, write_text
-from mcmiad_monai.monailabel.bundles import BundleInference
+from mcmiad_monai.monailabel.bundles import ServedBundle
 from mcmiad_monai.monailabel.normals import Normals, collect_normals
 from mcmiad_monai.monailabel.requests import RequestError, number, plain_text
 from mcmiad_monai.networks.package import load_package
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: One study to learn from and one, of another patient, to set the thresholds by.
 MIN_NORMALS = 2
-#: Requests may set these lines of the bundle's train.yaml, and no others: a configuration can
-#: execute code, so the rest is for whoever has the bundle's files.
+#: The only lines of the bundle's train.yaml that requests may set: a configuration can execute
+#: code.
 SETTABLE = ("max_epochs", "learning_rate", "weights", "text_prior")
 #: Model files that a training replaces.
 PUBLISHED = ("MODEL_CARD.md", "model.pt")
@@ -37,23 +37,21 @@ PUBLISHED = ("MODEL_CARD.md", "model.pt")
 class NormalTrainTask(TrainTask):
     """Train a bundle anew on studies whose final label is empty.
 
-    Studies with corrections are kept out: the method learns from normal images alone, and their
-    labels, drawn where somebody looked, are no complete masks to validate by. The new model takes
-    the place of the old one at the very end; a training that fails leaves the old one in its place,
-    and the last model is kept as ``model.previous.pt``.
+    Studies with corrections are kept out: the method learns from normal images alone, and partial
+    labels are no masks to validate by. The new model replaces the old one at the very end, which is
+    kept as ``model.previous.pt``; a training that fails changes nothing.
 
     Parameters
     ----------
-    inference : BundleInference
-        The bundle.
+    bundle : ServedBundle
     conf : mapping
         Of the server; ``weights`` and ``text_prior`` are defaults of the requests.
     """
 
-    def __init__(self, inference: BundleInference, conf: Mapping[str, str] | None = None) -> None:
-        super().__init__(f"Train {inference.name} on studies whose final label is empty")
-        self.inference = inference
-        self.root = inference.root
+    def __init__(self, bundle: ServedBundle, conf: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"Train {bundle.name} on studies whose final label is empty")
+        self.bundle = bundle
+        self.root = bundle.root
         self.conf = {key: value for key, value in (conf or {}).items() if key in SETTABLE}
 
     def config(self) -> dict[str, Any]:
@@ -87,7 +85,14 @@ class NormalTrainTask(TrainTask):
         RequestError
             400, if a setting is wrong, there are too few healthy studies, or the training fails.
         """
-        overrides = self._overrides(request)
+        asked = {
+            "max_epochs": number(request, "max_epochs", int, above=0),
+            "learning_rate": number(request, "learning_rate", float, above=0),
+            "weights": plain_text(request, "weights"),
+            "text_prior": plain_text(request, "text_prior"),
+        }
+        given = {key: value for key, value in asked.items() if value is not None}
+        overrides = {**self.conf, **given, "device": name_to_device(request.get("device"))}
         normals = collect_normals(datastore)
         _check_enough(normals)
         work = self.root / "eval" / "label_app"
@@ -96,24 +101,12 @@ class NormalTrainTask(TrainTask):
             try:
                 self._train(Path(folder), normals, overrides)
             except Exception as error:
-                below = unwrap(error)
                 logger.debug("training failed", exc_info=True)
-                raise RequestError(
-                    400, f"the training failed and the model is as it was: {below}"
-                ) from error
+                message = f"the training failed and the model is as it was: {unwrap(error)}"
+                raise RequestError(400, message) from error
             stats = self._publish(Path(folder) / "models", normals)
         logger.info("trained on %d healthy studies, %d kept out", *list(stats.values())[:2])
         return stats
-
-    def _overrides(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        asked = {
-            "max_epochs": number(request, "max_epochs", int, above=0),
-            "learning_rate": number(request, "learning_rate", float, above=0),
-            "weights": plain_text(request, "weights"),
-            "text_prior": plain_text(request, "text_prior"),
-        }
-        given = {key: value for key, value in asked.items() if value is not None}
-        return {**self.conf, **given, "device": name_to_device(request.get("device"))}
 
     def _train(self, folder: Path, normals: Normals, overrides: Mapping[str, Any]) -> None:
         datalist = folder / "datalist.json"
@@ -123,12 +116,12 @@ class NormalTrainTask(TrainTask):
             "ckpt_dir": str(folder / "models"),
             "output_dir": str(folder / "eval"),
             "progress": False,
-            "logging_file": False,  # the bundle's own logging would take the place of the server's
+            "logging_file": False,  # keeps the server's logging
         }
         open_workflow(self.root, "train", {**overrides, **places}).run()
 
     def _publish(self, made: Path, normals: Normals) -> dict[str, Any]:
-        """Put the new model in its place, whole; the model file goes last."""
+        """Replace the model; the model file goes last."""
         detector = load_package(made / "model.pt")
         training = detector.provenance["training"]
         stats = {
@@ -143,8 +136,8 @@ class NormalTrainTask(TrainTask):
         }
         models = self.root / "models"
         write_text(models / "train_stats.json", json.dumps(stats, indent=1))
-        if self.inference.model_file.is_file():
-            _copy(self.inference.model_file, models / "model.previous.pt")
+        if self.bundle.model_file.is_file():
+            _copy(self.bundle.model_file, models / "model.previous.pt")
         for name in PUBLISHED:
             _copy(made / name, models / name)
         return stats

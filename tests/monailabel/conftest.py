@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from small_phantoms import write_liver_cohort, write_mixed_cohort
 
+import mcmiad_monai
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.cli.demo import SETTINGS
 from mcmiad_monai.phantom.brain import make_phantom
@@ -305,7 +306,7 @@ def environment(home: Path) -> dict[str, str]:
     folder = str(Path(sys.executable).parent)
     return {
         "PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
-        "PYTHONPATH": "",
+        "PYTHONPATH": str(Path(mcmiad_monai.__file__).parents[1]),  # the code under test
         "PYTHONUNBUFFERED": "1",
         "HOME": str(home),
         "TMPDIR": str(home),

@@ -25,7 +25,7 @@ from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.monailabel import infer as inferring
 from mcmiad_monai.monailabel.app import MCMIADApp
-from mcmiad_monai.monailabel.bundles import BundleInference, ModelError, Study, find_bundles
+from mcmiad_monai.monailabel.bundles import ModelError, ServedBundle, find_bundles
 from mcmiad_monai.monailabel.infer import AnomalyInferTask
 from mcmiad_monai.monailabel.layout import lay_out_app
 from mcmiad_monai.monailabel.requests import RequestError
@@ -49,10 +49,10 @@ def test_another_output_of_a_study_needs_no_second_run(
         label_app.infer({"model": MODEL, "image": "mass", "output_kind": "heatmap"})["file"]
     ).get_fdata()
 
-    def fail(*_: Any, **__: Any) -> Study:
+    def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("the study was analysed again")
 
-    monkeypatch.setattr(BundleInference, "__call__", fail)
+    monkeypatch.setattr(ServedBundle, "__call__", fail)
     answer = label_app.infer({"model": MODEL, "image": "mass"})
     mask = nib.load(answer["file"])
     np.testing.assert_array_equal(mask.get_fdata() == 1, heat > 1)
@@ -218,7 +218,7 @@ def test_dicom_server_lists_what_the_bundles_are_for(
     monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", {"PatientID": "7"})
     label_app.init_remote_datastore()
     monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", {"Modality": "CT"})
-    unified = BundleInference(copy_bundle("unified_anomaly", tmp_path / "unified"))
+    unified = ServedBundle(copy_bundle("unified_anomaly", tmp_path / "unified"))
     label_app.bundles = {"unified": unified}
     label_app.init_remote_datastore()
     assert seen == [{"Modality": "MR"}, {"PatientID": "7"}, {"Modality": "CT"}]
@@ -283,7 +283,7 @@ def test_folder_that_is_no_bundle_of_this_project(tmp_path: Path) -> None:
         if content is not None:
             (tmp_path / "configs" / "inference.yaml").write_text(content)
         with pytest.raises(ModelError, match="no bundle of this project"):
-            BundleInference(tmp_path)
+            ServedBundle(tmp_path)
 
 
 def test_start_of_the_server_is_prepared(label_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
