@@ -72,7 +72,7 @@ unit:
 
 # Loopback servers of MONAI Label and, where it is installed (.ci/install-orthanc), of Orthanc.
 label: install-label
-	$(LABEL_BIN)/pytest -n $(WORKERS) --cov --cov-config=tests/monailabel/coverage.ini \
+	$(LABEL_BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-config=tests/monailabel/coverage.ini \
 		--cov-report=term --cov-fail-under=90 tests/monailabel \
 		tests/test_notebooks.py::test_server_answers_and_stops
 

@@ -23,7 +23,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from small_phantoms import write_liver_cohort, write_mixed_cohort
+import yaml
+from small_phantoms import write_mixed_cohort
 
 import mcmiad_monai
 from mcmiad_monai.bundle import copy_bundle, open_workflow
@@ -31,15 +32,7 @@ from mcmiad_monai.cli.demo import SETTINGS
 from mcmiad_monai.phantom.brain import make_phantom
 from mcmiad_monai.phantom.cohorts import write_brain_cohort
 
-BRAIN, LIVER, UNIFIED = "brain_mri_anomaly", "liver_ct_anomaly", "unified_anomaly"
-#: Studies to train on.
-COHORT: dict[str, Any] = {
-    "train": 4,
-    "val": 4,
-    "test_normal": 0,
-    "test_lesion": 0,
-    "progress": False,
-}
+BRAIN, UNIFIED = "brain_mri_anomaly", "unified_anomaly"
 SHAPE = (48, 56, 10)
 #: Fast, and with random weights the lesions of phantoms still stand out.
 SMALL: dict[str, Any] = {
@@ -100,64 +93,36 @@ def brain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def liver_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The liver bundle, trained on phantoms."""
-    return shared_once(tmp_path_factory, LIVER, train_liver)
-
-
-@pytest.fixture(scope="session")
 def unified_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The unified bundle, trained on phantoms, and the datalist of these."""
     root = shared_once(tmp_path_factory, UNIFIED, train_unified)
     return root, root / "cohort" / "datalist.json"
 
 
-def train_unified(root: Path) -> None:
-    """Train the unified bundle into a folder, with the phantoms beside the configurations."""
-    copy_bundle(UNIFIED, root)
-    cohort = write_mixed_cohort(
-        root / "cohort",
-        train=3,
-        val=2,
-        test_normal=0,
-        test_lesion=1,
-        brain_shape=(40, 48, 8),
-        liver_shape=(48, 40, 8),
-        retina_shape=(64, 48),
-        progress=False,
-    )
-    train_small(UNIFIED, root, cohort, slice_range=[0.0, 1.0], max_epochs=1)
-
-
 def train_brain(root: Path) -> None:
     """Train the brain bundle into a folder."""
-    cohort = write_brain_cohort(cohort_beside(root), **COHORT, shape=SHAPE)
+    counts = {"train": 4, "val": 4, "test_normal": 0, "test_lesion": 0}
+    cohort = write_brain_cohort(root.parent / "cohort", **counts, shape=SHAPE, progress=False)
     train_small(BRAIN, root, cohort)
 
 
-def train_liver(root: Path) -> None:
-    """Train the liver bundle into a folder."""
-    cohort = write_liver_cohort(cohort_beside(root), **COHORT, shape=(48, 40, 10))
-    train_small(LIVER, root, cohort)
-
-
-def cohort_beside(root: Path) -> Path:
-    return root.parent / f"{root.name}_cohort"
+def train_unified(root: Path) -> None:
+    """Train the unified bundle into a folder, with the phantoms beside the configurations."""
+    copy_bundle(UNIFIED, root)
+    counts = {"train": 3, "val": 2, "test_normal": 0, "test_lesion": 1}
+    shapes: dict[str, Any] = {"brain_shape": (40, 48, 8), "liver_shape": (48, 40, 8)}
+    cohort = write_mixed_cohort(root / "cohort", **counts, **shapes)
+    train_small(UNIFIED, root, cohort, slice_range=[0.0, 1.0], max_epochs=1)
 
 
 def train_small(name: str, root: Path, cohort: Path, **more: Any) -> None:
-    """Train a copy of a bundle with the settings of :data:`SMALL`."""
+    """Train a copy of a bundle whose own settings are those of `SMALL`, as the app needs them."""
     copy_bundle(name, root)
-    # the bundle's own defaults, so that training in the app uses them as well
-    config = root / "configs" / "train.yaml"
-    lines = config.read_text("utf-8").splitlines()
-    of_method = ""
+    path = root / "configs" / "train.yaml"
+    config = yaml.safe_load(path.read_text("utf-8"))
     for key, value in {**SMALL, **more}.items():
-        if not any(line.startswith(f"{key}:") for line in lines):
-            of_method += f", {key}: {value!r}"
-        lines = [f"{key}: {value!r}" if line.startswith(f"{key}:") else line for line in lines]
-    text = "\n".join(lines) + "\n"
-    config.write_text(text.replace("name: '@preset'", f"name: '@preset'{of_method}"), "utf-8")
+        (config if key in config else config["method"])[key] = value
+    path.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
     open_workflow(root, "train", {"dataset_dir": str(cohort / "datalist.json")}).run()
 
 
@@ -238,10 +203,35 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes to stop at the end, each the leader of a group of its own."""
+def launch() -> Iterator[Callable[..., Server]]:
+    """Start a server and wait until it answers; all of them are stopped at the end."""
+    import requests
+
     started: list[subprocess.Popen[bytes]] = []
-    yield started
+
+    def start(command: list[str], folder: Path, port: int, path: str, **env: str) -> Server:
+        server = Server(f"http://127.0.0.1:{port}", folder / "server.log")
+        with server.log.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment(folder) | env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        started.append(process)
+        until = time.monotonic() + START_SECONDS
+        while process.poll() is None and time.monotonic() < until:
+            try:
+                if requests.get(f"{server.url}{path}", timeout=20).status_code == 200:
+                    return server
+            except requests.ConnectionError:
+                time.sleep(0.25)
+        pytest.fail(f"{command[0]} did not start:\n{server.tail()}")
+
+    yield start
     for process in started:
         stop(process)
 
@@ -261,42 +251,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def serve(
-    tmp_path_factory: pytest.TempPathFactory, processes: list[subprocess.Popen[bytes]]
+    tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Server]
 ) -> Callable[..., Server]:
     """Start `monailabel start_server`, and wait until it answers."""
 
     def start(
         app: Path, studies: Path | str, *, conf: Mapping[str, str] | None = None, **env: str
     ) -> Server:
-        import requests
-
-        home = tmp_path_factory.mktemp("server")
-        port, log = free_port(), home / "server.log"
+        port = free_port()
         command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
         command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
         for name, value in (conf or {}).items():
             command += ["--conf", name, value]
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command,
-                cwd=home,
-                env=environment(home) | env,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        processes.append(process)
-        server = Server(f"http://127.0.0.1:{port}", log)
-        for _ in range(START_SECONDS * 4):
-            if process.poll() is not None:
-                break
-            try:
-                if requests.get(f"{server.url}/info/", timeout=20).status_code == 200:
-                    return server
-            except requests.ConnectionError:
-                time.sleep(0.25)
-        pytest.fail(f"the server did not start:\n{server.tail()}")
+        return launch(command, tmp_path_factory.mktemp("server"), port, "/info/", **env)
 
     return start
 
@@ -327,12 +294,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def orthanc(
-    tmp_path_factory: pytest.TempPathFactory, processes: list[subprocess.Popen[bytes]]
-) -> str:
+def orthanc(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Server]) -> str:
     """Address of an Orthanc that answers this machine alone; skips where there is none."""
-    import requests
-
     program = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     plugins = [p for folder in PLUGIN_FOLDERS for p in Path(folder).glob("libOrthancDicomWeb.so*")]
     if program is None or not plugins:
@@ -353,25 +316,7 @@ def orthanc(
     }
     file = folder / "orthanc.json"
     file.write_text(json.dumps(configuration))
-    log = folder / "orthanc.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [program, str(file)],
-            cwd=folder,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    processes.append(process)
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(120):
-        try:
-            if requests.get(f"{url}/plugins/dicom-web", timeout=5).status_code == 200:
-                return url
-        except requests.ConnectionError:
-            time.sleep(0.25)
-    pytest.fail(f"Orthanc did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    return str(launch([program, str(file)], folder, port, "/plugins/dicom-web").url)
 
 
 @pytest.fixture

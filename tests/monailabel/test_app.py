@@ -11,7 +11,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import yaml
 
 pytest.importorskip("monailabel", reason="MONAI Label comes with the extra `label`")
 
@@ -333,9 +332,3 @@ def test_unified_model_is_told_what_a_study_is(
     assert answer["params"]["modality_from"] == "the header (CT)"
     with pytest.raises(RequestError, match="'knee_mri'"):
         app.infer({"model": "unified_anomaly", "image": "liver_ct", "modality": "knee_mri"})
-
-
-def test_settings_of_the_test_bundle_are_its_own(brain_bundle: Path) -> None:
-    config = yaml.safe_load((brain_bundle / "configs" / "train.yaml").read_text())
-    assert config["method"]["encoder_name"] == "test_efficientnet.r160_in1k"
-    assert config["weights"] == "random"

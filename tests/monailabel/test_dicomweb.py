@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from mcmiad_monai.phantom.brain import make_phantom
 requests = pytest.importorskip("requests")
 pydicom = pytest.importorskip("pydicom", reason="pydicom comes with the extra `label`")
 
-BRAIN, LIVER, STRICT = "brain_mri_anomaly", "liver_ct_anomaly", "brain_strict"
+BRAIN, UNIFIED, STRICT = "brain_mri_anomaly", "unified_anomaly", "brain_strict"
 REAL_CT = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom" / "chaos_ct"
+#: Slices of the real series to send: enough for a volume, and a third of the time.
+REAL_SLICES = 26
 LABEL_INFO = [{"name": "anomaly", "idx": 1, "model_name": "MCMIAD", "description": "research only"}]
 
 
@@ -30,7 +32,7 @@ def mr_series(orthanc: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
     phantom = make_phantom(511, lesion="mass", shape=(48, 56, 10), orientation="LPS")
     folder = tmp_path_factory.mktemp("mr")
     uid = write_series(folder, phantom.image, phantom.affine)
-    send(orthanc, folder)
+    send(orthanc, folder.glob("*.dcm"))
     return uid, phantom
 
 
@@ -40,24 +42,30 @@ def ct_series(
 ) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
     """UID, shape and spacing of a CT series: a real one where there is one, else a phantom."""
     if REAL_CT.is_dir():
-        send(orthanc, REAL_CT)
-        header = pydicom.dcmread(next(REAL_CT.glob("*.dcm")), stop_before_pixels=True)
-        return str(header.SeriesInstanceUID), (512, 512, 78), (0.7265625, 0.7265625, 2.0)
+        headers = [pydicom.dcmread(f, stop_before_pixels=True) for f in REAL_CT.glob("*.dcm")]
+        headers.sort(key=lambda header: header.ImagePositionPatient[2])
+        send(orthanc, [Path(header.filename) for header in headers[:REAL_SLICES]])
+        uid = str(headers[0].SeriesInstanceUID)
+        return uid, (512, 512, REAL_SLICES), (0.7265625, 0.7265625, 2.0)
     phantom, _ = make_liver(521, lesion="dark", orientation="LPS")
     folder = tmp_path_factory.mktemp("ct")
     uid = write_series(folder, phantom.image, phantom.affine, modality="CT")
-    send(orthanc, folder)
+    send(orthanc, folder.glob("*.dcm"))
     return uid, phantom.image.shape, tuple(np.linalg.norm(phantom.affine[:3, :3], axis=0))
 
 
 @pytest.fixture(scope="module")
-def app(brain_bundle: Path, liver_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Brain, liver, and a brain bundle whose masks are always empty."""
+def app(
+    brain_bundle: Path,
+    unified_bundle: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Brain, all modalities, and a brain bundle whose masks are always empty."""
     folder = tmp_path_factory.mktemp("app")
     shutil.copytree(brain_bundle, folder / STRICT)
     config = folder / STRICT / "configs" / "inference.yaml"
     config.write_text(config.read_text().replace("mask_threshold: 1.0", "mask_threshold: 1000.0"))
-    return lay_out_app(folder / "app", [brain_bundle, liver_bundle, folder / STRICT])
+    return lay_out_app(folder / "app", [brain_bundle, unified_bundle[0], folder / STRICT])
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +110,9 @@ def write_series(folder: Path, image: np.ndarray, affine: np.ndarray, modality: 
     return str(series)
 
 
-def send(orthanc: str, folder: Path) -> None:
-    """Send the files of a folder to Orthanc."""
-    for path in sorted(folder.glob("*.dcm")):
+def send(orthanc: str, files: Iterable[Path]) -> None:
+    """Send files to Orthanc."""
+    for path in files:
         answer = requests.post(f"{orthanc}/instances", data=path.read_bytes(), timeout=30)
         assert answer.status_code == 200, answer.text
 
@@ -181,12 +189,12 @@ def test_ct_series_and_its_segmentation(
     server: Any, ct_series: tuple[str, Any, Any], tmp_path: Path
 ) -> None:
     uid, shape, spacing = ct_series
-    heat, affine = volume(infer(server, LIVER, uid, output_kind="heatmap"), tmp_path / "a.nii.gz")
+    heat, affine = volume(infer(server, UNIFIED, uid, output_kind="heatmap"), tmp_path / "a.nii.gz")
     assert heat.shape == shape
     assert heat.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), spacing, atol=1e-4)
     assert heat.max() > 1
-    answer = infer(server, LIVER, uid, "dicom_seg", label_info=LABEL_INFO)
+    answer = infer(server, UNIFIED, uid, "dicom_seg", label_info=LABEL_INFO)
     ds, labels = segmentation(answer, tmp_path / "a.dcm", heat.shape, affine)
     check_reference(ds, uid)
     np.testing.assert_array_equal(labels == 1, heat > 1)
@@ -198,13 +206,13 @@ def test_wrong_modality_is_told_by_the_header(server: Any, orthanc: str, tmp_pat
     image = rng.normal(300, 60, (48, 40, 10))
     affine = np.diag([-2.0, -2, 4, 1])
     uid = write_series(tmp_path, image, affine, modality="CT")
-    send(orthanc, tmp_path)
+    send(orthanc, tmp_path.glob("*.dcm"))
     answer = infer(server, BRAIN, uid, "json")
     assert answer.status_code == 400
     assert "CT by its header" in answer.json()["detail"]
     assert "Traceback" not in answer.text
     # no value below 0: that is no CT either
-    answer = infer(server, LIVER, uid, "json")
+    answer = infer(server, UNIFIED, uid, "json")
     assert answer.status_code == 400
     assert "Hounsfield" in answer.json()["detail"]
 
@@ -214,7 +222,7 @@ def test_series_with_a_gap_is_refused(server: Any, orthanc: str, tmp_path: Path)
     phantom = make_phantom(513, shape=(48, 56, 10), orientation="LPS")
     uid = write_series(tmp_path, phantom.image, phantom.affine)
     (tmp_path / "004.dcm").unlink()
-    send(orthanc, tmp_path)
+    send(orthanc, tmp_path.glob("*.dcm"))
     answer = infer(server, BRAIN, uid, "json")
     assert answer.status_code == 400
     assert "unevenly spaced slices" in answer.json()["detail"]

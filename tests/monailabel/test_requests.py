@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("monailabel", reason="MONAI Label comes with the extra `label`")
+
+from monailabel.utils.async_tasks import utils as async_tasks
 
 from mcmiad_monai.monailabel import requests as asked
 from mcmiad_monai.monailabel.requests import RequestError
@@ -80,6 +83,8 @@ except RequestError:
 sys.modules["__main__"].__spec__ = types.SimpleNamespace(name="monailabel.interfaces.utils.app")
 task()
 """
+    # the module that the server starts in a process of its own
+    assert f'"{asked.WORKER}"' in inspect.getsource(async_tasks)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )

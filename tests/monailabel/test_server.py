@@ -322,11 +322,6 @@ def test_scoring_and_most_anomalous_first(server: Any, phantoms: Mapping[str, An
 
 
 def test_train_without_normals_says_what_is_missing(server: Any) -> None:
-    task = background(server, f"train/{MODEL}", {"max_epochs": 1})
-    assert task["status"] == "ERROR"
-    told = "\n".join(task["details"])
-    assert "0 studies of 0 patients are known to be healthy" in told
-    assert "Traceback" not in told
     answer = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json={}, timeout=60)
     assert answer.status_code == 400
     assert "known to be healthy" in answer.json()["detail"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,13 @@ def server(
     serve: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Any:
+    from monailabel.main import Main
+
     folder = tmp_path_factory.mktemp("stock")
-    command = [sys.executable, "-m", "monailabel.main", "apps", "--download"]
-    command += ["--name", "monaibundle", "--output", str(folder / "apps")]
-    copied = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert copied.returncode == 0, copied.stdout + copied.stderr
-    app, studies = folder / "apps" / "monaibundle", folder / "studies"
+    app, studies = folder / "monaibundle", folder / "studies"
+    # what `monailabel apps --download` does
+    asked = {"prefix": None, "download": True, "name": app.name, "output": str(folder)}
+    Main().action_apps(argparse.Namespace(**asked))
     for bundle in (brain_bundle, unified_bundle[0]):
         shutil.copytree(bundle, app / "model" / bundle.name)
     studies.mkdir()
