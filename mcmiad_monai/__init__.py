@@ -11,11 +11,12 @@ import importlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from mcmiad_monai.version import __version__
+
 if TYPE_CHECKING:
     from mcmiad_monai.inference.prediction import Prediction
     from mcmiad_monai.predictor import Predictor, load
 
-__version__ = "0.1.0"
 __all__ = ["Prediction", "Predictor", "__version__", "load"]
 
 _MODULES = {

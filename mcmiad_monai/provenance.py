@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai import __version__
+from mcmiad_monai.version import __version__
 
 #: Distributions whose version can change a figure.
 LIBRARIES = (

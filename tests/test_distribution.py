@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mcmiad_monai import __version__
+from mcmiad_monai.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 RENDER = ROOT / "bundles" / "source" / "render.py"

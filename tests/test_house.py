@@ -16,7 +16,8 @@ PACKAGE = Path(mcmiad_monai.__file__).parent
 TRANSFORMS = Path(transforms.__file__).parent
 #: Rooms by floor; a room imports from the floors below its own.
 FLOORS = [
-    {"files", "errors", "modality", "provenance"},
+    {"files", "errors", "modality", "version"},
+    {"provenance"},
     {"transforms", "calibration", "metrics"},
     {"networks"},
     {"runtime"},
@@ -71,6 +72,15 @@ def test_imports_run_from_the_upper_floors_to_the_lower_ones() -> None:
         if FLOOR[other] >= FLOOR[room]
     }
     assert not upward
+
+
+def test_no_room_imports_the_face_of_the_package() -> None:
+    """``mcmiad_monai`` itself hands on names of upper floors: importing it from below is a circle."""
+    face = {name for name in mcmiad_monai.__all__}
+    for file in modules():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "mcmiad_monai":
+                assert not face & {alias.name for alias in node.names}, file.name
 
 
 def test_no_file_is_longer_than_a_room_should_be() -> None:

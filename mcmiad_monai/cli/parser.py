@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai import __version__
 from mcmiad_monai.cli import bmad, console, prompts, reproduce, robustness, studies, training
 from mcmiad_monai.cli.options import add_verbosity
+from mcmiad_monai.version import __version__
 
 
 class PrintCompletion(argparse.Action):

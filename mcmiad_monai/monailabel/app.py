@@ -15,7 +15,6 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.others.generic import strtobool
 
-from mcmiad_monai import __version__
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.monailabel.answers import install_error_answers
 from mcmiad_monai.monailabel.batch import MASK_TAG, AnomalyBatchInfer
@@ -30,6 +29,7 @@ from mcmiad_monai.monailabel.requests import (
 from mcmiad_monai.monailabel.scoring import AnomalyScoring
 from mcmiad_monai.monailabel.strategies import MostAnomalousFirst
 from mcmiad_monai.monailabel.train import NormalTrainTask
+from mcmiad_monai.version import __version__
 
 #: MONAI Label's default filter for the series of a DICOMweb server.
 CT_ONLY = {"Modality": "CT"}

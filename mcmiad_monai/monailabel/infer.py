@@ -12,7 +12,6 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device, strtobool
 
-from mcmiad_monai import __version__
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.monailabel.bundles import ModelError, ServedBundle, StudyError
@@ -27,6 +26,7 @@ from mcmiad_monai.monailabel.requests import (
 )
 from mcmiad_monai.transforms import VolumeError
 from mcmiad_monai.transforms.dicom import read_dicom_folder
+from mcmiad_monai.version import __version__
 
 #: Studies whose heatmap is kept, so that another output of the same study needs no second run.
 KEPT_STUDIES = 2

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cli_errors import refused, usage_error
 
 from mcmiad_monai.cli.parser import main
 
 COMMANDS = ["demo", "cases", "train", "evaluate", "infer", "info", "prompts"]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that fails; its message, which is all that it prints."""
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert re.fullmatch(r"mcmiad: [^\n]+\n", printed.err)
-    return printed.err
-
-
-def usage_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that is written wrongly; the message of the parser."""
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """The workflows that commands open; none is built or run."""
-    calls: list[SimpleNamespace] = []
-
-    def record(root: Any, workflow: Any, overrides: Any, *, tracking: Any = None) -> Any:
-        calls.append(SimpleNamespace(root=root, workflow=workflow, overrides=overrides))
-        calls[-1].tracking = tracking
-        return SimpleNamespace(run=lambda: None)
-
-    monkeypatch.setattr("mcmiad_monai.bundle.open_workflow", record)
-    return calls
 
 
 def test_training_an_unknown_bundle_is_one_line(

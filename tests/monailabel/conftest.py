@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from small_bundles import shared_once
 from small_phantoms import write_mixed_cohort
 
 import mcmiad_monai
@@ -124,23 +125,6 @@ def train_small(name: str, root: Path, cohort: Path, **more: Any) -> None:
         (config if key in config else config["method"])[key] = value
     path.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
     open_workflow(root, "train", {"dataset_dir": str(cohort / "datalist.json")}).run()
-
-
-def shared_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that is made by the first worker that wants it."""
-    base = factory.getbasetemp()
-    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    from filelock import FileLock
-
-    target = base / "shared" / name
-    target.parent.mkdir(exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            making = target.with_name(f"making_{name}") / name
-            making.parent.mkdir()
-            make(making)
-            making.rename(target)
-    return target
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ import torch
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from mcmiad_monai import __version__
 from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.inference.cohort import CohortIncomplete
@@ -36,6 +35,7 @@ from mcmiad_monai.research.robustness.corruptions import (
 from mcmiad_monai.research.robustness.stress_report import write_report
 from mcmiad_monai.research.robustness.tally import Condition, Result, Store, Tally, study_result
 from mcmiad_monai.transforms import CanonicalOrientationd
+from mcmiad_monai.version import __version__
 
 logger = logging.getLogger(__name__)
 Case = Mapping[str, Any]
