@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.errors import BundleError
 from mcmiad_monai.overrides import (
-    BundleError,
     check_overrides,
     config_keys,
     monai_command,

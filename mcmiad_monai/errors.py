@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+
+class BundleError(ValueError):
+    """A bundle, or an override of it, is not as it has to be."""
+
+
 #: Beginnings of the messages with which MONAI wraps what a configuration or a transform raises.
 MONAI_WRAPPERS = ("Failed to evaluate", "Failed to instantiate", "applying transform")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from mcmiad_monai.errors import BundleError
+
 #: Options of `monai.bundle run` itself, which are no overrides of the configuration.
 RUN_OPTIONS = frozenset(
     (
@@ -22,10 +24,6 @@ METHOD = "method"
 
 #: Words of YAML, and what Python's are for them.
 WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
-
-
-class BundleError(ValueError):
-    """A bundle, or an override of it, is not as it has to be."""
 
 
 def monai_command(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:

@@ -20,10 +20,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import nn
 
-from mcmiad_monai.bundle import BundleError
 from mcmiad_monai.calibration import Calibration, calibration_for
 from mcmiad_monai.data.studies import prepare_study
-from mcmiad_monai.errors import unwrap
+from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD, anomaly_mask, study_scores
 from mcmiad_monai.inference.prediction import Prediction

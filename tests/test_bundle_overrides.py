@@ -14,13 +14,13 @@ import yaml
 from monai.bundle import ConfigParser
 
 from mcmiad_monai.bundle import (
-    BundleError,
     copy_bundle,
     locate,
     open_workflow,
     refuse_unknown_overrides,
     shipped_bundles,
 )
+from mcmiad_monai.errors import BundleError
 from mcmiad_monai.overrides import (
     WORDS,
     check_overrides,

@@ -75,8 +75,8 @@ def test_imports_run_from_the_upper_floors_to_the_lower_ones() -> None:
 
 
 def test_no_room_imports_the_face_of_the_package() -> None:
-    """``mcmiad_monai`` itself hands on names of upper floors: importing it from below is a circle."""
-    face = {name for name in mcmiad_monai.__all__}
+    """It hands on names of upper floors: to import it from below is a circle."""
+    face = set(mcmiad_monai.__all__)
     for file in modules():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module == "mcmiad_monai":

@@ -19,8 +19,8 @@ from stressed import make_model
 
 import mcmiad_monai
 from mcmiad_monai import load
-from mcmiad_monai.bundle import BundleError
 from mcmiad_monai.data.cases.find import find_cases
+from mcmiad_monai.errors import BundleError
 from mcmiad_monai.inference.cohort import infer_cohort
 from mcmiad_monai.networks.package import load_package, save_package
 from mcmiad_monai.networks.weights import WeightsError

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from mcmiad_monai.bundle import BundleError
-from mcmiad_monai.errors import unwrap
+from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.modality import get_modality

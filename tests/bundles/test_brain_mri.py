@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcmiad_monai.bundle import BundleError, copy_bundle, open_workflow
+from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.errors import unwrap
+from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.training.method import preset

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mcmiad_monai.bundle import BundleError, copy_bundle
+from mcmiad_monai.bundle import copy_bundle
+from mcmiad_monai.errors import BundleError
 from mcmiad_monai.monailabel.layout import lay_out_app
 
 
