@@ -2,15 +2,16 @@
 
     study ─ prepare: load, check, orient, normalise ─ heat: slices → network → volume ─ predict:
     back to the study's own grid, mask, scores
-
 `inference.yaml` of a bundle names the same parts in MONAI's words and writes the same files.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from monai.transforms import Compose
 from torch import nn
 
 from mcmiad_monai.calibration import Calibration, calibration_for
+from mcmiad_monai.data.cases.names import stem_of
 from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
@@ -35,6 +37,8 @@ from mcmiad_monai.runtime.precision import Precision
 from mcmiad_monai.transforms import CanonicalOrientationd, preprocessing
 from mcmiad_monai.transforms.metadata import MODALITY
 from mcmiad_monai.transforms.recipes import Region
+
+logger = logging.getLogger(__name__)
 
 #: The model of a bundle, below its folder.
 MODEL = Path("models") / "model.pt"
@@ -51,6 +55,10 @@ SETTINGS = {
     "region": "region",
     "organ_label": "organ_label",
 }
+
+
+#: Parts of a bundle's inference.yaml that `Predictor` has in Python.
+STEPS = ("preprocessing", "network", "inferer", "postprocessing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +155,7 @@ def load(
 def bundle_settings(root: Path) -> dict[str, Any]:
     """Settings of a bundle's ``inference.yaml``, read as plain YAML: no code is run.
 
-    Expressions, which begin with ``$`` or ``@``, are the file's own defaults and left out.
+    Expressions (``$…``, ``@…``) are the file's own defaults and left out.
     """
     path = root / "configs" / "inference.yaml"
     if not path.is_file():
@@ -158,7 +166,26 @@ def bundle_settings(root: Path) -> dict[str, Any]:
         for key, option in SETTINGS.items()
         if key in content and not str(content[key]).startswith(("$", "@"))
     }
+    _warn_of_other_steps(path, content)
     return {**found, "bundle_modality": content.get("modality")}
+
+
+def _warn_of_other_steps(path: Path, content: Mapping[str, Any]) -> None:
+    """Log a warning if the file names other steps than the shipped bundle of its modality."""
+    name = f"{content.get('modality')}_anomaly"
+    shipped = files("mcmiad_monai.bundles").joinpath(name, "configs", "inference.yaml")
+    if not shipped.is_file():
+        return
+    standard = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    other = [part for part in STEPS if part in content and content[part] != standard[part]]
+    if other:
+        logger.warning(
+            "%s has other steps than this version in %s; they are not used here. To run the file "
+            "as it is, use: python -m monai.bundle run --config_file %s",
+            path.name,
+            ", ".join(other),
+            path,
+        )
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -174,9 +201,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(
-            f"device {device!r} is not known; choose cpu, cuda, cuda:1 or mps."
-        ) from error
+        message = f"device {device!r} is not known; choose cpu, cuda, cuda:1 or mps."
+        raise ValueError(message) from error
     count = torch.cuda.device_count()
     absent = chosen.type == "cuda" and (chosen.index or 0) >= count
     if absent or (chosen.type == "mps" and not torch.backends.mps.is_available()):
@@ -244,9 +270,7 @@ class Predictor:
         self.slice_range = (float(low), float(high))
         self._region: dict[str, Any] = {
             "region": options.region or trained.get("region", "whole"),
-            "organ_label": trained.get("organ_label")
-            if options.organ_label is None
-            else options.organ_label,
+            "organ_label": options.organ_label or trained.get("organ_label"),
         }
         self._inferer = SliceHeatmapInferer(
             axis=self.slice_axis,
@@ -296,8 +320,7 @@ class Predictor:
         Parameters
         ----------
         study : path, nibabel image, MetaTensor or (array, affine)
-            A path may be a file or the folder of a DICOM series. An array is (X, Y, Z), its affine
-            (4, 4) in RAS millimetres.
+            A file or a DICOM folder; an array (X, Y, Z), affine (4, 4) in RAS millimetres.
         name : str, optional
             Of the study; by default that of its file, without the suffix.
         modality : str, optional
@@ -319,8 +342,7 @@ class Predictor:
         Parameters
         ----------
         case : mapping
-            ``image`` and ``case``, its name; where known ``patient``, ``modality``,
-            ``dicom_modality``, ``organ``, ``label`` and ``anomalous``, as `find_cases` gives them.
+            ``image`` and ``case``, its name; and what is known besides, as `find_cases` gives it.
         label : bool
             Bring the lesion mask along.
 
@@ -370,9 +392,7 @@ class Predictor:
 
 
 def _name_of(study: Any) -> str:
-    """Name of a study: that of its file or folder, without the suffix of an image."""
-    from mcmiad_monai.data.cases.names import stem_of
-
+    """Name of its file or folder, without the suffix."""
     if isinstance(study, MetaTensor):
         study = study.meta.get("filename_or_obj", "study")
     elif hasattr(study, "get_filename"):
