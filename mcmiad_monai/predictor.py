@@ -173,7 +173,7 @@ def bundle_settings(root: Path) -> dict[str, Any]:
 def _warn_of_other_steps(path: Path, content: Mapping[str, Any]) -> None:
     """Log a warning if the file names other steps than the shipped bundle of its modality."""
     name = f"{content.get('modality')}_anomaly"
-    shipped = files("mcmiad_monai.bundles").joinpath(name, "configs", "inference.yaml")
+    shipped = files("mcmiad_monai.bundles") / name / "configs" / "inference.yaml"
     if not shipped.is_file():
         return
     standard = yaml.safe_load(shipped.read_text(encoding="utf-8"))
