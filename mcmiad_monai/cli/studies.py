@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mcmiad_monai.cli.console import print_json
 from mcmiad_monai.cli.options import (
@@ -16,7 +17,10 @@ from mcmiad_monai.cli.options import (
     add_overrides,
     add_source,
 )
-from mcmiad_monai.cli.workflows import open_bundle
+
+if TYPE_CHECKING:
+    from mcmiad_monai.data.cases.names import Case
+    from mcmiad_monai.predictor import Predictor
 
 
 def add_commands(commands: Commands) -> None:
@@ -30,22 +34,27 @@ def add_commands(commands: Commands) -> None:
     add_json(cases)
 
     infer = add_command(commands, "infer", _infer, "write heatmaps, masks and scores of studies")
-    add_source(infer, "study, folder of studies or datalist JSON")
-    infer.add_argument("--bundle", type=Path, required=True, help="trained bundle")
+    add_source(infer, "studies, folders of studies or datalists", nargs="+", metavar="SOURCE")
+    infer.add_argument("--bundle", type=Path, required=True, help="trained bundle, or its model.pt")
     infer.add_argument("--out", type=Path, required=True, help="output folder")
+    infer.add_argument(
+        "--preview", action="store_true", help="also write a picture of each study's hottest slices"
+    )
     add_modality(infer)
     add_computing(infer)
     add_json(infer)
-    add_overrides(infer, "override a line of the bundle's inference.yaml")
+    add_overrides(infer, "override a setting of the bundle's inference.yaml")
 
     evaluate = add_command(commands, "evaluate", _evaluate, "measure a model on studies with masks")
     add_source(evaluate, "studies with lesion masks: folder or datalist JSON")
-    evaluate.add_argument("--bundle", type=Path, required=True, help="trained bundle")
+    evaluate.add_argument(
+        "--bundle", type=Path, required=True, help="trained bundle, or its model.pt"
+    )
     evaluate.add_argument("--out", type=Path, help="output folder (default: the bundle's eval)")
     add_modality(evaluate)
     add_computing(evaluate)
     add_json(evaluate)
-    add_overrides(evaluate, "override a line of the bundle's evaluate.yaml")
+    add_overrides(evaluate, "override a setting of the bundle's inference.yaml")
 
 
 def _cases(options: argparse.Namespace) -> None:
@@ -71,17 +80,64 @@ def _cases(options: argparse.Namespace) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    out = {"output_dir": str(options.out.resolve())}
-    open_bundle(options, options.bundle, ["inference"], out).run()
+    from mcmiad_monai.inference.cohort import infer_cohort
+
+    predictor, cases, settings = _opened(options, {"pictures": True})
+    report = infer_cohort(
+        predictor,
+        cases,
+        options.out,
+        pictures=settings["pictures"],
+        preview=options.preview,
+        progress=settings["progress"],
+    )
+    if options.json:
+        print_json(report.content())
+    report.finish()
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    out = {"output_dir": str(options.out.resolve())} if options.out else {}
-    workflow = open_bundle(options, options.bundle, ["train", "evaluate"], out)
-    workflow.run()
-    report = workflow.parser.get_parsed_content("report").report
+    from mcmiad_monai.inference.evaluation import evaluate
+
+    if options.out is None and not options.bundle.is_dir():
+        raise ValueError(
+            f"{options.bundle} is no bundle's folder: name the output folder by --out."
+        )
+    predictor, cases, settings = _opened(options, {})
+    out = options.out or options.bundle / "eval"
+    report = evaluate(predictor, cases, out, progress=settings["progress"])
     if options.json:
-        print_json(report)
-        return
-    for name, value in report["metrics"].items():
-        print(f"{name}\t{'undefined' if value is None else f'{value:.4f}'}")
+        print_json(report.report)
+    else:
+        for name, value in report.report["metrics"].items():
+            print(f"{name}\t{'undefined' if value is None else f'{value:.4f}'}")
+    report.finish()
+
+
+def _opened(
+    options: argparse.Namespace, more: dict[str, Any]
+) -> tuple[Predictor, list[Case], dict[str, Any]]:
+    """The model, the studies, and the other settings of the command with what ``--set`` changes."""
+    from mcmiad_monai.data.cases.splits import find_studies
+    from mcmiad_monai.predictor import SETTINGS, load
+
+    others = {"split": "test", "progress": not options.quiet, "device": options.device, **more}
+    given = dict(options.overrides)
+    if unknown := sorted(set(given) - set(SETTINGS) - set(others)):
+        raise ValueError(
+            f"{', '.join(unknown)}: no such setting. There are {', '.join((*SETTINGS, *others))}. "
+            f"Other lines of configs/*.yaml are overridden with python -m monai.bundle run."
+        )
+    chosen = {SETTINGS[key]: value for key, value in given.items() if key in SETTINGS}
+    if options.modality:
+        chosen.setdefault("modality", options.modality)
+    settings = others | {key: value for key, value in given.items() if key in others}
+    predictor = load(options.bundle, device=settings["device"], **chosen)
+    cases = find_studies(
+        options.source,
+        settings["split"],
+        modality=predictor.modality,
+        study_modality=predictor.options.modality,
+        image_name=options.image_name,
+    )
+    return predictor, cases, settings

@@ -15,7 +15,7 @@ from mcmiad_monai.cli.options import (
     add_overrides,
     add_source,
 )
-from mcmiad_monai.cli.workflows import open_bundle
+from mcmiad_monai.cli.workflows import open_training
 
 DEFAULT_BUNDLE = "brain_mri_anomaly"
 
@@ -81,7 +81,7 @@ def _train(options: argparse.Namespace) -> None:
         "max_epochs": options.epochs,
         "resume": str(checkpoint) if options.resume else None,
     }
-    open_bundle(options, root, ["train"], more).run()
+    open_training(options, root, more).run()
     if not options.quiet:
         print(f"trained bundle: {root}")
 

@@ -8,37 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-#: The part of a configuration that finds the studies, by the workflow's last name.
-FINDER = {"train": "studies", "evaluate": "validate#dataset#data", "inference": "dataset#data"}
 
-
-def open_bundle(
-    options: argparse.Namespace, root: Path, names: Sequence[str], more: dict[str, Any]
-) -> Any:
-    """Open a workflow on the studies of the command line.
+def open_training(options: argparse.Namespace, root: Path, more: dict[str, Any]) -> Any:
+    """Open the training of a bundle on the studies of the command line.
 
     Parameters
     ----------
     options : Namespace
-        ``source``, ``modality``, ``image_name``, ``device``, ``quiet`` and ``overrides``.
+        ``source``, ``modality``, ``image_name``, ``device``, ``tracking``, ``quiet`` and
+        ``overrides``.
     root : path
         Folder of the bundle.
-    names : sequence of str
-        Configurations of the workflow.
     more : dict
         Further overrides; those that are None are left out, and ``--set`` wins.
     """
     given = {
         "dataset_dir": str(options.source.resolve()),
         "study_modality": options.modality,
-        f"{FINDER[names[-1]]}#image_name": options.image_name,
+        "studies#image_name": options.image_name,
         "device": options.device,
         "progress": False if options.quiet else None,
         **more,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     overrides |= dict(options.overrides)
-    return open_quietly(root, names, overrides, tracking=getattr(options, "tracking", None))
+    return open_quietly(root, ["train"], overrides, tracking=options.tracking)
 
 
 def open_quietly(

@@ -113,7 +113,14 @@ class CohortReport:
             self.writes.finish()
             self.failures.update(self.writes.failures)
             self.scores = [s for s in self.scores if s["case"] not in self.writes.failures]
-        report = {
+        text = json.dumps(self.content(), indent=1, default=str)
+        write_text(self.output_dir / "scores.json", text)
+        write_text(self.output_dir / "scores.csv", self._table())
+        logger.info("%s", self.summary())
+
+    def content(self) -> dict[str, Any]:
+        """What ``scores.json`` holds."""
+        return {
             "studies": len(self.scores) + len(self.failures),
             "failed": self.failures,
             "heatmap_unit": "1.0 is the calibrated pixel threshold",
@@ -122,9 +129,6 @@ class CohortReport:
             "inferred_with": produced_with(),
             "scores": self.scores,
         }
-        write_text(self.output_dir / "scores.json", json.dumps(report, indent=1, default=str))
-        write_text(self.output_dir / "scores.csv", self._table())
-        logger.info("%s", self.summary())
 
     def _table(self) -> str:
         """One row a slice; a failed study has one row with its error."""

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 
 from mcmiad_monai.cli.parser import main
@@ -34,10 +35,21 @@ def test_train_evaluate_and_infer(
     metrics = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert float(told["pixel_auroc"]) == pytest.approx(metrics["pixel_auroc"], abs=1e-4)
 
-    study = next((cohort / "train").glob("*.nii.gz"))
-    out = tmp_path / "heatmaps"
-    assert main(["infer", str(study), "--bundle", str(root), "--out", str(out), *quiet]) == 0
-    assert len(list(out.rglob("*_heatmap.nii.gz"))) == 1
+    studies, out = sorted((cohort / "train").glob("*.nii.gz"))[:2], tmp_path / "heatmaps"
+    infer = ["infer", *map(str, studies), "--bundle", str(root), "--out", str(out), *quiet]
+    assert main([*infer, "--preview", "--json", "--set", "mask_threshold=0.0"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written == json.loads((out / "scores.json").read_text())
+    assert written["studies"] == len(list(out.rglob("*_heatmap.nii.gz"))) == len(studies)
+    assert len(list(out.rglob("*_preview.png"))) == len(studies)
+    assert nib.load(next(out.rglob("*_mask.nii.gz"))).get_fdata().any()  # above 0, not above 1
+
+    # a study that fails is named, and the others are done
+    (tmp_path / "bad.nii.gz").write_bytes(b"")
+    one = ["infer", str(studies[0]), str(tmp_path / "bad.nii.gz"), "--out", str(tmp_path / "two")]
+    model = str(root / "models" / "model.pt")
+    assert main([*one, "--bundle", model, *quiet]) == 1
+    assert "1 of 2 studies failed:" in capsys.readouterr().err
 
     # MONAI's wrappers are taken off: what is left is the reason
     again = ["--resume", "--text-prior", "hashing", *SMALL, "--set", "batch_size=8"]

@@ -198,14 +198,14 @@ def test_device_that_is_not_there_is_one_line(
 
 @pytest.mark.usefixtures("opened")
 def test_threads_are_set_and_are_a_number(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", threads.append)
-    infer = ["infer", "x", "--bundle", "b", "--out", "o", "--threads"]
-    assert main([*infer, "3"]) == 0
+    train = ["train", "x", "--out", str(tmp_path / "o"), "--threads"]
+    assert main([*train, "3"]) == 0
     assert threads == [3]
-    assert "'0' is not a whole number from 1" in usage_error(capsys, *infer, "0")
+    assert "'0' is not a whole number from 1" in usage_error(capsys, *train, "0")
 
 
 def test_cases_explain_what_was_not_read(
@@ -299,4 +299,14 @@ def test_folder_that_is_no_bundle_is_one_line(
 ) -> None:
     bundle, out = str(tmp_path / "none"), str(tmp_path / "out")
     message = refused(capsys, command, str(tmp_path), "--bundle", bundle, "--out", out)
-    assert "is no bundle of this project" in message
+    assert "has no trained model" in message
+
+
+@pytest.mark.parametrize("command", ["infer", "evaluate"])
+def test_unknown_setting_is_one_line_with_those_there_are(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    options = ["--bundle", "b", "--out", "o", "--set", "network#heads=2", "--set", "batch_size=2"]
+    message = refused(capsys, command, "x", *options)
+    assert "network#heads: no such setting. There are engine, " in message
+    assert "python -m monai.bundle run" in message

@@ -59,29 +59,12 @@ def test_override_that_is_no_yaml_is_a_usage_error(capsys: pytest.CaptureFixture
     ],
 )
 def test_override_is_read_as_a_value(
-    opened: list[SimpleNamespace], text: str, expected: Any
+    opened: list[SimpleNamespace], tmp_path: Path, text: str, expected: Any
 ) -> None:
-    assert main(["infer", "x", "--bundle", "b", "--out", "o", "--set", text]) == 0
+    assert main(["train", "x", "--out", str(tmp_path / "o"), "--set", text]) == 0
     found = opened[0].overrides[text.partition("=")[0]]
     assert found == expected
     assert type(found) is type(expected)
-
-
-def test_infer_passes_absolute_paths_and_every_override(
-    opened: list[SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # the bundle resolves relative paths from elsewhere
-    options = ["--bundle", "b", "--out", "heat", "--set", "batch_size=2", "--set", "split=val"]
-    assert main(["infer", "studies", *options]) == 0
-    (call,) = opened
-    assert (call.root, call.workflow) == (Path("b"), ["inference"])
-    assert call.overrides == {
-        "logging_file": False,
-        "dataset_dir": str(tmp_path / "studies"),
-        "output_dir": str(tmp_path / "heat"),
-        "batch_size": 2,
-        "split": "val",
-    }
 
 
 def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_path: Path) -> None:
