@@ -51,10 +51,10 @@ if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not 
     from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
     from mcmiad_monai.networks.package import load_package, save_package
     from mcmiad_monai.networks.text_prior import encode_hashing
-    from mcmiad_monai.research.protocols.fit import fit_head
     from mcmiad_monai.runtime.cpu import encoding
     from mcmiad_monai.runtime.export import export_model
     from mcmiad_monai.runtime.open import open_network
+    from mcmiad_monai.training.fit import fit_head
     from mcmiad_monai.training.method import preset
 if importlib.util.find_spec("anomalib"):
     from anomalib.models.image.padim.torch_model import PadimModel  # type: ignore[import-not-found]

@@ -22,8 +22,8 @@ from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import resolve_text_prior
 from mcmiad_monai.provenance import produced_with
-from mcmiad_monai.research.protocols.fit import fit_head
 from mcmiad_monai.research.protocols.scores import SCORES
+from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import Method
 
 #: Slice scores: Eq. 7, the maximum, and the mean of the hottest 5 % of the foreground.

@@ -55,8 +55,6 @@ SETTINGS = {
     "region": "region",
     "organ_label": "organ_label",
 }
-
-
 #: Parts of a bundle's inference.yaml that `Predictor` has in Python.
 STEPS = ("preprocessing", "network", "inferer", "postprocessing")
 
@@ -305,6 +303,7 @@ class Predictor:
             mask_key="label" if label else None,
             check_modality=self.options.check_modality,
             **self._region,
+            **self.detector.image_options,
         )
 
     def __call__(

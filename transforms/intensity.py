@@ -44,6 +44,12 @@ from mcmiad_monai.transforms.metadata import (
 FOREGROUND_FLOOR = 1.0 / 255.0
 """Smallest value inside the foreground: one grey level, so that it differs from the 0 outside."""
 
+FAINTEST = 2.0**-24
+"""Black of the foreground where images are not normalised: far below a grey level, and above 0."""
+
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of red, green and blue in the grey of a picture (ITU-R 601)."""
+
 INTENSITY = "intensity"
 """Metadata key of the parameters: recipe, low, high, outside."""
 
@@ -64,9 +70,22 @@ OCT_PERCENTILES = (1.0, 99.5)
 
 
 class _Normalize(Transform):
-    """Foreground and two limits, between which intensities are mapped linearly and clipped."""
+    """Foreground and two limits, between which intensities are mapped linearly and clipped.
+
+    Parameters
+    ----------
+    normalize_images : bool
+        Take the limits from the image itself. Otherwise they are the range of its grey levels: 0 to
+        255 or 65535 of a picture, the window of CT, the least and greatest value of another volume.
+    mask_background : bool
+        Set what lies outside the foreground to 0. Otherwise all pixels are foreground, at least
+        `FAINTEST`.
+    """
 
     recipe: IntensityRecipe
+
+    def __init__(self, *, normalize_images: bool = True, mask_background: bool = True) -> None:
+        self.normalize_images, self.mask_background = normalize_images, mask_background
 
     @abstractmethod
     def foreground(self, values: Volume, *, picture: bool) -> Mask:
@@ -87,15 +106,33 @@ class _Normalize(Transform):
         check_volume(volume)
         source = volume if isinstance(volume, MetaTensor) else MetaTensor(volume)
         picture = bool(source.meta.get(PICTURE, False))
-        values = np.ascontiguousarray(plain(source)[0].cpu().numpy(), dtype=np.float32)
+        channels = np.ascontiguousarray(plain(source).cpu().numpy(), dtype=np.float32)
+        values = channels[0] if len(channels) == 1 else np.tensordot(LUMA, channels, 1)
         mask = self.foreground(values, picture=picture)
         if not mask.any():
             raise VolumeError(self._no_foreground(source, values))
-        low, high = self.limits(values, mask, picture=picture)
-        out = with_metadata_of(_rescale(values, mask, low, high)[None].to(source.device), source)
+        if self.normalize_images:
+            low, high = self.limits(values, mask, picture=picture)
+        else:
+            low, high = self.grey_range(values, picture=picture)
+        if not self.mask_background:
+            mask = np.ones_like(mask)
+        scaled = _rescale(channels, mask, low, high, self.floor)
+        out = with_metadata_of(scaled.to(source.device), source)
         outside = float(values.min())
         out.meta[INTENSITY] = {"recipe": self.recipe, "low": low, "high": high, "outside": outside}
         return out
+
+    @property
+    def floor(self) -> float:
+        """Smallest value of the foreground."""
+        return FOREGROUND_FLOOR if self.normalize_images else 0.0
+
+    def grey_range(self, values: Volume, *, picture: bool) -> tuple[float, float]:
+        """Source values that become 0 and 1 where images are not normalised."""
+        if picture:
+            return 0.0, 255.0 if values.max() <= 255.0 else 65535.0
+        return CT_WINDOW if self.recipe == "ct" else _ordered(values.min(), values.max())
 
     def inverse(self, normalised: MetaTensor) -> MetaTensor:
         """Source units from a normalised volume (1, X, Y, Z).
@@ -116,8 +153,8 @@ class _Normalize(Transform):
             )
         used = meta[INTENSITY]
         values = plain(normalised)
-        span = (used["high"] - used["low"]) / (1.0 - FOREGROUND_FLOOR)
-        inside = used["low"] + (values - FOREGROUND_FLOOR) * span
+        span = (used["high"] - used["low"]) / (1.0 - self.floor)
+        inside = used["low"] + (values - self.floor) * span
         source = torch.where(values > 0, inside, torch.full_like(inside, used["outside"]))
         out = with_metadata_of(source, normalised)
         del out.meta[INTENSITY]
@@ -189,12 +226,12 @@ class NormalizeOCT(_Normalize):
         return _ordered(float(low), float(high))
 
 
-def _rescale(values: Volume, mask: Mask, low: float, high: float) -> torch.Tensor:
-    scale = (1.0 - FOREGROUND_FLOOR) / (high - low)
-    out = (values - np.float32(low)) * np.float32(scale) + np.float32(FOREGROUND_FLOOR)
-    np.clip(out, np.float32(FOREGROUND_FLOOR), np.float32(1.0), out=out)
+def _rescale(values: Volume, mask: Mask, low: float, high: float, floor: float) -> torch.Tensor:
+    scale = (1.0 - floor) / (high - low)
+    out = (values - np.float32(low)) * np.float32(scale) + np.float32(floor)
+    np.clip(out, np.float32(floor or FAINTEST), np.float32(1.0), out=out)
     out *= mask
-    return torch.from_numpy(out)  # (X, Y, Z)
+    return torch.from_numpy(out)  # (C, X, Y, Z)
 
 
 def _core(values: Volume, mask: Mask) -> NDArray[np.float32]:
@@ -217,13 +254,15 @@ def _ordered(low: float, high: float) -> tuple[float, float]:
 
 
 class _Normalized(MapTransform):
-    """A normalisation of the volumes under `keys`."""
+    """A normalisation of the volumes under `keys`, with the options of its class."""
+
+    kind: type[_Normalize]
 
     def __init__(
-        self, keys: KeysCollection, transform: _Normalize, *, allow_missing_keys: bool = False
+        self, keys: KeysCollection, *, allow_missing_keys: bool = False, **options: bool
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.normalize = transform
+        self.normalize = self.kind(**options)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise every key."""
@@ -236,29 +275,29 @@ class _Normalized(MapTransform):
 class NormalizeMRId(_Normalized):
     """`NormalizeMRI` of the volumes under `keys`."""
 
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, NormalizeMRI(), allow_missing_keys=allow_missing_keys)
+    kind = NormalizeMRI
 
 
 class NormalizeCTd(_Normalized):
     """`NormalizeCT` of the volumes under `keys`."""
 
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, NormalizeCT(), allow_missing_keys=allow_missing_keys)
+    kind = NormalizeCT
 
 
 class NormalizeOCTd(_Normalized):
     """`NormalizeOCT` of the volumes under `keys`."""
 
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, NormalizeOCT(), allow_missing_keys=allow_missing_keys)
+    kind = NormalizeOCT
 
 
 class NormalizeStudyd(MapTransform):
     """Normalise each volume by the recipe of its own ``meta["modality"]``; for unified models."""
 
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, *, allow_missing_keys: bool = False, **options: bool
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.options = options
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise every key.
@@ -276,7 +315,7 @@ class NormalizeStudyd(MapTransform):
                     f"the volume has the modality {name!r} in its metadata; one of "
                     f"{sorted(MODALITIES)} is needed. Put StudyModalityd before this transform."
                 )
-            d[key] = normalizer(MODALITIES[name].intensity)(d[key])
+            d[key] = normalizer(MODALITIES[name].intensity, **self.options)(d[key])
         return d
 
 
@@ -287,8 +326,8 @@ _RECIPES: dict[str, type[_Normalize]] = {
 }
 
 
-def normalizer(recipe: str | None) -> _Normalize:
-    """Normalisation by the name that `modality.Modality.intensity` gives it.
+def normalizer(recipe: str | None, **options: bool) -> _Normalize:
+    """Normalisation by the name that `modality.Modality.intensity` gives it, with its options.
 
     Raises
     ------
@@ -297,4 +336,4 @@ def normalizer(recipe: str | None) -> _Normalize:
     """
     if recipe not in _RECIPES:
         raise ValueError(f"recipe {recipe!r} is not known; choose one of {sorted(_RECIPES)}.")
-    return _RECIPES[recipe]()
+    return _RECIPES[recipe](**options)

@@ -33,10 +33,13 @@ def new_volume(
     picture: bool,
     dicom_modality: str | None = None,
 ) -> MetaTensor:
-    """Volume (1, X, Y, Z) float32 with the metadata of MONAI's LoadImage."""
+    """Volume (1, X, Y, Z) float32 of (X, Y, Z), with the metadata of MONAI's LoadImage.
+
+    Three colours (3, X, Y, Z) stay three channels.
+    """
     meta: dict[str, Any] = {
         MetaKeys.ORIGINAL_AFFINE.value: affine.copy(),
-        MetaKeys.SPATIAL_SHAPE.value: np.asarray(values.shape),
+        MetaKeys.SPATIAL_SHAPE.value: np.asarray(values.shape[-3:]),
         MetaKeys.SPACE.value: SpaceKeys.RAS.value,
         MetaKeys.ORIGINAL_CHANNEL_DIM.value: float("nan"),
         "filename_or_obj": str(path),
@@ -44,7 +47,8 @@ def new_volume(
     }
     if dicom_modality is not None:
         meta[DICOM_MODALITY] = dicom_modality
-    voxels = torch.from_numpy(np.ascontiguousarray(values))[None]  # (1, X, Y, Z)
+    voxels = torch.from_numpy(np.ascontiguousarray(values))
+    voxels = voxels if voxels.ndim == 4 else voxels[None]  # (1 or 3, X, Y, Z)
     return MetaTensor(voxels, affine=torch.from_numpy(affine.copy()), meta=meta)
 
 
@@ -63,14 +67,14 @@ def plain(volume: torch.Tensor) -> torch.Tensor:
 
 
 def check_volume(volume: torch.Tensor) -> None:
-    """Refuse anything but one channel of three spatial axes.
+    """Refuse anything but one channel, or three colours, of three spatial axes.
 
     Raises
     ------
     ValueError
-        If the shape is not (1, X, Y, Z).
+        If the shape is not (1, X, Y, Z) or (3, X, Y, Z).
     """
-    if volume.ndim != 4 or volume.shape[0] != 1:
+    if volume.ndim != 4 or volume.shape[0] not in (1, 3):
         raise ValueError(
             f"a tensor of shape {tuple(volume.shape)} is no volume; (1, X, Y, Z) is expected. Add "
             "the channel axis, and give one volume at a time."

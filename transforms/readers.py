@@ -52,6 +52,8 @@ class Image:
         The header itself says that this is a label map.
     is_picture : bool
         A PNG, JPEG, TIFF or BMP: grey levels of a display rather than measured intensities.
+    colours : (3, X, Y, Z) ndarray, optional
+        Red, green and blue of a picture in colour.
     dicom_modality : str or None
         ``"MR"``, ``"CT"``, …, where a DICOM header or a BIDS sidecar has it.
     """
@@ -60,6 +62,7 @@ class Image:
     affine: NDArray[np.float64]
     is_label: bool = False
     is_picture: bool = False
+    colours: NDArray[Any] | None = None
     dicom_modality: str | None = None
 
 
@@ -185,7 +188,7 @@ def itk_affine(
 
 
 def _read_picture(path: Path) -> Image:
-    """One 2-D image: x to the right, y down; colour becomes luminance."""
+    """One 2-D image: x to the right, y down; its values are the luminance of its colours."""
     from PIL import Image as Pillow
 
     with Pillow.open(path) as picture:
@@ -194,12 +197,15 @@ def _read_picture(path: Path) -> Image:
                 f"{path} has {picture.n_frames} pages; one 2-D image is needed. Save each page as "
                 "a file of its own, or the stack as NIfTI."
             )
+        colours = None
         if picture.mode in GREY_MODES:
             grey = np.asarray(picture)  # (H, W)
         else:
-            grey = np.asarray(picture.convert("RGB").convert("L"))  # (H, W), ITU-R 601 luma
+            rgb = picture.convert("RGB")
+            grey = np.asarray(rgb.convert("L"))  # (H, W), ITU-R 601 luma
+            colours = np.asarray(rgb).T[..., None]  # (3, W, H, 1)
     # a picture is shown with x to the patient's left and y to the back, in pixels of 1 mm
-    return Image(grey.T[:, :, None], LPS_TO_RAS.copy(), is_picture=True)
+    return Image(grey.T[:, :, None], LPS_TO_RAS.copy(), is_picture=True, colours=colours)
 
 
 def _read_dicom_file(path: Path) -> Image:

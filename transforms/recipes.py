@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from monai.transforms import Compose, MapTransform
@@ -20,7 +21,7 @@ from mcmiad_monai.transforms.volume import LoadMaskd, LoadVolumed
 
 Region = Literal["whole", "organ"]
 
-_NORMALIZERS: dict[IntensityRecipe | None, type[MapTransform]] = {
+_NORMALIZERS: dict[IntensityRecipe | None, Callable[..., MapTransform]] = {
     "mri": NormalizeMRId,
     "ct": NormalizeCTd,
     "oct": NormalizeOCTd,
@@ -36,6 +37,9 @@ def preprocessing(
     region: Region = "whole",
     organ_label: int | None = None,
     check_modality: bool = True,
+    keep_colours: bool = False,
+    normalize_images: bool = True,
+    mask_background: bool = True,
 ) -> Compose:
     """Load, orient and normalise the volume under `key`, and bring its lesion mask along.
 
@@ -57,6 +61,10 @@ def preprocessing(
         Value of the organ in a mask of many; whatever is above 0 if left.
     check_modality : bool
         Refuse studies of another modality; see `StudyModalityd`.
+    keep_colours : bool
+        Give the three channels of a picture in colour; see `load_volume`.
+    normalize_images, mask_background : bool
+        See `NormalizeMRI` and its sisters.
 
     Raises
     ------
@@ -67,12 +75,14 @@ def preprocessing(
     masks = [] if mask_key is None else [mask_key]
     organs = organ_keys(region)
     steps: list[Any] = [
-        LoadVolumed(key),
+        LoadVolumed(key, keep_colours=keep_colours),
         StudyModalityd(key, chosen, check=check_modality),
         *(LoadMaskd(mask, ref_key=key) for mask in masks),
         *(LoadOrganMaskd(organ, ref_key=key, label=organ_label) for organ in organs),
         CanonicalOrientationd([key, *masks, *organs], axcodes=chosen.axcodes),
-        _NORMALIZERS[chosen.intensity](key),
+        _NORMALIZERS[chosen.intensity](
+            key, normalize_images=normalize_images, mask_background=mask_background
+        ),
         *(OrganRegiond(key, organ_key=organ) for organ in organs),
     ]
     return Compose(steps)

@@ -69,15 +69,15 @@ def as_heatmap(array: torch.Tensor | NDArray[Any], like: MetaTensor) -> MetaTens
     array : (1, X, Y, Z) tensor or ndarray
         Heatmap on the grid of `like`.
     like : (1, X, Y, Z) MetaTensor
-        The volume; its affine, metadata and trace of transforms are copied.
+        The volume, whose colours do not count; its affine, metadata and trace are copied.
 
     Raises
     ------
     ValueError
-        If the two have different shapes.
+        If the two have different grids.
     """
     values = torch.from_numpy(array) if isinstance(array, np.ndarray) else plain(array)
-    if values.shape != like.shape:
+    if values.ndim != like.ndim or values.shape[-3:] != like.shape[-3:]:
         raise ValueError(
             f"a heatmap of shape {tuple(values.shape)} does not fit a volume of shape "
             f"{tuple(like.shape)}; equal shapes are expected. Restore it to the volume's grid."

@@ -46,7 +46,7 @@ def slice_batch(
     Parameters
     ----------
     volume : (1, X, Y, Z) tensor
-        Normalised volume, or a mask with ``mode="nearest"``.
+        Normalised volume, or a mask with ``mode="nearest"``; of colours (3, X, Y, Z).
     indices : sequence of int
         Slices to cut, in the order of the result; negative ones count from the end.
     axis : {0, 1, 2}
@@ -59,11 +59,11 @@ def slice_batch(
     Returns
     -------
     (n, 1, size, size) tensor
-        Plain tensor, rows = y, columns = x.
+        Plain tensor, rows = y, columns = x; of colours (n, 3, size, size).
     """
     check_volume(volume)
-    planes = plain(volume)[0].movedim(axis, 0)  # (N, X, Y), a view
-    chosen = planes[list(indices)].transpose(1, 2)[:, None]  # (n, 1, Y, X)
+    planes = plain(volume).movedim(1 + axis, 0)  # (N, 1, X, Y), a view
+    chosen = planes[list(indices)].transpose(2, 3)  # (n, 1, Y, X)
     if mode == "nearest":
         return F.interpolate(chosen, size=(size, size), mode="nearest-exact")
     return resize_bilinear(chosen, (size, size))

@@ -44,20 +44,22 @@ PathLike = str | os.PathLike[str]
 Study = Any
 
 
-def load_volume(study: Study) -> MetaTensor:
+def load_volume(study: Study, *, keep_colours: bool = False) -> MetaTensor:
     """Load one image: NIfTI, MGH, NRRD, MetaImage, a picture, or a folder with a DICOM series.
 
     Parameters
     ----------
     study : path, nibabel image, MetaTensor or (array, affine)
         An image in memory passes the same checks; see `image_in_memory`.
+    keep_colours : bool
+        Give three channels: those of a picture in colour, or one three times.
 
     Returns
     -------
     MetaTensor
         Volume (1, X, Y, Z), float32, in the units of the file (Hounsfield units for CT), with a
-        float64 affine in RAS millimetres. A picture is (1, W, H, 1), with x to
-        the patient's left and y to the back, in pixels of 1 mm.
+        float64 affine in RAS millimetres; (3, X, Y, Z) with `keep_colours`. A picture is
+        (1, W, H, 1), with x to the patient's left and y to the back, in pixels of 1 mm.
 
     Raises
     ------
@@ -75,6 +77,9 @@ def load_volume(study: Study) -> MetaTensor:
     values = _as_float32(image)
     check_values(values, source)
     check_not_label_map(values, source, picture=image.is_picture)
+    if keep_colours:
+        grey = np.broadcast_to(values, (3, *values.shape))
+        values = grey if image.colours is None else image.colours.astype(np.float32)
     return new_volume(
         values,
         image.affine,
@@ -147,13 +152,25 @@ class LoadVolume(Transform):
 
 
 class LoadVolumed(MapTransform):
-    """Replace paths, or images in memory, under `keys` by their volumes (1, X, Y, Z)."""
+    """Replace paths, or images in memory, under `keys` by their volumes (1, X, Y, Z).
+
+    Parameters
+    ----------
+    keys : KeysCollection
+        Keys of the studies.
+    keep_colours : bool
+        Give (3, X, Y, Z); see `load_volume`.
+    """
+
+    def __init__(self, keys: KeysCollection, *, keep_colours: bool = False) -> None:
+        super().__init__(keys)
+        self.keep_colours = keep_colours
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key; see `load_volume` for what is refused."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = load_volume(d[key])
+            d[key] = load_volume(d[key], keep_colours=self.keep_colours)
         return d
 
 
@@ -192,7 +209,7 @@ class LoadMaskd(MapTransform):
 
 
 def _empty_mask(image: MetaTensor) -> MetaTensor:
-    return with_metadata_of(torch.zeros(tuple(image.shape)), image)
+    return with_metadata_of(torch.zeros((1, *image.shape[1:])), image)
 
 
 def mask_on_grid_of(image: MetaTensor, path: PathLike, *, label: int | None = None) -> MetaTensor:
@@ -204,7 +221,7 @@ def mask_on_grid_of(image: MetaTensor, path: PathLike, *, label: int | None = No
         If it has another shape than the image or lies elsewhere in the world.
     """
     mask = load_mask(path, label=label)
-    if mask.shape != image.shape:
+    if mask.shape[1:] != image.shape[1:]:
         raise VolumeError(
             f"{path} has shape {tuple(mask.shape[1:])}, but its image has "
             f"{tuple(image.shape[1:])}; a mask drawn on this image is needed. Resample the mask to "

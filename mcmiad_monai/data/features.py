@@ -271,7 +271,9 @@ def _encode(
             records = [
                 SliceRecord(s.case, s.index, s.anomalous, s.patient, s.modality) for s in group
             ]
-            writer.append(records, features, images > 0, torch.stack([s.lesion for s in group]))
+            writer.append(
+                records, features, images[:, :1] > 0, torch.stack([s.lesion for s in group])
+            )
         return writer.finish()
     finally:
         writer.clean()

@@ -79,7 +79,7 @@ class SliceSample:
     case, index : str, int
         The study and the position along its canonical slice axis.
     image : Tensor (1, size, size)
-        Normalised intensities; zero is outside the foreground.
+        Normalised intensities; zero is outside the foreground. Colours are (3, size, size).
     lesion : Tensor (1, size, size) of bool
         True on lesion.
     anomalous : bool

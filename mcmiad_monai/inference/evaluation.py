@@ -74,7 +74,7 @@ def counted_slices(
         Share of the slices that the inferer looks at.
     """
     meta = sample["pred"].meta
-    volumes = [torch.as_tensor(plain(sample[key])).cpu() for key in ("pred", "label", "image")]
+    volumes = [torch.as_tensor(plain(sample[key]))[:1].cpu() for key in ("pred", "label", "image")]
     scores = torch.as_tensor(meta[SLICE_SCORES]).reshape(-1)
     labels = (volumes[1] > 0).movedim(1 + axis, 0).flatten(1).any(1)
     known = meta.get("anomalous")

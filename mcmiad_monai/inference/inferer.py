@@ -59,9 +59,10 @@ class SliceHeatmapInferer(Inferer):
 
     Notes
     -----
-    ``inferer(volume, network)`` takes volumes (B, 1, X, Y, Z) and returns a MetaTensor of the same
-    shape, float32, with the volume's affine and applied operations, so that MONAI's ``Invertd``
-    restores the source grid. ``meta["slice_scores"]`` is (B, n), NaN in skipped slices.
+    ``inferer(volume, network)`` takes volumes (B, 1, X, Y, Z), or (B, 3, X, Y, Z) of colours, and
+    returns heatmaps (B, 1, X, Y, Z), float32, with the volume's affine and applied operations, so
+    that MONAI's ``Invertd`` restores the source grid. ``meta["slice_scores"]`` is (B, n), NaN in
+    skipped slices.
     """
 
     def __init__(
@@ -109,12 +110,12 @@ class SliceHeatmapInferer(Inferer):
                 f"{type(inputs).__name__} has no geometry; a MetaTensor is needed, so that the "
                 "heatmap can go back to the study's own grid. Load the volume with LoadVolumed."
             )
-        if inputs.ndim != 5 or inputs.shape[1] != 1:
+        if inputs.ndim != 5 or inputs.shape[1] not in (1, 3):
             raise ValueError(
                 f"found volumes of shape {tuple(inputs.shape)}; expected (B, 1, X, Y, Z), one "
                 "channel. Add the batch dimension or select one channel."
             )
-        heat = torch.zeros(inputs.shape, dtype=torch.float32)
+        heat = torch.zeros((len(inputs), 1, *inputs.shape[2:]), dtype=torch.float32)
         scores = torch.full((inputs.shape[0], inputs.shape[2 + self.axis]), torch.nan)
         for b in range(inputs.shape[0]):
             self._one_volume(cast(MetaTensor, inputs[b]), network, heat[b], scores[b], args, kwargs)
@@ -149,9 +150,9 @@ class SliceHeatmapInferer(Inferer):
             indices = chosen[start : start + count]
             images = slice_batch(volume, indices, axis=self.axis, size=self.size)  # (n, 1, S, S)
             maps = network(images.to(device), *args, **kwargs).float()  # (n, 1, S, S)
-            inside = images.to(device) > 0
+            inside = images[:, :1].to(device) > 0
             maps = maps / unit * inside
             scores[indices] = self.score(maps, inside).float().cpu()
             planes = restore_maps(maps.cpu(), plane_shape=(x, y))  # (n, X, Y)
             insert_slices(heat, planes, indices, axis=self.axis)
-        heat.mul_(plain.to(heat.device) > 0)  # exact at full resolution
+        heat.mul_(plain[:1].to(heat.device) > 0)  # exact at full resolution

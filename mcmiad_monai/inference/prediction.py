@@ -31,7 +31,7 @@ class Prediction:
         uint8; 1 where the heatmap exceeds the mask's threshold.
     scores : dict
         What ``<case>_scores.json`` holds; see `study_scores`.
-    image : MetaTensor of shape (1, X', Y', Z')
+    image : MetaTensor of shape (1, X', Y', Z'), of colours (3, X', Y', Z')
         The normalised study on the canonical grid, for pictures.
     """
 

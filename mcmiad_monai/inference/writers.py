@@ -62,14 +62,17 @@ def write_study(
         See `study_scores`; written last, so that a study with scores is complete.
     heatmap, mask : (1, X, Y, Z) tensors
         On the study's grid.
-    image : (1, W, H, 1) tensor or None
+    image : (1, W, H, 1) tensor, of colours (3, W, H, 1), or None
         Of a study that was a picture, which then comes back as pictures.
     """
     folder = out / scores["case"]
     stem = folder / scores["case"]
     if image is not None:
         write_pictures(
-            stem, image=picture_of(image), heatmap=picture_of(heatmap), mask=picture_of(mask)
+            stem,
+            image=picture_of(image.mean(0, keepdim=True)),
+            heatmap=picture_of(heatmap),
+            mask=picture_of(mask),
         )
     else:
         affine = heatmap.affine.numpy()

@@ -69,6 +69,19 @@ class MCMIADDetector(nn.Module):
         return dict(self.provenance.get("training", {}))
 
     @property
+    def image_options(self) -> dict[str, bool]:
+        """Options of :func:`~mcmiad_monai.transforms.preprocessing` that the training had."""
+        method = self.trained_with.get("method", {})
+        # a model that does not say them was trained before there was a choice
+        before = {"keep_colours": False, "normalize_images": True, "mask_background": True}
+        return {name: bool(method.get(name, value)) for name, value in before.items()}
+
+    @property
+    def channels(self) -> int:
+        """Channels of its images: 3 if it was trained on colours."""
+        return 3 if self.image_options["keep_colours"] else 1
+
+    @property
     def description(self) -> dict[str, Any]:
         """Configuration, calibration and provenance: all that is needed beside the weights."""
         parts = {"encoder": self.encoder, "head": self.head, "score": self.score}
@@ -108,7 +121,7 @@ class MCMIADDetector(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles: the traced network, for slices of 224×224."""
-        example = torch.rand(2, 1, 224, 224, device=self.heat_scale.device)
+        example = torch.rand(2, self.channels, 224, 224, device=self.heat_scale.device)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter(
                 "ignore"

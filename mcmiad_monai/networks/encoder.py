@@ -46,6 +46,9 @@ class FrozenEncoder(nn.Module):
         adaptive averaging, which uses all of them.
     grid : int
         Cells a side.
+    align_corners : bool
+        Of bilinear resizing: lay the centres of corner cells on those of corner pixels, as UniAD
+        and MoEAD do. A cell's centre then moves by up to half a cell.
     provenance : dict, optional
         Where the weights came from; digest and settings are added.
 
@@ -70,12 +73,14 @@ class FrozenEncoder(nn.Module):
         *,
         pool: Pool = "bilinear",
         grid: int = 14,
+        align_corners: bool = False,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if pool not in ("bilinear", "area"):
             raise ValueError(f"pool {pool!r} is not known; choose 'bilinear' or 'area'.")
         self.trunk, self.pool, self.grid = trunk, pool, grid
+        self.align_corners = align_corners and pool == "bilinear"
         self.stage_channels = trunk.channels
         self.out_channels = sum(trunk.channels)
         self.register_buffer("mean", torch.tensor(trunk.config.mean).view(1, 3, 1, 1))
@@ -89,6 +94,8 @@ class FrozenEncoder(nn.Module):
             "timm_version": timm.__version__,
             **(provenance or {}),
         }
+        if self.align_corners:
+            self.config["align_corners"] = self.provenance["align_corners"] = True
         self.update_digest()
 
     def train(self, mode: bool = True) -> FrozenEncoder:  # noqa: ARG002 - always frozen
@@ -127,7 +134,7 @@ class FrozenEncoder(nn.Module):
             return F.adaptive_avg_pool2d(smooth, size)
         if tuple(stage.shape[-2:]) == size:
             return stage
-        return F.interpolate(stage, size, mode="bilinear", align_corners=False)
+        return F.interpolate(stage, size, mode="bilinear", align_corners=self.align_corners)
 
 
 def build_encoder(
@@ -136,6 +143,7 @@ def build_encoder(
     weights: str | Path = "pretrained",
     pool: Pool = "bilinear",
     grid: int = 14,
+    align_corners: bool = False,
     indices: Sequence[int] | None = None,
     seed: int = 0,
     sha256: str | None = None,
@@ -149,7 +157,7 @@ def build_encoder(
         tower of OpenCLIP (pretrained ``openai`` unless named).
     weights : str or Path
         ``"pretrained"``, ``"random"``, or the path of a safetensors file or torch checkpoint.
-    pool, grid
+    pool, grid, align_corners
         See `FrozenEncoder`.
     indices : sequence of int, optional
         Stages or blocks to use. By default all strides up to 16, or the last block of a ViT.
@@ -172,10 +180,14 @@ def build_encoder(
         )
         warnings.warn(message, stacklevel=2)
         logger.warning(message)
-        return empty_encoder(name, pool=pool, grid=grid, indices=indices, seed=seed)
+        return empty_encoder(
+            name, pool=pool, grid=grid, align_corners=align_corners, indices=indices, seed=seed
+        )
     with torch.random.fork_rng(devices=[]):
         trunk, source = _trunk(name, str(weights), indices, sha256)
-    return FrozenEncoder(trunk, pool=pool, grid=grid, provenance=source)
+    return FrozenEncoder(
+        trunk, pool=pool, grid=grid, align_corners=align_corners, provenance=source
+    )
 
 
 def empty_encoder(
@@ -183,6 +195,7 @@ def empty_encoder(
     *,
     pool: Pool = "bilinear",
     grid: int = 14,
+    align_corners: bool = False,
     indices: Sequence[int] | None = None,
     seed: int = 0,
 ) -> FrozenEncoder:
@@ -191,7 +204,9 @@ def empty_encoder(
         torch.manual_seed(seed)
         trunk, _ = _trunk(name, "random", indices, None)
     source = {"weights": f"random, seed {seed}"}
-    return FrozenEncoder(trunk, pool=pool, grid=grid, provenance=source)
+    return FrozenEncoder(
+        trunk, pool=pool, grid=grid, align_corners=align_corners, provenance=source
+    )
 
 
 def encoder_from_config(config: dict[str, Any]) -> FrozenEncoder:
@@ -204,7 +219,8 @@ def encoder_from_config(config: dict[str, Any]) -> FrozenEncoder:
             built = open_clip_trunk(trunk.name, trunk.indices, tower, tower_config)
         else:
             built = timm_trunk(trunk.name, trunk.indices, None, "")
-    return FrozenEncoder(built, pool=config["pool"], grid=config["grid"])
+    options = {name: config[name] for name in ("pool", "grid", "align_corners") if name in config}
+    return FrozenEncoder(built, **options)
 
 
 def calibrate_batchnorm(encoder: FrozenEncoder, batches: Iterable[Tensor]) -> None:

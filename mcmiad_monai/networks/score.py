@@ -38,6 +38,8 @@ class AnomalyScore(nn.Module):
         Channels of the stages; needed with `stage_weights`.
     smooth_sigma : float
         Standard deviation, in pixels, of a Gaussian on the upsampled map; 0 for none.
+    align_corners : bool
+        Of the bilinear upsampling; see `FrozenEncoder`.
     top_k : float
         K of the slice score: a number of pixels (5 in Eq. 7), or, below 1, a fraction of them.
 
@@ -58,6 +60,7 @@ class AnomalyScore(nn.Module):
         stage_weights: Sequence[float] | None = None,
         stage_channels: Sequence[int] | None = None,
         smooth_sigma: float = 0.0,
+        align_corners: bool = False,
         top_k: float = 5,
     ) -> None:
         super().__init__()
@@ -78,6 +81,9 @@ class AnomalyScore(nn.Module):
         }
         self.mse_reduction, self.mse_weight, self.terms = mse_reduction, mse_weight, terms
         self.smooth_sigma, self.top_k = smooth_sigma, top_k
+        self.align_corners = align_corners
+        if align_corners:
+            self.config["align_corners"] = True
         weights = channel_weights(stage_weights, stage_channels)
         self.register_buffer("weights", weights, persistent=False)
 
@@ -101,7 +107,9 @@ class AnomalyScore(nn.Module):
 
     def upsample(self, score_map: Tensor, size: Sequence[int]) -> Tensor:
         """Bilinear to `size` = (H, W), then smoothed by `smooth_sigma`: → (B, 1, H, W)."""
-        upsampled = F.interpolate(score_map, tuple(size), mode="bilinear", align_corners=False)
+        upsampled = F.interpolate(
+            score_map, tuple(size), mode="bilinear", align_corners=self.align_corners
+        )
         if self.smooth_sigma == 0:
             return upsampled
         kernel = 2 * math.ceil(3 * self.smooth_sigma) + 1  # three standard deviations each way

@@ -72,7 +72,9 @@ def export_model(detector: MCMIADDetector, path: str | Path, *, size: int = 224)
         )
     detector = detector.cpu().eval()
     # smooth, as anatomy is: white noise is so far from what a model knows that rounding grows
-    coarse = torch.rand(EXAMPLE_SLICES, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    coarse = torch.rand(
+        EXAMPLE_SLICES, detector.channels, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
     example = functional.interpolate(coarse, (size, size), mode="bilinear")
     write = _write_onnx if SUFFIXES[target.suffix] == "onnx" else _write_torchscript
     with torch.no_grad():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import ignite.distributed as idist
 
 from mcmiad_monai.data.features import TrainingDataError
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
-from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
+from mcmiad_monai.networks.encoder import FrozenEncoder, calibrate_batchnorm
+from mcmiad_monai.training.method import Method
 
 #: Slices on which random BatchNorm layers are calibrated.
 CALIBRATION_SLICES = 64
@@ -19,9 +20,7 @@ def prepare_encoder(
     cases: Sequence[dict[str, Any]],
     *,
     modality: str,
-    name: str,
-    weights: str = "pretrained",
-    pool: Literal["bilinear", "area"] = "bilinear",
+    method: Method,
     seed: int = 0,
     sha256: str | None = None,
     size: int = 224,
@@ -33,6 +32,8 @@ def prepare_encoder(
     ----------
     cases : sequence of dict
         Training cases; read only for ``weights="random"``.
+    method : Method
+        Names the encoder and its weights.
     transform : callable, optional
         As of a `FeatureDataset`.
 
@@ -42,8 +43,8 @@ def prepare_encoder(
         If random weights are asked for and no case has a normal slice.
     """
     with idist.one_rank_first():  # a download is made once
-        encoder = build_encoder(name, weights=weights, pool=pool, seed=seed, sha256=sha256)
-    if weights == "random":
+        encoder = method.build_encoder(seed=seed, sha256=sha256)
+    if method.weights == "random":
         chosen = calibration_slices(cases, modality, size=size, transform=transform)
         calibrate_batchnorm(encoder, [stack_images(group) for group in batches(chosen, 16)])
     return encoder

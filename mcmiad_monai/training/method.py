@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
 from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore, MSEReduction, Terms
@@ -33,6 +33,10 @@ class Method:
     ----------
     encoder_name, weights, pool
         See :func:`~mcmiad_monai.networks.encoder.build_encoder` (§3.2, §4.2).
+    keep_colours, normalize_images, mask_background : bool
+        Of the images; see :func:`~mcmiad_monai.transforms.preprocessing` (§4.2).
+    align_corners : bool
+        Of stages and score map; see `FrozenEncoder`.
     text_prior : str
         See :func:`~mcmiad_monai.networks.text_prior.resolve_text_prior`.
     head : mapping
@@ -44,8 +48,10 @@ class Method:
         Of the terms of the loss; see :class:`~mcmiad_monai.networks.loss.ReconstructionLoss`.
     score_terms, mse_weight, mse_reduction, smooth_sigma, top_k
         See :class:`~mcmiad_monai.networks.score.AnomalyScore` (§3.6).
-    max_epochs, batch_size, learning_rate, weight_decay, clip_norm, schedule
+    max_epochs, batch_size, learning_rate, weight_decay, clip_norm
         AdamW's (§4.2).
+    schedule : {"cosine", "step", "auto"}
+        Of the learning rate; ``"auto"`` trains with each, and keeps what validates better (§4.2).
     min_steps_per_epoch : int
         See :class:`~mcmiad_monai.training.loading.GlobalBatches`.
     """
@@ -53,6 +59,10 @@ class Method:
     encoder_name: str = "tf_efficientnet_b4.aa_in1k"
     weights: str = "pretrained"
     pool: Literal["bilinear", "area"] = "bilinear"
+    keep_colours: bool = True
+    normalize_images: bool = False
+    mask_background: bool = False
+    align_corners: bool = True
     text_prior: str = "open_clip"
     head: Mapping[str, Any] = field(default_factory=dict)
     stage_weights: tuple[float, ...] | None = None
@@ -68,8 +78,8 @@ class Method:
     learning_rate: float = 2e-4
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
-    schedule: Literal["cosine", "step"] = "cosine"
-    min_steps_per_epoch: int = 10
+    schedule: Literal["cosine", "step", "auto"] = "auto"
+    min_steps_per_epoch: int = 1
 
     def __post_init__(self) -> None:
         """Check names and counts before anything is built."""
@@ -100,6 +110,25 @@ class Method:
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
         return asdict(self)
+
+    @property
+    def image_options(self) -> dict[str, bool]:
+        """Options of the images, for :func:`~mcmiad_monai.transforms.preprocessing`."""
+        return {
+            "keep_colours": self.keep_colours,
+            "normalize_images": self.normalize_images,
+            "mask_background": self.mask_background,
+        }
+
+    def build_encoder(self, **options: Any) -> FrozenEncoder:
+        """Encoder with its weights; see :func:`~mcmiad_monai.networks.encoder.build_encoder`."""
+        return build_encoder(
+            self.encoder_name,
+            weights=self.weights,
+            pool=self.pool,
+            align_corners=self.align_corners,
+            **options,
+        )
 
     def build_prior(self, prompts: Sequence[str]) -> TextPrior:
         """Text prior of prompts; one that is read from a file brings its own."""
@@ -132,6 +161,7 @@ class Method:
             "mse_weight": self.mse_weight,
             "mse_reduction": self.mse_reduction,
             "smooth_sigma": self.smooth_sigma,
+            "align_corners": self.align_corners,
             "top_k": self.top_k,
         }
 
@@ -148,9 +178,10 @@ class Method:
         return AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
     def build_schedule(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
-        """Learning rate by optimiser step, over all epochs."""
+        """Learning rate by optimiser step, over all epochs; the first of ``"auto"`` is cosine."""
         steps = self.max_epochs * steps_per_epoch
-        return learning_rate_schedule(optimizer, kind=self.schedule, total_steps=steps)
+        kind = "cosine" if self.schedule == "auto" else self.schedule
+        return learning_rate_schedule(optimizer, kind=kind, total_steps=steps)
 
 
 #: Options by the word that stands for them. What "default" changes was chosen on the validation
@@ -158,12 +189,16 @@ class Method:
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "default": {
+        "keep_colours": False,  # a colour map says nothing that its grey does not
+        "normalize_images": True,  # scanners and exports scale their values in many ways
+        "mask_background": True,  # heat on air is no finding
+        "align_corners": False,  # a cell's centre stays where it is
         "pool": "area",  # averages where bilinear resizing samples, and aliases less
         "head": {"standardize_features": True, "jitter_scale": 5.0},
         "cosine_weight": 5.0,
         "score_terms": "cos",
         "learning_rate": 1e-3,  # the paper's training sets give tens of thousands of steps
-        "min_steps_per_epoch": 1,
+        "schedule": "cosine",
     },
 }
 

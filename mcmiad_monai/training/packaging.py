@@ -29,6 +29,7 @@ from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.handlers import Checkpoints
 from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.schedule_choice import OtherSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,8 @@ class Packager:
         What the head's fusion was built with.
     checkpoints : Checkpoints
         Its ``best.pt`` is packaged.
+    other_schedule : OtherSchedule, optional
+        Names the checkpoint to package instead, where two schedules were trained.
     training_data, calibration_data : FeatureDataset
         Training and validation slices.
     path : path
@@ -183,6 +186,7 @@ class Packager:
         path: str | Path,
         training: Mapping[str, Any],
         method: Method,
+        other_schedule: OtherSchedule | None = None,
         metadata: str | Path | None = None,
         pixel_false_positive_rate: float = PIXEL_FALSE_POSITIVE_RATE,
         false_positive_rate: float = FALSE_POSITIVE_RATE,
@@ -190,6 +194,7 @@ class Packager:
     ) -> None:
         self.detector, self.prior, self.checkpoints = detector, prior, checkpoints
         self.calibration_data, self.path = calibration_data, Path(path)
+        self.other_schedule = other_schedule
         self.modalities = sorted({r.modality for r in training_data.records})
         options = method.to_dict()
         self.training = {
@@ -222,7 +227,9 @@ class Packager:
 
     def run(self) -> Path:
         """Load the best epoch, calibrate, and write the package and its model card."""
-        best = self.checkpoints.load_network(self.checkpoints.best)
+        choice = self.other_schedule
+        best = self.checkpoints.load_network(choice.best if choice else self.checkpoints.best)
+        chosen = {"schedule": choice.chosen} if choice and choice.chosen else {}
         calibration = calibrate_each(
             self.detector,
             self.calibration_data,
@@ -234,7 +241,7 @@ class Packager:
         provenance = {
             **self.detector.provenance,
             "text_prior": self.prior.provenance,
-            "training": {**self.training, "best_epoch": best["best_epoch"]},
+            "training": {**self.training, **chosen, "best_epoch": best["best_epoch"]},
             **produced_with(),
         }
         save_package(

@@ -15,16 +15,18 @@ from mcmiad_monai.data.features import FeatureDataset, TrainingDataError
 from mcmiad_monai.data.studies import iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.training.encoders import prepare_encoder
+from mcmiad_monai.training.method import preset
 from mcmiad_monai.transforms import preprocessing
 
 SMALL = "test_efficientnet.r160_in1k"
+SMALL_METHOD = preset(encoder_name=SMALL, weights="random", pool="bilinear")
 OPTIONS: dict[str, Any] = {"modality": "brain_mri", "size": 64, "progress": False}
 
 
 @pytest.fixture(scope="module")
 def encoder(cohort: Path) -> FrozenEncoder:
     cases = find_cases(cohort / "datalist.json", "train")
-    return prepare_encoder(cases, modality="brain_mri", name=SMALL, weights="random", size=64)
+    return prepare_encoder(cases, modality="brain_mri", method=SMALL_METHOD, size=64)
 
 
 def cases_of(cohort: Path, split: Any = "val") -> list[dict[str, Any]]:
@@ -151,7 +153,7 @@ def test_random_encoder_is_calibrated_on_training_images(
     assert float(std.median()) < 10
     assert float(mean.abs().median()) < 10
     with pytest.raises(TrainingDataError, match="normal slices"):
-        prepare_encoder([], modality="brain_mri", name=SMALL, weights="random")
+        prepare_encoder([], modality="brain_mri", method=SMALL_METHOD)
 
 
 def test_packed_masks_come_back() -> None:

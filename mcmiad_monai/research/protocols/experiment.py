@@ -19,19 +19,21 @@ from mcmiad_monai.data.studies import batches, stack_images
 from mcmiad_monai.files import write_text
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder, calibrate_batchnorm
+from mcmiad_monai.networks.encoder import FrozenEncoder, calibrate_batchnorm
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.layout import Split
 from mcmiad_monai.research.bmad.sets import ImageSet
-from mcmiad_monai.research.protocols.fit import fit_head
 from mcmiad_monai.research.protocols.measure import measure
 from mcmiad_monai.research.protocols.scores import score_name
 from mcmiad_monai.research.protocols.shots import choose_shots
 from mcmiad_monai.training.encoders import CALIBRATION_SLICES, calibration_slices
+from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.packaging import calibrate
+from mcmiad_monai.training.schedule_choice import validation_metric
+from mcmiad_monai.transforms import preprocessing
 
 RESULT = "result.json"
 MODEL = "model.pt"
@@ -106,16 +108,25 @@ class Laboratory:
 
     def encoder(self, method: Method) -> FrozenEncoder:
         """Encoder of a method; random weights get their statistics from images of all sets."""
-        key = json.dumps([method.encoder_name, method.weights, method.pool])
+        images = method.image_options if method.weights == "random" else {}
+        key = json.dumps(
+            [method.encoder_name, method.weights, method.pool, method.align_corners, images]
+        )
         if key not in self._encoders:
-            encoder = build_encoder(method.encoder_name, weights=method.weights, pool=method.pool)
+            encoder = method.build_encoder()
             if method.weights == "random":
                 count = max(1, CALIBRATION_SLICES // len(self.sets))
                 chosen = [
                     sample
                     for found in self.sets.values()
                     for sample in calibration_slices(
-                        found.cases("train"), found.modality, size=self.size, count=count
+                        found.cases("train"),
+                        found.modality,
+                        size=self.size,
+                        count=count,
+                        transform=preprocessing(
+                            found.modality, mask_key="label", **method.image_options
+                        ),
                     )
                 ]
                 images = [stack_images(group) for group in batches(chosen, 16)]
@@ -138,6 +149,7 @@ class Laboratory:
             found.cases(split) if cases is None else cases,
             self.encoder(method),
             modality=found.modality,
+            transform=preprocessing(found.modality, mask_key="label", **method.image_options),
             only_normal=split == "train",
             size=self.size,
             min_foreground=0.0,  # every image of a set counts, also a dark one
@@ -147,6 +159,27 @@ class Laboratory:
             progress=self.progress,
             description=f"{name} {split} features",
         )
+
+    def compare_schedules(
+        self, name: str, method: Method, folder: Path, seed: int
+    ) -> dict[str, float]:
+        """Validation figure of the head of the last epoch, by schedule of the learning rate."""
+        figures = {}
+        for kind in ("cosine", "step"):
+            chosen = method.with_options(schedule=kind)
+            head, _ = fit_head(
+                chosen,
+                self.features(name, "train", chosen),
+                self.prior(chosen),
+                seed=seed,
+                device=self.device,
+                checkpoints=folder / kind,
+                fingerprint={"method": chosen.to_dict(), "set": name, "seed": seed},
+                progress=self.progress,
+            )
+            validation = self.features(name, "val", chosen)
+            figures[kind] = validation_metric(head, chosen, validation, self.device)
+        return figures
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -235,6 +268,7 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
     modalities = {lab.sets[name].modality for name in plan.sets}
     training = {
         "experiment": plan.to_dict(),
+        "method": plan.method.to_dict(),
         "modality": modalities.pop() if len(modalities) == 1 else None,
         "slice_range": [0.0, 1.0],
         "data": report["data"],

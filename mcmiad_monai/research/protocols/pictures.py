@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from mcmiad_monai.inference.montage import MontageRow, montage
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.protocols.tables import title_of
+from mcmiad_monai.transforms import preprocessing
 
 #: Images of each set that are shown.
 EACH = 2
@@ -38,11 +40,12 @@ def figure_3(models: Sequence[tuple[ImageSet, Path]], path: str | Path, *, size:
     rows: list[MontageRow] = []
     for found, model in models:
         detector = load_package(model)
-        samples = typical(found, size)
+        prepare = preprocessing(found.modality, mask_key="label", **detector.image_options)
+        samples = typical(found, size, prepare)
         with torch.inference_mode():
             heat = detector(torch.stack([s.image for s in samples]))  # (n, 1, S, S)
         threshold = 1.0 if detector.calibration else float(heat.quantile(UNCALIBRATED_QUANTILE))
-        inside = torch.stack([s.image for s in samples]) > 0
+        inside = torch.stack([s.image[:1] for s in samples]) > 0
         for sample, one in zip(samples, heat * inside, strict=True):
             rows.append(
                 MontageRow(
@@ -64,12 +67,14 @@ def as_volume(picture: Tensor) -> NDArray[Any]:
     return volume
 
 
-def typical(found: ImageSet, size: int) -> list[SliceSample]:
+def typical(found: ImageSet, size: int, transform: Compose) -> list[SliceSample]:
     """Anomalous test images of median and upper-quartile lesion size; any where no masks are."""
     anomalous: list[Case] = [case for case in found.cases("test") if case["anomalous"]]
     samples = [
         s
-        for s in iterate_slices(anomalous, found.modality, size=size, min_foreground=0.0)
+        for s in iterate_slices(
+            anomalous, found.modality, size=size, min_foreground=0.0, transform=transform
+        )
         if bool(s.lesion.any()) or not found.has_masks
     ]
     samples.sort(key=lambda s: (int(s.lesion.sum()), s.case))

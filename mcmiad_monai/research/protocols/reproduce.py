@@ -10,6 +10,7 @@ from typing import Any
 
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete
+from mcmiad_monai.modality import LIVER_CT
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.protocols.experiment import MODEL, Laboratory, run_experiment
@@ -64,6 +65,7 @@ def reproduce(
     lab = Laboratory(
         sets=sets, cache_dir=root / "features", device=device, size=size, progress=progress
     )
+    method = choose_schedule(method, lab, root, seeds[0])
     plans = experiments(sets, method, tables=tables, seeds=seeds, shots=shots, encoders=encoders)
     # every experiment needs these: wrong options or missing weights show now, and once
     method.build_head(lab.encoder(method), lab.prior(method), seed=0)
@@ -104,6 +106,41 @@ def reproduce(
     return made
 
 
+def choose_schedule(method: Method, lab: Laboratory, root: Path, seed: int) -> Method:
+    """The method with the schedule that validates better, chosen once (§4.2: on liver CT).
+
+    The set is that of the liver, or else the first that has a validation part; without any it is
+    cosine. ``schedule.json`` keeps the choice for the next run.
+    """
+    if method.schedule != "auto":
+        return method
+    options = {"method": method.to_dict(), "data": lab.data, "seed": seed}
+    path = root / "schedule.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("options") != json.loads(json.dumps(options)):
+        order = sorted(lab.sets, key=lambda name: lab.sets[name].modality != LIVER_CT.name)
+        name = next((name for name in order if lab.sets[name].cases("val")), None)
+        found = {"options": options, "schedule": "cosine", "set": name, "validation": {}}
+        if name is not None:
+            found["validation"] = lab.compare_schedules(name, method, root / "schedule", seed)
+            figures = found["validation"]
+            found["schedule"] = "step" if figures["step"] > figures["cosine"] else "cosine"
+        write_text(path, json.dumps(found, indent=1))
+    why = (
+        f"validation of {found['set']}: {found['validation']}" if found["set"] else "no validation"
+    )
+    logger.info("schedule of the learning rate: %s (%s)", found["schedule"], why)
+    return method.with_options(schedule=found["schedule"])
+
+
+def images_of(method: Mapping[str, Any]) -> str:
+    """How images were prepared, and which of their pixels count, for a report."""
+    colours = "colours kept" if method["keep_colours"] else "grey"
+    scale = "normalised one by one" if method["normalize_images"] else "not normalised"
+    pixels = "those of the foreground" if method["mask_background"] else "all"
+    return f"{colours}, {scale}; pixels that count: {pixels}"
+
+
 def write_tables(root: Path, results: Results, tables: Sequence[int]) -> list[Table]:
     """Write each table as Markdown and CSV, and all of them as one page."""
     made = [MAKERS[number](results) for number in sorted(tables)] + [details(results)]
@@ -126,6 +163,7 @@ def page(made: Sequence[Table], results: Results) -> str:
         f"- encoder {encoder['name']}, weights {encoder['weights']}, pool {encoder['pool']}, "
         f"tensors {encoder['tensors_sha256'][:12]}",
         f"- text prior {prior['encoder']}, {prior['weights']}",
+        f"- images: {images_of(sample['experiment']['method'])}",
         f"- seeds {seeds}; epochs {sample['experiment']['method']['max_epochs']}; score "
         f"{sample['experiment']['score']}; weights of the last epoch",
         f"- software {json.dumps(sample['provenance']['software'])}, "

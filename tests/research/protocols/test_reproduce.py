@@ -19,11 +19,11 @@ from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.research.bmad.phantom import LAYOUTS, Layout, write_bmad_phantom
 from mcmiad_monai.research.bmad.sets import find_bmad, own_set
 from mcmiad_monai.research.protocols import experiment as experiments_room
-from mcmiad_monai.research.protocols import fit as fit_room
 from mcmiad_monai.research.protocols import reproduce as reproduce_room
 from mcmiad_monai.research.protocols.experiment import Experiment, Laboratory, run_experiment
 from mcmiad_monai.research.protocols.reproduce import reproduce
 from mcmiad_monai.research.protocols.scores import SCORES, score_name
+from mcmiad_monai.training import fit as fit_room
 from mcmiad_monai.training.method import Method
 
 SIZE = 64

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.handlers import LrScheduleHandler
+from monai.handlers import LrScheduleHandler, ValidationHandler
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.networks.head import MCMIADHead
@@ -16,7 +16,7 @@ from mcmiad_monai.training.distributed import replicate
 from mcmiad_monai.training.handlers import Checkpoints, TrainingBar
 from mcmiad_monai.training.loading import training_loader
 from mcmiad_monai.training.method import Method
-from mcmiad_monai.training.trainer import HeadTrainer
+from mcmiad_monai.training.trainer import HeadTrainer, HeadValidator
 
 
 def fit_head(
@@ -26,16 +26,19 @@ def fit_head(
     *,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    validation: FeatureDataset | None = None,
     checkpoints: Path | None = None,
     fingerprint: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[MCMIADHead, int]:
-    """Train for all epochs of a method, with the parts of a bundle's train.yaml but validation.
+    """Train for all epochs of a method, with the parts of a bundle's train.yaml.
 
     Parameters
     ----------
     data : FeatureDataset
         Normal slices.
+    validation : FeatureDataset, optional
+        Validated after every epoch; the best one is kept among the checkpoints.
     checkpoints : Path, optional
         Folder of checkpoints; training goes on from one that is there.
     fingerprint : mapping, optional
@@ -55,6 +58,17 @@ def fit_head(
     )
     optimizer = method.build_optimizer(head.parameters())
     schedule = method.build_schedule(optimizer, len(loader))
+    loss = method.build_loss(data.encoder).to(device)
+    validator, handlers = None, []
+    if validation is not None:
+        validator = HeadValidator(
+            device=device,
+            dataset=validation,
+            network=head,
+            loss_function=loss,
+            score=method.build_score(data.encoder).to(device),
+        )
+        handlers.append(ValidationHandler(1, validator))
     store = None
     if checkpoints is not None:
         store = Checkpoints(
@@ -63,6 +77,7 @@ def fit_head(
             optimizer=optimizer,
             lr_scheduler=schedule,
             fingerprint=fingerprint,
+            validator=validator,
         )
     trainer = HeadTrainer(
         device=device,
@@ -70,10 +85,11 @@ def fit_head(
         train_data_loader=loader,
         network=network,
         optimizer=optimizer,
-        loss_function=method.build_loss(data.encoder).to(device),
+        loss_function=loss,
         clip_norm=method.clip_norm,
         seed=seed,
         train_handlers=[
+            *handlers,
             LrScheduleHandler(
                 schedule,  # type: ignore[arg-type]  # MONAI's hint knows the old base class
                 print_lr=False,
