@@ -21,8 +21,11 @@ from mcmiad_monai.networks.score import AnomalyScore, MSEReduction, Terms
 from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
 from mcmiad_monai.training.schedule import learning_rate_schedule
 
-#: Options of the head that can be chosen; its channels and grid are those of the encoder.
-HEAD_OPTIONS = HeadConfig.names() - {"in_channels", "stage_channels", "grid", "prior_shape"}
+#: Options of the head that can be chosen. Its channels and grid are those of the encoder, and
+#: `top_k` is the K of the score.
+HEAD_OPTIONS = HeadConfig.names() - {
+    *("in_channels", "stage_channels", "grid", "prior_shape", "top_k")
+}
 
 
 @dataclass(frozen=True, kw_only=True)

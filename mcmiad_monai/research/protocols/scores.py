@@ -22,10 +22,10 @@ OWN = "score of the method"
 
 def scores_of(method: Method) -> dict[str, dict[str, Any]]:
     """Scoring options by name; the method's own among them, under `score_name`."""
-    default = AnomalyScore().config
-    plain = {key: default[key] for key in method.score_options()}
-    each = {name: {**plain, "top_k": method.top_k, **own} for name, own in SCORES.items()}
-    own = method.score_options()
+    own, default = method.score_options(), AnomalyScore().config
+    kept = {"top_k": method.top_k, "align_corners": method.align_corners}
+    plain = {**{key: default[key] for key in own if key in default}, **kept}
+    each = {name: {**plain, **options} for name, options in SCORES.items()}
     return each if own in each.values() else {**each, OWN: own}
 
 

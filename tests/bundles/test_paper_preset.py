@@ -1,0 +1,66 @@
+"""A bundle trained by the preset of the paper, and what opens it afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pytest
+
+from mcmiad_monai import load
+from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.data.cases.splits import find_studies
+from mcmiad_monai.inference.cohort import infer_cohort
+from mcmiad_monai.inference.evaluation import evaluate
+
+
+@pytest.fixture(scope="module")
+def paper(train: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = copy_bundle("brain_mri_anomaly", tmp_path_factory.mktemp("paper") / "bundle")
+    made = replace(train("brain_mri_anomaly"), root=root)
+    small = made.small(preset="paper", stage_weights=[1.0, 0.0, 0.0, 0.0])
+    open_workflow(root, "train", small).run()
+    return made
+
+
+def test_schedule_was_chosen_on_validation(paper: Any) -> None:
+    training = load(paper.root, device="cpu").detector.trained_with
+    figures = training["schedule"]["validation"]
+    assert set(figures) == {"cosine", "step"}
+    assert training["schedule"]["schedule"] == max(figures, key=lambda k: (figures[k], k))
+    assert training["method"]["schedule"] == "auto"
+
+
+def test_all_pixels_have_heat_by_both_roads(paper: Any, tmp_path: Path) -> None:
+    options = paper.options(output_dir=str(tmp_path / "monai"))
+    open_workflow(paper.root, "inference", options).run()
+    cases = find_studies(paper.source, "test", modality="brain_mri")[:1]
+    predictor = load(paper.root, device="cpu")
+    infer_cohort(predictor, cases, tmp_path / "python", progress=False)
+    name = cases[0]["case"]
+    found, expected = (
+        (tmp_path / road / name / f"{name}_heatmap.nii.gz").read_bytes()
+        for road in ("python", "monai")
+    )
+    assert found == expected
+    heat = nib.load(tmp_path / "python" / name / f"{name}_heatmap.nii.gz").get_fdata()
+    first, last = predictor.slice_range
+    inside = heat[..., int(first * heat.shape[2]) : int(last * heat.shape[2])]
+    assert (inside > 0).all()
+
+
+def test_evaluation_prepares_images_as_the_training_did(paper: Any, tmp_path: Path) -> None:
+    # train.yaml beside it names the default preset; the model knows better
+    options: dict[str, Any] = paper.options(output_dir=str(tmp_path / "monai"))
+    open_workflow(paper.root, ("train", "evaluate"), options).run()
+    cases = find_studies(paper.source, "test", modality="brain_mri")
+    evaluate(load(paper.root, device="cpu"), cases, tmp_path / "python", progress=False)
+    metrics = [
+        json.loads((tmp_path / road / "metrics.json").read_text())["metrics"]
+        for road in ("monai", "python")
+    ]
+    assert metrics[0] == metrics[1]

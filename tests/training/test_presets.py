@@ -1,0 +1,102 @@
+"""The presets: that of the paper, number by number, and the table of the documentation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mcmiad_monai.networks.decoder import DecoderConfig
+from mcmiad_monai.networks.head import HeadConfig
+from mcmiad_monai.training.method import HEAD_OPTIONS, PRESETS, Method, preset
+
+#: Every option of the method as the paper has it, with the section that says so.
+PAPER: dict[str, tuple[Any, str]] = {
+    "encoder_name": ("tf_efficientnet_b4.aa_in1k", "§4.2: EfficientNet-B4; weights as MoEAD's"),
+    "weights": ("pretrained", "§4.2: ImageNet"),
+    "pool": ("bilinear", "§3.2"),
+    "keep_colours": (True, "§4.2: images are resized and normalised by ImageNet statistics"),
+    "normalize_images": (False, "§4.2: … and by nothing else"),
+    "mask_background": (False, "§3.6: all pixels have a score"),
+    "align_corners": (True, "§3.2, §3.6: as in UniAD and MoEAD"),
+    "text_prior": ("open_clip", "§3.2: CLIP"),
+    "stage_weights": (None, "§3.5: all channels alike"),
+    "balance_weight": (0.01, "§3.5, MoEAD"),
+    "cosine_weight": (0.0, "§3.5: MSE alone"),
+    "score_terms": ("both", "§3.6, Eq. 6"),
+    "mse_weight": (None, "§3.6, Eq. 6: a plain sum"),
+    "mse_reduction": ("sum", "§3.6, Eq. 4"),
+    "smooth_sigma": (0.0, "§3.6: none"),
+    "top_k": (5, "§3.6, Eq. 7"),
+    "max_epochs": (100, "§4.2"),
+    "batch_size": (16, "§4.2"),
+    "learning_rate": (2e-4, "§4.2"),
+    "weight_decay": (1e-4, "§4.2"),
+    "clip_norm": (0.1, "§4.2"),
+    "schedule": ("auto", "§4.2: cosine or step, selected via validation"),
+    "min_steps_per_epoch": (1, "§4.2: epochs are passes over the images"),
+    "standardize_features": (False, "§3.2: features as they are"),
+    "jitter_scale": (20.0, "§3.4"),
+    "jitter_probability": (1.0, "§3.4"),
+    "jitter_position": ("fused", "§3.4: after the fusion"),
+    "fusion_mode": ("mean", "§3.3: one embedding"),
+    "use_text_fusion": (True, "§3.3"),
+    "alpha": (1.0, "§3.3"),
+    "dim": (256, "§3.3"),
+    "heads": (8, "§3.5"),
+    "rounds": (4, "§3.5"),
+    "neighbourhood": (7, "§3.5"),
+    "ffn_per_round": (1, "§3.5, Fig. 2"),
+    "experts": (4, "§3.5"),
+}
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "method.md"
+
+
+def value_of(method: Method, option: str) -> Any:
+    """Value of an option of the method or of its head."""
+    if option not in HEAD_OPTIONS:
+        return getattr(method, option)
+    head = HeadConfig.from_options(method.head)
+    return getattr(head if hasattr(head, option) else head.decoder, option)
+
+
+@pytest.mark.parametrize("option", PAPER)
+def test_paper_preset_is_the_paper(option: str) -> None:
+    expected, section = PAPER[option]
+    assert value_of(preset("paper"), option) == expected, section
+
+
+def test_every_option_of_training_and_score_is_among_them() -> None:
+    own = {f.name for f in fields(Method)} - {"head"}
+    assert own <= set(PAPER)
+    assert set(PAPER) <= own | HEAD_OPTIONS
+
+
+def test_table_of_the_documentation_has_what_the_presets_differ_in() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\S.*?) \| (\S.*?) \| (.*?) \|$", PAGE.read_text(), re.M)
+    paper, default = preset("paper"), preset("default")
+    table = {option: (of_paper, of_default) for option, of_paper, of_default, _ in rows}
+    assert all(why for *_, why in rows)
+    for option, shown in table.items():
+        assert shown == tuple(f"{value_of(m, option)}" for m in (paper, default)), option
+    names = {f.name for f in fields(Method)} - {"head"} | HEAD_OPTIONS
+    assert {n for n in names if value_of(paper, n) != value_of(default, n)} == set(table)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_optimiser_of_a_preset_has_its_numbers(name: str) -> None:
+    method = preset(name, max_epochs=10)
+    optimizer = method.build_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    group = optimizer.param_groups[0]
+    assert group["lr"] == method.learning_rate
+    assert group["weight_decay"] == method.weight_decay == 1e-4
+    schedule = method.build_schedule(optimizer, steps_per_epoch=2)
+    assert schedule.get_last_lr() == [method.learning_rate]
+
+
+def test_defaults_of_the_decoder_are_those_of_a_method_without_options() -> None:
+    assert HeadConfig.from_options(preset("paper").head).decoder == DecoderConfig()
