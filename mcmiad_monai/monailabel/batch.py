@@ -57,7 +57,8 @@ class AnomalyBatchInfer(BatchInferTask):
         RequestError
             If the request itself is wrong.
         """
-        kind, tag = output_kind(request), label_tag(request, MASK_TAG)
+        # the type is that of the labels: a heatmap is stored as one
+        kind, tag = output_kind({**request, "result_dtype": None}), label_tag(request, MASK_TAG)
         wanted = {tag: kind, HEATMAP_TAG: "heatmap"}
         if kind == "heatmap":  # under the tag of masks it would be taken for one
             wanted = {HEATMAP_TAG if tag == MASK_TAG else tag: kind}
@@ -71,6 +72,8 @@ class AnomalyBatchInfer(BatchInferTask):
             try:
                 for label, output in wanted.items():
                     asked = {"output_kind": output, "label_tag": label, "save_label": True}
+                    if output == "heatmap":
+                        asked["result_dtype"] = None
                     answer = infer({**passed, "image": image, **asked}, datastore)
                     remove_file(answer["file"])
             except Exception as error:

@@ -30,6 +30,10 @@ from mcmiad_monai.version import __version__
 
 #: Studies whose heatmap is kept, so that another output of the same study needs no second run.
 KEPT_STUDIES = 2
+INSTEAD_OF_HEATMAP = (
+    "result_dtype {dtype} holds no heatmap, so these are severity bands, as viewers show them. For "
+    "the heatmap ask for result_dtype float32."
+)
 NOTE = "Research software, not a medical device, not for diagnosis."
 
 
@@ -96,6 +100,7 @@ class AnomalyInferTask(InferTask):
         started = time.monotonic()
         kind, suffix = output_kind(request), extension(request, str(request["image"]))
         dtype = label_dtype(request)
+        banded = kind != "heatmap" and given(request, "output_kind") == "heatmap"
         prediction = self.predict(request)
         analysed = time.monotonic()
         threshold = self.bundle.mask_threshold
@@ -111,6 +116,7 @@ class AnomalyInferTask(InferTask):
             **prediction.scores,
             "model": self.bundle.name,
             "output_kind": kind,
+            **({"output_note": INSTEAD_OF_HEATMAP.format(dtype=dtype)} if banded else {}),
             "mask_threshold": threshold,
             "bands": {
                 name: limit * threshold

@@ -33,7 +33,8 @@ On a DICOMweb server, series of the kinds that the models are for are listed; wh
 CT, CT alone, unless `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` says otherwise.
 
 - **3D Slicer, OHIF**: "Auto Segmentation". `output_kind` in the options: `mask` (default) shows
-  what exceeds the calibrated threshold, `bands` shows 1, 2 and 4 times as much in three labels.
+  what exceeds the calibrated threshold, `bands` (and `heatmap`, which viewers cannot show) shows 1,
+  2 and 4 times as much in three labels.
 - **Scripts**: `output_kind` `heatmap` gives the float32 heatmap, 1.0 being the threshold. The JSON
   answer has the scores of the volume and of every slice.
 - **Batch**: `POST /batch/infer/MODEL?images=unlabeled` stores the mask as label `original` and the

@@ -52,8 +52,15 @@ def given(request: Mapping[str, Any], name: str) -> Any:
 
 
 def output_kind(request: Mapping[str, Any]) -> OutputKind:
-    """The kind of volume that is asked for; `RequestError` 400 if there is no such kind."""
-    return cast(OutputKind, _choice(request, "output_kind", OUTPUT_KINDS, OUTPUT_KINDS[0]))
+    """The kind of volume to answer with: as asked for, but bands for a heatmap in whole numbers.
+
+    3D Slicer and OHIF ask for uint8 and take each value for a label; a heatmap would be cut off.
+    `RequestError` 400 if there is no such kind or number type.
+    """
+    kind = _choice(request, "output_kind", OUTPUT_KINDS, OUTPUT_KINDS[0])
+    dtype = _result_dtype(request)
+    whole = dtype is not None and dtype.kind in "iu"
+    return cast(OutputKind, "bands" if kind == "heatmap" and whole else kind)
 
 
 def extension(request: Mapping[str, Any], path: str) -> str:
@@ -87,14 +94,8 @@ def label_dtype(request: Mapping[str, Any]) -> np.dtype[Any]:
 
     `RequestError` 400 if the type is not known.
     """
-    asked = request.get("result_dtype") or "uint8"
-    try:
-        dtype = np.dtype(asked)
-    except TypeError as error:
-        raise RequestError(
-            400, f"result_dtype {asked!r} is no number type; give uint8 or uint16, for example."
-        ) from error
-    return dtype if dtype.kind in "iu" else np.dtype(np.uint8)
+    dtype = _result_dtype(request)
+    return dtype if dtype is not None and dtype.kind in "iu" else np.dtype(np.uint8)
 
 
 def number(
@@ -134,6 +135,16 @@ def _choice(request: Mapping[str, Any], name: str, choices: Sequence[str], defau
     if value is not None and value not in choices:
         raise RequestError(400, f"{name} is {value!r}; choose one of {', '.join(choices)}.")
     return default if value is None else str(value)
+
+
+def _result_dtype(request: Mapping[str, Any]) -> np.dtype[Any] | None:
+    asked = request.get("result_dtype")
+    try:
+        return np.dtype(asked) if asked else None
+    except TypeError as error:
+        raise RequestError(
+            400, f"result_dtype {asked!r} is no number type; give uint8 or uint16, for example."
+        ) from error
 
 
 def one_line_in_worker(method: Method) -> Method:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
-import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
+from ignite.engine import Engine, Events
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.train.handler import prepare_stats
 from monailabel.utils.others.generic import device_list, name_to_device
 
 from mcmiad_monai.bundle import open_workflow
@@ -30,6 +36,9 @@ MIN_NORMALS = 2
 #: The only lines of the bundle's train.yaml that requests may set: a configuration can execute
 #: code.
 SETTABLE = ("max_epochs", "learning_rate", "weights", "text_prior")
+STATS = "train_stats.json"
+#: How long to wait for a look at the figures, which takes the lock for a moment.
+LOCK_SECONDS = 2
 #: Model files that a training replaces.
 PUBLISHED = ("MODEL_CARD.md", "model.pt")
 
@@ -52,20 +61,41 @@ class NormalTrainTask(TrainTask):
         super().__init__(f"Train {bundle.name} on studies whose final label is empty")
         self.bundle = bundle
         self.root = bundle.root
+        # of the training that is running
+        self.work = bundle.root / "eval" / "label_app" / "training"
         self.conf = {key: value for key, value in (conf or {}).items() if key in SETTABLE}
 
     def config(self) -> dict[str, Any]:
         """Settings that a client can change, with the bundle's own values."""
-        content = yaml.safe_load((self.root / "configs" / "train.yaml").read_text("utf-8"))
+        content = self._content()
         own = {name: content[name] for name in SETTABLE if name in content}
         if own.get("learning_rate", 0) is None:  # which a client would show as text
             own["learning_rate"] = preset(content["preset"]).learning_rate
         return {"device": device_list(), **own, **self.conf}
 
     def stats(self) -> dict[str, Any]:
-        """Figures of the last training in this app."""
-        path = self.root / "models" / "train_stats.json"
+        """Figures of the training that is running, else of the last one that ended well.
+
+        Keys are those of MONAI Label's own trainers. ``total_time`` is there once the training has
+        ended. ``best_metric`` is 1 / (1 + validation loss), as viewers show it as a percentage.
+        """
+        with suppress(FileNotFoundError):
+            running = json.loads((self.work / STATS).read_text("utf-8"))
+            try:
+                with self._lock(0):  # that training was killed
+                    shutil.rmtree(self.work, ignore_errors=True)
+            except Timeout:
+                return dict(running)
+        path = self.root / "models" / STATS
         return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+    def _lock(self, seconds: float) -> FileLock:
+        """Held while a training is running; a process that is killed lets go of it."""
+        self.work.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.work.with_suffix(".lock"), timeout=seconds)
+
+    def _content(self) -> dict[str, Any]:
+        return dict(yaml.safe_load((self.root / "configs" / "train.yaml").read_text("utf-8")))
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Collect the healthy studies, train, and publish the model.
@@ -83,7 +113,8 @@ class NormalTrainTask(TrainTask):
         Raises
         ------
         RequestError
-            400, if a setting is wrong, there are too few healthy studies, or the training fails.
+            400, if a setting is wrong, there are too few healthy studies, or the training fails;
+            409, if the bundle is being trained.
         """
         asked = {
             "max_epochs": number(request, "max_epochs", int, above=0),
@@ -95,52 +126,109 @@ class NormalTrainTask(TrainTask):
         overrides = {**self.conf, **given, "device": name_to_device(request.get("device"))}
         normals = collect_normals(datastore)
         _check_enough(normals)
-        work = self.root / "eval" / "label_app"
-        work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="train_", dir=work) as folder:
-            try:
-                self._train(Path(folder), normals, overrides)
-            except Exception as error:
-                logger.debug("training failed", exc_info=True)
-                message = f"the training failed and the model is as it was: {unwrap(error)}"
-                raise RequestError(400, message) from error
-            stats = self._publish(Path(folder) / "models", normals)
-        logger.info("trained on %d healthy studies, %d kept out", *list(stats.values())[:2])
+        try:
+            with self._lock(LOCK_SECONDS):
+                return self._train_and_publish(normals, overrides)
+        except Timeout as error:
+            message = f"{self.bundle.name} is being trained; wait for its end, or stop it."
+            raise RequestError(409, message) from error
+
+    def _train_and_publish(self, normals: Normals, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        shutil.rmtree(self.work, ignore_errors=True)  # of a training that was killed
+        started = time.time()
+        try:
+            self._train(normals, overrides, started)
+            stats = self._publish(normals, started)
+        except Exception as error:
+            logger.debug("training failed", exc_info=True)
+            message = f"the training failed and the model is as it was: {unwrap(error)}"
+            raise RequestError(400, message) from error
+        finally:
+            shutil.rmtree(self.work, ignore_errors=True)
+        kept_out = stats["corrected_studies_kept_out"]
+        logger.info("trained on %d studies, %d kept out", stats["normal_studies"], kept_out)
         return stats
 
-    def _train(self, folder: Path, normals: Normals, overrides: Mapping[str, Any]) -> None:
-        datalist = folder / "datalist.json"
+    def _train(self, normals: Normals, overrides: Mapping[str, Any], started: float) -> None:
+        datalist = self.work / "datalist.json"
         write_text(datalist, json.dumps({"training": normals.cases}, indent=1))
+        stats = {
+            "_target_": f"{__name__}.{EpochStats.__name__}",
+            "path": str(self.work / STATS),
+            "started": started,
+            "validator": "@validate#evaluator",
+        }
         places = {
             "dataset_dir": str(datalist),
-            "ckpt_dir": str(folder / "models"),
-            "output_dir": str(folder / "eval"),
+            "ckpt_dir": str(self.work / "models"),
+            "output_dir": str(self.work / "eval"),
             "progress": False,
             "logging_file": False,  # keeps the server's logging
+            "train#handlers": [*self._content()["train"]["handlers"], stats],
         }
         open_workflow(self.root, "train", {**overrides, **places}).run()
 
-    def _publish(self, made: Path, normals: Normals) -> dict[str, Any]:
-        """Replace the model; the model file goes last."""
+    def _publish(self, normals: Normals, started: float) -> dict[str, Any]:
+        """Replace the model; its figures go last."""
+        made, models = self.work / "models", self.root / "models"
         detector = load_package(made / "model.pt")
         training = detector.provenance["training"]
-        stats = {
+        stats = json.loads((self.work / STATS).read_text("utf-8"))
+        del stats["current_time"]
+        stats |= {
+            "total_time": _duration(started),
             "normal_studies": len(normals.cases),
             "corrected_studies_kept_out": normals.corrected,
             "unreadable_studies_kept_out": normals.unreadable,
             "training_studies": training["training_studies"],
             "validation_studies": training["validation_studies"],
-            "epoch": training["best_epoch"],
-            "total_epochs": training["max_epochs"],
+            "best_epoch": training["best_epoch"],
             "calibration": detector.calibration,
         }
-        models = self.root / "models"
-        write_text(models / "train_stats.json", json.dumps(stats, indent=1))
         if self.bundle.model_file.is_file():
             _copy(self.bundle.model_file, models / "model.previous.pt")
         for name in PUBLISHED:
             _copy(made / name, models / name)
-        return stats
+        write_text(models / STATS, json.dumps(stats, indent=1))
+        return dict(stats)
+
+
+class EpochStats:
+    """Write the figures of a training after each epoch, with the keys of MONAI Label's trainers.
+
+    Parameters
+    ----------
+    path : path
+        The JSON file.
+    started : float
+        Seconds since 1970.
+    validator : Engine
+        It runs before this handler.
+    """
+
+    def __init__(self, path: str | Path, started: float, validator: Any) -> None:
+        self.path, self.started, self.validator = Path(path), started, validator
+
+    def attach(self, engine: Engine) -> None:
+        """Write at the end of each epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write now."""
+        stats = prepare_stats(self.started, engine, self.validator)
+        # thresholds and package are made after the last epoch
+        stats.pop("total_time", None)
+        stats["current_time"] = _duration(self.started)
+        loss = -float(stats.pop("best_metric"))  # only normals are trained on
+        if math.isfinite(loss):
+            stats["best_metric"] = 1 / (1 + loss)
+        # JSON has no NaN, and the server fails on one
+        plain = json.loads(json.dumps(stats), parse_constant=lambda _: None)
+        write_text(self.path, json.dumps(plain, indent=1))
+
+
+def _duration(started: float) -> str:
+    return str(timedelta(seconds=int(time.time() - started)))
 
 
 def _check_enough(normals: Normals) -> None:

@@ -162,11 +162,14 @@ def test_batch_keeps_scores_and_says_which_study_failed(
 
 def test_batch_of_heatmaps_alone_and_of_a_few(label_app: Any) -> None:
     request = {"model": MODEL, "images": ["mass", "ring", "normal"], "max_batch_size": 2}
+    request |= {"result_dtype": "uint8"}  # of labels: what is stored as a heatmap is one
     done = label_app.batch_infer({**request, "output_kind": "heatmap", "label_tag": "heat"})
     assert {image: entry["labels"] for image, entry in done.items()} == {
         "mass": ["heat"],
         "normal": ["heat"],
     }
+    stored = nib.load(label_app.datastore().get_label_uri("mass", "heat"))
+    assert stored.get_data_dtype() == np.float32
     request |= {"output_kind": "heatmap", "label_tag": "original", "max_batch_size": 1}
     # masks are what MONAI Label calls original: a heatmap would be taken for one
     assert label_app.batch_infer(request)["mass"]["labels"] == ["heatmap"]

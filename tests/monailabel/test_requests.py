@@ -23,6 +23,9 @@ def test_defaults_are_those_of_a_viewer() -> None:
     assert asked.output_kind({}) == "mask"
     assert asked.output_kind({"output_kind": ["mask", "bands", "heatmap"]}) == "mask"
     assert asked.output_kind({"output_kind": "heatmap"}) == "heatmap"
+    in_bytes = {"output_kind": "heatmap", "result_dtype": "uint8"}  # as 3D Slicer and OHIF ask
+    assert asked.output_kind(in_bytes) == "bands"
+    assert asked.output_kind({**in_bytes, "result_dtype": "float32"}) == "heatmap"
     assert asked.extension({}, "/x/study.nii.gz") == ".nii.gz"
     assert asked.extension({}, "/x/study.NRRD") == ".nrrd"
     assert asked.extension({}, "/x/study.png") == ".nii.gz"

@@ -116,16 +116,35 @@ def test_bands_grade_what_the_mask_shows(
     assert names["anomaly: severe"] == 3
 
 
-def test_heatmap_stays_float_although_viewers_ask_for_bytes(
+def test_heatmap_is_float_on_the_study(
     server: Any, phantoms: Mapping[str, Any], tmp_path: Path
 ) -> None:
     study = phantoms["mass"]
-    heatmap = volume(infer(server, "mass", output_kind="heatmap", result_dtype="uint8"), tmp_path)
+    heatmap = volume(infer(server, "mass", output_kind="heatmap"), tmp_path)
     assert heatmap.get_data_dtype() == np.float32
     np.testing.assert_allclose(heatmap.affine, study.image.affine, atol=1e-4)
     heat = heatmap.get_fdata()
     looked_at = heat > 0
     assert heat[study.lesion].mean() > 3 * heat[looked_at & ~study.lesion].mean()
+
+
+def test_viewers_that_ask_for_a_heatmap_in_bytes_get_bands_and_are_told(
+    server: Any, tmp_path: Path
+) -> None:
+    """OHIF reads the bytes of the file as labels, whatever their type."""
+    bands = volume(infer(server, "mass", output_kind="bands"), tmp_path)
+    asked = {**VIEWER, "output_kind": "heatmap"}
+    shown = volume(infer(server, "mass", **asked), tmp_path, ".nrrd")
+    assert shown.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(shown).T, np.asarray(bands.dataobj))
+    told = infer(server, "mass", "json", **asked).json()
+    assert told["output_kind"] == "bands"
+    assert "ask for result_dtype float32" in told["output_note"]
+    assert told["label_names"]["anomaly: severe"] == 3
+    for plain in ({"output_kind": "heatmap", "result_dtype": "float32"}, VIEWER):
+        told = infer(server, "mass", "json", **plain).json()
+        assert told["output_kind"] == plain.get("output_kind", "mask")
+        assert "output_note" not in told
 
 
 @pytest.mark.parametrize("name", ["ring", "sheared"])
@@ -348,6 +367,8 @@ def test_trained_model_is_used_without_a_restart(
     task = background(server, f"train/{MODEL}", {"max_epochs": 1, "learning_rate": 0.001})
     assert task["status"] == "DONE", task
     stats = requests.get(f"{server.url}/info/", timeout=20).json()["train_stats"][MODEL]
+    assert 0 < stats["best_metric"] < 1
+    assert stats["total_time"]
     assert stats["normal_studies"] == 3
     assert stats["corrected_studies_kept_out"] == 1
     assert (stats["training_studies"], stats["validation_studies"]) == (2, 1)

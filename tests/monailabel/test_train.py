@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -16,7 +18,7 @@ pytest.importorskip("monailabel", reason="MONAI Label comes with the extra `labe
 from mcmiad_monai.monailabel import train as training
 from mcmiad_monai.monailabel.normals import collect_normals
 from mcmiad_monai.monailabel.requests import RequestError
-from mcmiad_monai.monailabel.train import NormalTrainTask
+from mcmiad_monai.monailabel.train import EpochStats, NormalTrainTask
 
 MODEL = "brain_mri_anomaly"
 
@@ -78,11 +80,71 @@ def test_training_replaces_the_model_and_keeps_the_last(finished: Any) -> None:
     assert (models / "model.previous.pt").read_bytes() == before
     assert (models / "model.pt").read_bytes() != before
     assert "Thresholds" in (models / "MODEL_CARD.md").read_text()
-    assert finished.info()["train_stats"][MODEL]["epoch"] == 1
+    stats = finished.info()["train_stats"][MODEL]
+    assert stats == result
+    assert (stats["epoch"], stats["best_epoch"]) == (1, 1)
+    assert 0 < stats["best_metric"] < 1  # viewers show it as a percentage
+    assert stats["total_time"].startswith("0:0")  # by which OHIF knows that nothing is running
+    assert "current_time" not in stats
     assert finished.infer({"model": MODEL, "image": "mass"})["params"]["volume_score"] != old
-    # nothing is left of the run
-    assert list((models.parent / "eval" / "label_app").iterdir()) == []
+    # nothing is left of the run but its lock
+    assert [p.name for p in (models.parent / "eval" / "label_app").iterdir()] == ["training.lock"]
     assert not (models / "last.pt").exists()
+
+
+def test_figures_change_epoch_by_epoch_and_fall_back_if_the_training_fails(
+    finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = finished.bundles[MODEL].root
+    earlier = {"best_metric": 0.5, "total_time": "0:00:09"}
+    (root / "models" / "train_stats.json").write_text(json.dumps(earlier))
+    seen: list[dict[str, Any]] = []
+    written = EpochStats.__call__
+
+    def look(self: Any, engine: Any) -> None:
+        if engine.state.epoch == 1:
+            assert finished.info()["train_stats"][MODEL] == earlier
+        written(self, engine)
+        seen.append(finished.info()["train_stats"][MODEL])
+        seen[-1] |= {"of the whole": finished.model_info(MODEL)["train_stats"]["epoch"]}
+        if engine.state.epoch == 3:
+            shutil.copytree(root / "eval" / "label_app" / "training", root / "killed")
+            with pytest.raises(RequestError, match="is being trained") as caught:
+                finished.train({"model": MODEL})
+            assert caught.value.status_code == 409
+            raise RuntimeError("disk full")
+
+    monkeypatch.setattr(EpochStats, "__call__", look)
+    with pytest.raises(RequestError, match=r"the model is as it was: .*disk full"):
+        finished.train({"model": MODEL, "max_epochs": 4})
+    assert [(s["epoch"], s["of the whole"], s["total_epochs"]) for s in seen] == [
+        (1, 1, 4),
+        (2, 2, 4),
+        (3, 3, 4),
+    ]
+    assert len({s["eval"]["metrics"]["val_neg_loss"] for s in seen}) == 3  # other figures
+    for s in seen:
+        best = s["eval"]["best_metric"]
+        assert s["best_metric"] == pytest.approx(1 / (1 - best))
+        assert "total_time" not in s
+        assert s["current_time"]
+    assert finished.info()["train_stats"][MODEL] == earlier
+    # a process that is killed leaves its folder, and no lock on it
+    shutil.move(root / "killed", root / "eval" / "label_app" / "training")
+    assert finished.info()["train_stats"][MODEL] == earlier
+    assert not (root / "eval" / "label_app" / "training").exists()
+
+
+def test_a_loss_that_is_no_number_does_not_break_the_servers_answer(tmp_path: Path) -> None:
+    best = {"key_metric_name": None, "best_metric": -1, "best_metric_epoch": -1}
+    state = SimpleNamespace(epoch=1, max_epochs=2, metrics={}, **best)
+    trainer = SimpleNamespace(state=state, get_stats=dict)
+    nan = {**vars(state), "metrics": {"val_neg_loss": float("nan")}, "best_metric": float("nan")}
+    validator = SimpleNamespace(state=SimpleNamespace(**nan))
+    EpochStats(tmp_path / "stats.json", 0.0, validator)(trainer)
+    stats = json.loads((tmp_path / "stats.json").read_text(), parse_constant=pytest.fail)
+    assert stats["eval"]["metrics"] == {"val_neg_loss": None}
+    assert "best_metric" not in stats  # a viewer computes with it
 
 
 def test_training_that_fails_leaves_the_model(finished: Any, tmp_path: Path) -> None:
