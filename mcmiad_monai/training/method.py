@@ -165,6 +165,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,  # the paper's training sets give tens of thousands of steps
         "min_steps_per_epoch": 1,
     },
+    "moead": {  # as in its code; the score is still that of Eq. 6
+        "text_prior": "hashing",  # not used: there is no text in MoEAD
+        "head": {
+            "use_text_fusion": False,
+            "jitter_position": "features",
+            "ffn_per_round": 2,
+            "second_ffn": "last",
+            "attention_dropout": 0.1,
+            "residual_dropout": 0.1,
+            "ffn_dropout": 0.1,
+            "query_std": 1.0,
+            "initialisation": "moead",
+            "balance": "logits",
+        },
+        "balance_weight": 0.005,  # of the sum of two mixtures, for 0.01 of their mean
+        "max_epochs": 1000,
+        "batch_size": 8,
+        "schedule": "step",
+        "min_steps_per_epoch": 1,
+    },
 }
 
 
