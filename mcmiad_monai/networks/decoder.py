@@ -203,7 +203,8 @@ class RecursiveMoEDecoder(nn.Module):
         self, attended: Tensor, previous: Tensor, position: Tensor, norms: RoundNorms
     ) -> tuple[Tensor, Tensor]:
         """Everything of a round after its first attention: its output, and importance (M, E)."""
-        options, used = self.options, dict[int, Tensor]()
+        options = self.options
+        used: dict[int, Tensor] = {}
         x = norms.input(self.query + self._dropped(attended, options.residual_dropout))  # (B, N, D)
         if norms.extra is not None and options.second_ffn == "first_attention":
             x, used[1] = self._mix(1, x, norms.extra)

@@ -228,6 +228,13 @@ def test_initial_projections_are_those_of_torch_multi_head_attention():
     assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
 
 
+def test_a_compiled_decoder_gives_the_same_numbers():
+    decoder, tokens = moead_decoder().eval(), torch.randn(2, GRID**2, DIM)
+    compiled = torch.compile(decoder, backend="eager", fullgraph=True)
+    for found, expected in zip(compiled(tokens), decoder(tokens), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_balance_of_logits_may_be_zero_in_the_mean():
     assert torch.isfinite(balance_loss(torch.tensor([1.0, -1.0])))
 
