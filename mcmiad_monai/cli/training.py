@@ -26,7 +26,8 @@ def add_commands(commands: Commands) -> None:
     add_source(train, "folder of studies or datalist JSON")
     train.add_argument("--out", type=Path, required=True, help="folder of the trained bundle")
     train.add_argument("--bundle", default=DEFAULT_BUNDLE, help="shipped bundle to start from")
-    train.add_argument("--preset", choices=["default", "paper"], help="settings of the method")
+    presets = ["default", "paper", "moead"]
+    train.add_argument("--preset", choices=presets, help="settings of the method")
     train.add_argument("--weights", help="pretrained, a weights file, or random")
     train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
     train.add_argument("--epochs", type=int, help="epochs to train")

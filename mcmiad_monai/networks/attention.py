@@ -25,6 +25,8 @@ class MultiHeadAttention(nn.Module):
         Width D of the tokens.
     heads : int
         Number of heads; must divide `dim`.
+    dropout : float
+        Of the attention weights, in training.
 
     Raises
     ------
@@ -32,10 +34,10 @@ class MultiHeadAttention(nn.Module):
         If `heads` does not divide `dim`.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         require_heads(dim, heads)
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
@@ -65,11 +67,19 @@ class MultiHeadAttention(nn.Module):
         Tensor of shape (B, N, D)
         """
         query = split_heads(self.query(queries), self.heads)  # (B or 1, heads, N, D / heads)
-        attended = attend(query.expand(memory.keys.shape[0], -1, -1, -1), *memory, allowed)
+        query = query.expand(memory.keys.shape[0], -1, -1, -1)  # (B, heads, N, D / heads)
+        attended = attend(query, *memory, allowed, dropout=self.dropout if self.training else 0.0)
         return self.out(join_heads(attended))  # (B, N, D)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+) -> Tensor:
     """Softmax attention by the faster of two equal forms.
 
     The fused kernel is faster except in two cases, where product, softmax and product are written
@@ -81,6 +91,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
     query : Tensor of shape (B, heads, N, d)
     key, value : Tensor of shape (B, heads, M, d)
     allowed : Tensor of shape (N, M), bool, optional
+    dropout : float
+        Of the attention weights.
 
     Returns
     -------
@@ -90,8 +102,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
     # some versions of PyTorch say that they export while they compile
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
     if half_on_cpu or exporting or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return attention_weights(query, key, allowed).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        weights = attention_weights(query, key, allowed).to(value.dtype)  # (B, heads, N, M)
+        return (F.dropout(weights, dropout) if dropout else weights) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
 
 
 def attention_weights(query: Tensor, key: Tensor, allowed: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mcmiad_monai.networks.decoder import (
     DecoderConfig,
     RecursiveMoEDecoder,
+    initialise_as_moead,
     initialise_linear_layers,
 )
 from mcmiad_monai.networks.fusion import CrossModalFusion, FusionMode
@@ -118,7 +119,8 @@ class HeadOutput(NamedTuple):
     reconstruction : Tensor of shape (B, C, grid, grid)
         Their reconstruction.
     balance_loss : Tensor of shape ()
-        CV² of the experts' importance over all rounds, summed over the mixtures of a round.
+        CV² of the experts' importance, summed over the mixtures of a round; of which rounds, says
+        the option `balance` of the decoder.
     """
 
     target: Tensor
@@ -169,6 +171,8 @@ class MCMIADHead(nn.Module):
         self.register_buffer("channel_mean", torch.zeros(channels))
         self.register_buffer("channel_std", torch.ones(channels))
         initialise_linear_layers(self)
+        if decoder.initialisation == "moead":
+            initialise_as_moead(self.decoder)
 
     @property
     def config(self) -> dict[str, Any]:

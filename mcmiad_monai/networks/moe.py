@@ -8,10 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Balance = Literal["softmax", "logits"]
 Dispatch = Literal["auto", "grouped", "dense"]
 
 DENSE_TOKENS = 2**13
 """Most tokens for which a GPU computes all experts; for more, it would need too much memory."""
+
+
+MEAN_EPSILON = 1e-10
+"""Added to the squared mean of the importance, as MoEAD does; raw logits can add up to zero."""
 
 
 class MixtureOfExperts(nn.Module):
@@ -31,6 +36,9 @@ class MixtureOfExperts(nn.Module):
         Experts k that a token uses.
     dropout : float
         Dropout after the hidden layer.
+    balance : {"softmax", "logits"}
+        Whether the importance of an expert is the sum of its probabilities, or that of the gate's
+        raw outputs, whose mean over the experts can be near zero.
     dispatch : {"auto", "grouped", "dense"}
         ``"grouped"`` computes the chosen experts only, so that its shapes depend on the data. It
         can be exported. ``"dense"`` computes all experts, with fixed shapes, as CUDA graphs and
@@ -51,12 +59,14 @@ class MixtureOfExperts(nn.Module):
         experts: int = 4,
         top_k: int = 2,
         dropout: float = 0.1,
+        balance: Balance = "softmax",
         dispatch: Dispatch = "auto",
     ) -> None:
         super().__init__()
         if not 1 <= top_k <= experts:
             raise ValueError(f"top_k is {top_k}; it must lie between 1 and the {experts} experts.")
-        self.experts, self.top_k, self.dispatch = experts, top_k, dispatch
+        self.experts, self.top_k = experts, top_k
+        self.balance, self.dispatch = balance, dispatch
         self.gate = nn.Linear(dim, experts)
         self.up = nn.Parameter(torch.empty(experts, hidden, dim))
         self.up_bias = nn.Parameter(torch.zeros(experts, hidden))
@@ -78,7 +88,8 @@ class MixtureOfExperts(nn.Module):
         -------
         output : Tensor of shape (B, N, D)
         importance : Tensor of shape (E,)
-            Sum over the tokens of the gate's probabilities over all experts, in float32.
+            Sum over the tokens of the gate's probabilities over all experts, or of its raw outputs
+            (see `balance`), in float32.
         """
         logits = self.gate(tokens).float()  # (B, N, E)
         best, chosen = logits.topk(self.top_k, dim=-1)  # (B, N, k)
@@ -86,8 +97,8 @@ class MixtureOfExperts(nn.Module):
         flat = tokens.flatten(0, 1)  # (T, D)
         run = self._dense if self.is_dense(flat.shape[0]) else self._grouped
         output = run(flat, weights.flatten(0, 1), chosen.flatten(0, 1))  # (T, D)
-        importance = logits.softmax(dim=-1).sum(dim=(0, 1))  # (E,)
-        return output.view_as(tokens), importance
+        importance = logits if self.balance == "logits" else logits.softmax(dim=-1)  # (B, N, E)
+        return output.view_as(tokens), importance.sum(dim=(0, 1))
 
     def is_dense(self, tokens: int) -> bool:
         """Whether so many tokens are computed with fixed shapes."""
@@ -136,7 +147,7 @@ def balance_loss(importance: Tensor) -> Tensor:
     Parameters
     ----------
     importance : Tensor of shape (E,) or (M, E)
-        Softmaxed gate probabilities, summed over tokens and rounds; a row for each mixture.
+        Of the experts, summed over tokens; a row for each mixture.
 
     Returns
     -------
@@ -145,4 +156,4 @@ def balance_loss(importance: Tensor) -> Tensor:
     """
     if importance.shape[-1] == 1:
         return importance.new_zeros(())
-    return (importance.var(dim=-1) / importance.mean(dim=-1).square()).sum()
+    return (importance.var(dim=-1) / (importance.mean(dim=-1).square() + MEAN_EPSILON)).sum()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped]
 
-MSEReduction = Literal["sum", "mean"]
+MSEReduction = Literal["sum", "mean", "norm"]
 Terms = Literal["both", "mse", "cos"]
 
 SLICE_WEIGHTS = (0.5, 0.3, 0.2)
@@ -26,8 +26,9 @@ class AnomalyScore(nn.Module):
 
     Parameters
     ----------
-    mse_reduction : {"sum", "mean"}
-        The squared error is summed over channels (Eq. 4) or averaged.
+    mse_reduction : {"sum", "mean", "norm"}
+        The squared error is summed over channels (Eq. 4) or averaged; ``"norm"`` is the root of the
+        sum, as UniAD and MoEAD have it.
     mse_weight : float, optional
         λ of λ · S_MSE + (1 − λ) · S_cos; §4.2 names 0.7. None is the plain sum of Eq. 6.
     terms : {"both", "mse", "cos"}
@@ -64,7 +65,8 @@ class AnomalyScore(nn.Module):
         top_k: float = 5,
     ) -> None:
         super().__init__()
-        _require(mse_reduction in ("sum", "mean"), "mse_reduction", mse_reduction, "sum or mean")
+        known = ("sum", "mean", "norm")
+        _require(mse_reduction in known, "mse_reduction", mse_reduction, "sum, mean or norm")
         _require(terms in ("both", "mse", "cos"), "terms", terms, "both, mse or cos")
         _require(mse_weight is None or 0 <= mse_weight <= 1, "mse_weight", mse_weight, "in [0, 1]")
         _require(smooth_sigma >= 0, "smooth_sigma", smooth_sigma, "at least 0 pixels")
@@ -94,6 +96,8 @@ class AnomalyScore(nn.Module):
         squared = (weights * (target - restored).square()).sum(dim=1, keepdim=True)
         if self.mse_reduction == "mean":
             squared = squared / weights.sum()
+        elif self.mse_reduction == "norm":
+            squared = squared.sqrt()
         if self.terms == "mse":
             return squared
         root = weights.sqrt()

@@ -203,6 +203,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,  # the paper's training sets give tens of thousands of steps
         "schedule": "cosine",
     },
+    "moead": {  # as in its code; the score of an image is still Eq. 7
+        "text_prior": "hashing",  # not used: there is no text in MoEAD
+        "head": {
+            "use_text_fusion": False,
+            "jitter_position": "features",
+            "ffn_per_round": 2,
+            "second_ffn": "last",
+            "attention_dropout": 0.1,
+            "residual_dropout": 0.1,
+            "ffn_dropout": 0.1,
+            "query_std": 1.0,
+            "initialisation": "moead",
+            "balance": "logits",
+        },
+        "score_terms": "mse",
+        "mse_reduction": "norm",
+        "balance_weight": 0.005,  # of the sum of two mixtures, for 0.01 of their mean
+        "max_epochs": 1000,
+        "batch_size": 8,
+        "schedule": "step",
+    },
 }
 
 
@@ -211,8 +232,9 @@ def preset(name: str = "default", **options: Any) -> Method:
 
     Parameters
     ----------
-    name : {"default", "paper"}
-        ``"default"`` is what the bundles use; ``"paper"`` is the paper's reading.
+    name : {"default", "paper", "moead"}
+        ``"default"`` is what the bundles use; ``"paper"`` is the paper's reading; ``"moead"`` the
+        method whose decoder the paper takes.
     options
         See `Method` and :class:`~mcmiad_monai.networks.head.MCMIADHead`.
 

@@ -149,7 +149,43 @@ def test_flat_config_of_earlier_packages_is_read():
     }
     found = json.loads(json.dumps(head_from_config(flat).config))
     decoder = found.pop("decoder")
-    assert {**found, **decoder} == flat
+    later = {
+        **{"second_ffn": "first_attention", "initialisation": "xavier", "balance": "softmax"},
+        **{"attention_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0},
+        **{"query_std": 0.02},
+    }
+    assert {**found, **decoder} == {**flat, **later}
+
+
+@pytest.mark.parametrize(
+    ("ffn_per_round", "weights", "trained", "balance", "evaluated"),
+    [
+        (1, 54.167737, 1292.8205, 0.03037445, 1438.1358),
+        (2, 55.390496, 1530.7921, 0.8219722, 1239.2331),
+    ],
+)
+def test_numbers_of_earlier_packages_do_not_change(
+    ffn_per_round, weights, trained, balance, evaluated
+):
+    flat = {
+        **{"in_channels": 12, "stage_channels": [4, 8], "prior_shape": [2, 32], "grid": 8},
+        **{"dim": 16, "heads": 4, "rounds": 2, "hidden": 24, "neighbourhood": 5},
+    }
+    head = head_from_config({**flat, "ffn_per_round": ffn_per_round})
+    torch.manual_seed(0)
+    features = torch.randn(2, 12, 8, 8)
+    output = head.train()(features)  # draws jitter and dropout
+
+    def size(tensor):
+        return tensor.detach().double().abs().sum().item()
+
+    assert size(head.state_dict()["decoder.query"]) == pytest.approx(16.613273, rel=1e-5)
+    assert size(head.state_dict()["decoder.round_attention.key.weight"]) == pytest.approx(
+        weights, rel=1e-5
+    )
+    assert size(output.reconstruction) == pytest.approx(trained, rel=1e-4)
+    assert output.balance_loss.item() == pytest.approx(balance, rel=1e-3)
+    assert size(head.eval()(features).reconstruction) == pytest.approx(evaluated, rel=1e-4)
 
 
 def test_names_of_weights_are_those_of_earlier_packages():

@@ -28,7 +28,9 @@ def ablations(method: Method, encoders: Mapping[str, str] | None = None) -> dict
         "prior of 15 prompts": method.with_options(fusion_mode="prompts"),
         "no jitter": method.with_options(jitter_scale=0.0),
         "jitter on features": method.with_options(jitter_position="features"),
-        "two FFNs a round": method.with_options(ffn_per_round=2),
+        "MoEAD's head": method.with_options(
+            **PRESETS["moead"]["head"], balance_weight=PRESETS["moead"]["balance_weight"]
+        ),
         "area pooling": method.with_options(pool="area"),
         "standardised features": method.with_options(standardize_features=True),
         "defaults of the bundles": method.with_options(**PRESETS["default"]),
