@@ -144,7 +144,7 @@ def build_encoder(
     seed: int = 0,
     sha256: str | None = None,
 ) -> FrozenEncoder:
-    """Build the encoder with weights from a hub, a package or a file, or random ones with a warning.
+    """Build the encoder with weights of a hub, a package or a file, or random ones with a warning.
 
     Parameters
     ----------
