@@ -39,8 +39,8 @@ def add_commands(commands: Commands) -> None:
         "--seeds", type=numbers, default=[0, 1, 2], help="seeds of the runs, e.g. 0,1,2"
     )
     reproduce.add_argument("--shots", type=numbers, default=[1], help="normal images of Table 3")
-    reproduce.add_argument("--encoder", help="model of timm, or open_clip:MODEL")
-    reproduce.add_argument("--weights", help="pretrained, a weights file, or random")
+    reproduce.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
+    reproduce.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
     reproduce.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
     reproduce.add_argument("--epochs", type=int, help="epochs to train")
     reproduce.add_argument(

@@ -28,7 +28,8 @@ def add_commands(commands: Commands) -> None:
     train.add_argument("--bundle", default=DEFAULT_BUNDLE, help="shipped bundle to start from")
     presets = ["default", "paper", "moead"]
     train.add_argument("--preset", choices=presets, help="settings of the method")
-    train.add_argument("--weights", help="pretrained, a weights file, or random")
+    train.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
+    train.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
     train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
     train.add_argument("--epochs", type=int, help="epochs to train")
     existing = train.add_mutually_exclusive_group()
@@ -77,6 +78,7 @@ def _train(options: argparse.Namespace) -> None:
     checkpoint = root.resolve() / "models" / "last.pt"
     more = {
         "preset": options.preset,
+        "encoder_name": options.encoder,
         "weights": options.weights,
         "text_prior": options.text_prior,
         "max_epochs": options.epochs,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcmiad_monai.networks.packaged import DEFAULT_PACKAGED, packaged_file, packaged_model
 from mcmiad_monai.networks.trunks import (
     OPEN_CLIP_PREFIX,
     Trunk,
@@ -31,6 +32,9 @@ Pool = Literal["bilinear", "area"]
 
 DEFAULT_ENCODER = "tf_efficientnet_b4.aa_in1k"
 """EfficientNet-B4 (§4.2), with the ImageNet weights that UniAD and MoEAD use."""
+
+AUTO = "auto"
+"""Name of the encoder that goes with the weights: the default one, or that of packaged weights."""
 
 
 class FrozenEncoder(nn.Module):
@@ -138,7 +142,7 @@ class FrozenEncoder(nn.Module):
 
 
 def build_encoder(
-    name: str = DEFAULT_ENCODER,
+    name: str = AUTO,
     *,
     weights: str | Path = "pretrained",
     pool: Pool = "bilinear",
@@ -148,15 +152,18 @@ def build_encoder(
     seed: int = 0,
     sha256: str | None = None,
 ) -> FrozenEncoder:
-    """Build the encoder with weights from a hub or a file, or random ones with a warning.
+    """Build the encoder with weights of a hub, a package or a file, or random ones with a warning.
 
     Parameters
     ----------
     name : str
         A timm model, or ``"open_clip:MODEL"`` / ``"open_clip:MODEL/PRETRAINED"`` for the visual
-        tower of OpenCLIP (pretrained ``openai`` unless named).
+        tower of OpenCLIP (pretrained ``openai`` unless named). ``"auto"`` is EfficientNet-B4, or
+        ``tf_efficientnet_lite0`` if the weights are packaged.
     weights : str or Path
-        ``"pretrained"``, ``"random"``, or the path of a safetensors file or torch checkpoint.
+        ``"pretrained"`` (the hub of timm or OpenCLIP), ``"packaged"`` (ImageNet, from the Python
+        package of ``tf_efficientnet_lite0``, ``1`` or ``2``), the path of a safetensors file or
+        torch checkpoint, or ``"random"`` (for tests and trials: worth nothing on real images).
     pool, grid, align_corners
         See `FrozenEncoder`.
     indices : sequence of int, optional
@@ -173,10 +180,12 @@ def build_encoder(
     ValueError
         If the model is not known.
     """
+    if name == AUTO:
+        name = DEFAULT_PACKAGED if str(weights) == "packaged" else DEFAULT_ENCODER
     if str(weights) == "random":
         message = (
-            f"the encoder {name} has RANDOM weights (seed {seed}): its heatmaps are good for "
-            "trying the software and for nothing else."
+            f"the encoder {name} has RANDOM weights (seed {seed}): it is good for trying the "
+            "software, and its heatmaps are worth nothing on real images."
         )
         warnings.warn(message, stacklevel=2)
         logger.warning(message)
@@ -275,11 +284,18 @@ def _timm_trunk(
 ) -> tuple[Trunk, dict[str, Any]]:
     if weights == "random":
         return timm_trunk(name, indices, None, ""), {}
-    path = timm_hub_file(name) if weights == "pretrained" else Path(weights)
+    if weights == "packaged":
+        package, digest = packaged_model(name)
+        path, version = packaged_file(package)
+        source, sha256 = f"package: {package} {version}", sha256 or digest
+    elif weights == "pretrained":
+        path, source = timm_hub_file(name), f"timm hub: {name}"
+    else:
+        path, source = Path(weights), "file"
     state = read_state_dict(path, sha256=sha256)
-    source = f"timm hub: {name}" if weights == "pretrained" else "file"
     provenance = {"weights": source, "file": path.name, "file_sha256": require_file(path)}
-    return timm_trunk(name, indices, state, str(path)), provenance
+    in_order = weights == "packaged"
+    return timm_trunk(name, indices, state, str(path), in_order=in_order), provenance
 
 
 def _open_clip_trunk(
@@ -287,6 +303,8 @@ def _open_clip_trunk(
 ) -> tuple[Trunk, dict[str, Any]]:
     from mcmiad_monai.networks.clip import load_clip, tower_config
 
+    if weights == "packaged":
+        packaged_model(name)  # there is none
     model, _, tag = name.removeprefix(OPEN_CLIP_PREFIX).partition("/")
     source = tag or "openai" if weights == "pretrained" else weights
     clip, provenance = load_clip(model, source, sha256=sha256)

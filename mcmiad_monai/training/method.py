@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
+from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, build_encoder
 from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore, MSEReduction, Terms
@@ -59,7 +59,7 @@ class Method:
         See :class:`~mcmiad_monai.training.loading.GlobalBatches`.
     """
 
-    encoder_name: str = "tf_efficientnet_b4.aa_in1k"
+    encoder_name: str = AUTO
     weights: str = "pretrained"
     pool: Literal["bilinear", "area"] = "bilinear"
     keep_colours: bool = True

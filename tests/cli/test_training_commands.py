@@ -76,9 +76,11 @@ def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_pat
     assert opened[0].tracking is None
     options = ["--resume", "--weights", "random", "--text-prior", "hashing", "--tracking", "mlflow"]
     options += ["--image-name", "flair", "--device", "cpu", "-q", "--preset", "paper"]
+    options += ["--encoder", "resnet18"]
     assert main([*command, *options]) == 0
     assert opened[1].overrides == {
         **always,
+        "encoder_name": "resnet18",
         "weights": "random",
         "text_prior": "hashing",
         "studies#image_name": "flair",

@@ -39,6 +39,11 @@ SHAPE = (48, 56, 10)
 SMALL: dict[str, Any] = {
     **SETTINGS,
     "encoder_name": "test_efficientnet.r160_in1k",
+    "weights": "random",
+    "stage_weights": [1.0, 0.0, 0.0, 0.0],
+    "cosine_weight": 0.0,
+    "score_terms": "both",
+    "jitter_scale": 20.0,
     "max_epochs": 2,
     "device": "cpu",
     "progress": False,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mcmiad_monai.networks.encoder import (
+    DEFAULT_ENCODER,
     FrozenEncoder,
     build_encoder,
     calibrate_batchnorm,
@@ -21,14 +22,6 @@ from mcmiad_monai.networks.weights import WeightsError, file_sha256
 
 SMALL = "test_efficientnet.r160_in1k"
 """A network of 50 thousand parameters with the stages of an EfficientNet."""
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -165,19 +158,20 @@ def test_another_digest_is_refused(checkpoint):
         build_encoder(SMALL, weights=checkpoint, sha256="0" * 64)
 
 
-@pytest.mark.usefixtures("offline")
-def test_offline_pretrained_names_the_file_to_bring():
-    with pytest.raises(WeightsError) as caught:
-        build_encoder()
-    for word in ("model.safetensors", "timm/tf_efficientnet_b4.aa_in1k", "--weights"):
-        assert word in str(caught.value)
-
-
 def test_random_weights_are_said_loudly(caplog):
-    with pytest.warns(UserWarning, match="RANDOM"), caplog.at_level(logging.WARNING):
+    with (
+        pytest.warns(UserWarning, match="worth nothing on real images"),
+        caplog.at_level(logging.WARNING),
+    ):
         encoder = build_encoder(SMALL, weights="random", seed=7)
     assert "RANDOM" in caplog.text
     assert encoder.provenance["weights"] == "random, seed 7"
+
+
+def test_encoder_that_goes_with_the_weights_is_taken_where_none_is_named():
+    with pytest.warns(UserWarning, match="RANDOM"):
+        encoder = build_encoder("auto", weights="random")
+    assert encoder.provenance["name"] == DEFAULT_ENCODER
 
 
 def test_random_weights_follow_the_seed_and_leave_the_random_state_alone():
