@@ -10,20 +10,18 @@ import pytest
 from PIL import Image
 
 from mcmiad_monai.data.cases.find import CaseError
-from mcmiad_monai.research.bmad.layout import find_pairs
-from mcmiad_monai.research.bmad.prepare import (
-    BRAIN_GROUPS,
-    BRAIN_ILL_GROUPS,
-    Prepared,
-    prepare_brain,
-    prepare_liver,
-    rank_patients,
-    split_of,
-)
+from mcmiad_monai.research.bmad.brain import prepare_brain, release_roles
+from mcmiad_monai.research.bmad.layout import Pair, find_pairs
+from mcmiad_monai.research.bmad.liver import equalised_as_released, prepare_liver
+from mcmiad_monai.research.bmad.prepare import Prepared, split_of
+from mcmiad_monai.research.bmad.release import BRAIN_ILL, brain_fit, good_patients, number_of
 from mcmiad_monai.research.bmad.sets import find_bmad
 
 SHARES = {"valid": 0.25, "test": 0.5}
 DEPTH = 20
+#: Patients of the fixture: three good ones for training, two for test, one for valid, and ill ones.
+NUMBERS = (3, 5, 8, 0, 11, 25, 1, 4, 6)
+PUBLISHED = Path(__file__).parents[4] / "shared" / "bmad" / "brain_patients.json"
 
 
 def write(path: Path, values: np.ndarray) -> None:
@@ -39,12 +37,12 @@ def read(path: str | Path) -> np.ndarray:
 def brats(tmp_path: Path) -> Path:
     """Nine patients of 20 slices: k = 0 … 5 have tumour in 2 + k slices from 8 on, 6 … 8 in all."""
     rng = np.random.default_rng(0)
-    for k in range(9):
+    for k, number in enumerate(NUMBERS):
         volume = rng.integers(10, 500, (12, 14, DEPTH)).astype(np.int16)
         seg = np.zeros(volume.shape, np.uint8)
         ill = slice(8, 10 + k) if k < 6 else slice(None)
         seg[4:7, 4:6, ill], seg[4, 4, ill], seg[5, 5, ill] = 1, 4, 2
-        name = f"BraTS2021_{k:05d}"
+        name = f"BraTS2021_{number:05d}"
         for kind, values in (("flair", volume), ("t1", volume), ("seg", seg)):
             write(tmp_path / "brats" / name / f"{name}_{kind}.nii.gz", values)
     return tmp_path / "brats"
@@ -86,7 +84,7 @@ def livers(tmp_path: Path) -> tuple[Path, Path]:
 def test_brain_as_released(brats: Path, tmp_path: Path) -> None:
     found = brain(brats, tmp_path / "out")
     # patient k of the first six has 18 - k slices without tumour: three patients for training, two
-    # for normal test images, the last for valid; of the three without any, one is for valid, where
+    # for normal test images, the last for valid; of the three others, one is for valid, where
     # slices 0 and 10 are taken, and two are for test, with slices 0, 8 and 16
     assert found.counts == {
         "train/good": 18 + 17 + 16,
@@ -150,22 +148,111 @@ def test_clean_slices_are_grey_and_stretched_to_their_own_range(
     assert np.abs(read(path) - expected).max() <= 1
 
 
-def test_ranks_give_the_patients_of_the_release() -> None:
-    rng = np.random.default_rng(0)
-    healthy = {f"p{k}": int(v) for k, v in enumerate(rng.integers(1, 41, 625))}
-    healthy |= {f"q{k}": 0 for k in range(626)}
-    groups = rank_patients(healthy, 0)
-    assert Counter(groups.values()) == BRAIN_GROUPS | BRAIN_ILL_GROUPS
-    some = {g: [healthy[n] for n in groups if groups[n] == g] for g in BRAIN_GROUPS}
-    assert min(some["train/good"]) >= max(some["test/good"])
-    assert min(some["test/good"]) >= max(some["valid/good"])
-    assert all(healthy[n] == 0 for n in groups if groups[n].endswith("Ungood"))
-    assert rank_patients(healthy, 1) != groups == rank_patients(healthy, 0)
+def test_published_patients_are_those_of_the_release() -> None:
+    published = good_patients()
+    counts = {folder: len(numbers) for folder, numbers in published.items()}
+    assert counts == {"train/good": 424, "valid/good": 39, "test/good": 162}
+    assert len(frozenset().union(*published.values())) == 424 + 39 + 162
+    assert max(max(numbers) for numbers in published.values()) <= 1666  # BraTS2021's last patient
 
 
-def test_release_needs_patients_of_both_kinds() -> None:
-    with pytest.raises(CaseError, match="3 patients have slices without tumour and 1 have none"):
-        rank_patients({"a": 1, "b": 2, "c": 3, "d": 0}, 0)
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published list is not beside the project")
+def test_published_patients_equal_the_list_that_bmad_publishes() -> None:
+    listed = json.loads(PUBLISHED.read_text())
+    for folder, numbers in good_patients().items():
+        assert numbers == {int(number) for number in listed[folder.replace("/", "_")]}
+
+
+def named_pairs(names: list[str]) -> list[Pair]:
+    return [Pair(name, Path(f"{name}_flair.nii.gz"), Path(f"{name}_seg.nii.gz")) for name in names]
+
+
+def test_whole_brats_gives_the_patients_of_the_release() -> None:
+    good = frozenset().union(*good_patients().values())
+    ill = [number for number in range(1667) if number not in good][:BRAIN_ILL]
+    pairs = named_pairs([f"BraTS2021_{number:05d}" for number in sorted({*good, *ill})])
+    roles, notes = release_roles(pairs, 0, {})
+    for folder, numbers in good_patients().items():
+        assert {number_of(n) for n, role in roles.items() if role == folder} == numbers
+    assert Counter(roles.values())["valid/Ungood"] == 11
+    assert Counter(roles.values())["test/Ungood"] == 615
+    assert len(notes) == 1
+    assert "11 of 626 anomalous patients, drawn with seed 0" in notes[0]
+    assert "cannot be reproduced" in notes[0]
+    assert roles == release_roles(pairs[::-1], 0, {})[0] != release_roles(pairs, 1, {})[0]
+
+
+def test_missing_published_patients_are_counted_and_named(
+    brats: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = brain(brats, tmp_path / "out")
+    notes = "\n".join(found.notes)
+    assert "train/good: 421 of the 424 published patients are not in the folder given" in notes
+    assert "valid/good: 38 of the 39 published" in notes
+    assert "test/good: 160 of the 162 published" in notes
+    assert "Ungood: 3 patients, the release has 626" in notes
+    written = json.loads((tmp_path / "out/Brain_AD/prepared.json").read_text())
+    assert written["notes"] == found.notes
+    assert "421 of the 424" in caplog.text
+
+
+def test_patients_of_other_names_have_no_place_in_the_release(brats: Path, tmp_path: Path) -> None:
+    folder = brats / "BraTS2021_00003"
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace("BraTS2021_00003", "BraTS20_Training_003")))
+    found = brain(brats, tmp_path / "out")
+    assert list(found.failures) == ["BraTS20_Training_003"]
+    assert "not one of BraTS2021" in found.failures["BraTS20_Training_003"]
+    assert found.counts["train/good"] == 17 + 16
+    with pytest.raises(CaseError, match=r"none of the 2 patients is named as in BraTS2021.*clean"):
+        release_roles(named_pairs(["P_001", "BraTS-GLI-00003-000"]), 0, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("BraTS2021_00003", 3),
+        ("00003", 3),
+        ("brats2021_training_00495", 495),
+        ("BraTS20_Training_003", None),
+        ("BraTS-GLI-00003-000", None),
+        ("P_00003", None),
+        ("100003", None),
+    ],
+)
+def test_number_is_read_from_names_of_brats2021_alone(name: str, number: int | None) -> None:
+    assert number_of(name) == number
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(path)
+
+
+def test_tree_tells_by_its_names_whether_it_is_the_release(tmp_path: Path) -> None:
+    root = tmp_path / "Brain_AD"
+    for folder, numbers in good_patients().items():
+        for number in numbers:
+            picture(root / folder / "img" / f"{number:05d}_60.png")
+    good = frozenset().union(*good_patients().values())
+    ill = [number for number in range(1667) if number not in good][:BRAIN_ILL]
+    for k, number in enumerate(ill):
+        name = f"valid/Ungood/img/{number:05d}_70" if k < 11 else f"test/Ungood/img/{number:05d}_68"
+        picture(root / f"{name}.png")
+
+    def fit() -> str:
+        return brain_fit(find_bmad(tmp_path)["brain"])
+
+    assert fit().startswith("brain fits the release")
+    picture(root / f"test/Ungood/img/BraTS2021_{ill[-1]:05d}_69.png")
+    picture(root / "test/Ungood/img/00025_60.png")
+    (root / "train/good/img/00003_60.png").rename(root / "train/good/img/00006_60.png")
+    assert "train/good has 423 of the 424 published patients and 1 others" in fit()
+    assert "test/Ungood has 616 patients, the release 615" in fit()
+    assert "1 patients of Ungood are good ones" in fit()
+    assert "1 images are of slices that the release does not take" in fit()
+    picture(root / "test/good/img/healthy_60.png")
+    assert "1 of 1254 file names hold no number of BraTS2021" in fit()
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -212,6 +299,42 @@ def test_liver_is_equalised_and_never_black(livers: tuple[Path, Path], tmp_path:
     assert (np.diff(found[liver][np.argsort(grey)].astype(int)) >= 0).all()
 
 
+def test_published_equalisation_is_that_of_bmads_script() -> None:
+    """An independent transcription: float64, pixel by pixel over the greys."""
+    rng = np.random.default_rng(2)
+    plane = rng.normal(90, 40, (64, 48)).clip(0, 255).astype(np.uint8)
+    plane[:20] = 0
+    greys = np.sort(plane[plane > 0].astype(float))
+    expected = np.zeros(plane.shape, np.uint8)
+    for row, column in np.argwhere(plane > 0):
+        grey = np.floor(255.0 * np.mean(greys <= plane[row, column]) + 1e-9)
+        if 1 <= grey < 150:
+            grey = np.floor(grey / 150 * 120 + 30)
+        expected[row, column] = grey
+    found = equalised_as_released(plane)
+    assert np.array_equal(found, expected)
+    assert found.dtype == np.uint8
+    assert found[plane > 0].max() == 255
+    assert not np.isin(found, range(1, 30)).any()
+    assert np.array_equal(equalised_as_released(np.zeros((4, 4), np.uint8)), np.zeros((4, 4)))
+
+
+def test_liver_as_released_has_the_published_equalisation(
+    livers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for clean in (False, True):
+        prepare_liver(*livers, tmp_path / f"{clean}", clean=clean, progress=False)
+    released, own = (
+        read(tmp_path / f"{clean}/Liver_AD/train/good/img/btcv_0000_3.png")
+        for clean in (False, True)
+    )
+    volume = np.asarray(nib.load(livers[0] / "img/img0000.nii.gz").dataobj)[:, :, 3].astype(float)
+    stretched = (255 * (volume - volume.min()) / np.ptp(volume)).astype(np.uint8)
+    stretched[np.asarray(nib.load(livers[0] / "label/label0000.nii.gz").dataobj)[:, :, 3] == 0] = 0
+    assert np.array_equal(released, equalised_as_released(stretched)[::-1])
+    assert np.abs(released.astype(int) - own)[own > 0].mean() > 5
+
+
 def test_sources_in_folders_of_one_name_are_kept_apart(
     livers: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -230,16 +353,17 @@ def test_sources_in_folders_of_one_name_are_kept_apart(
 def test_damaged_volumes_are_reported_and_the_others_are_written(
     brats: Path, tmp_path: Path
 ) -> None:
-    flair = {k: brats / f"BraTS2021_{k:05d}" / f"BraTS2021_{k:05d}_flair.nii.gz" for k in range(4)}
+    names = [f"BraTS2021_{number:05d}" for number in NUMBERS[:4]]
+    flair = [brats / name / f"{name}_flair.nii.gz" for name in names]
     flair[0].write_bytes(b"no volume")
     write(flair[1], np.zeros((12, 14, DEPTH - 1), np.int16))
     write(flair[2], np.full((12, 14, DEPTH), np.nan, np.float32))
     next(flair[3].parent.glob("*_seg.nii.gz")).unlink()
     found = brain(brats, tmp_path / "out")
-    assert sorted(found.failures) == [f"BraTS2021_{k:05d}" for k in range(4)]
-    assert "(12, 14, 19)" in found.failures["BraTS2021_00001"]
-    assert "NaN" in found.failures["BraTS2021_00002"]
-    assert "has no segmentation" in found.failures["BraTS2021_00003"]
+    assert sorted(found.failures) == sorted(names)
+    assert "(12, 14, 19)" in found.failures[names[1]]
+    assert "NaN" in found.failures[names[2]]
+    assert "has no segmentation" in found.failures[names[3]]
     written = json.loads((tmp_path / "out/Brain_AD/prepared.json").read_text())
     assert written["volumes"] == 9
     assert written["failures"] == found.failures
