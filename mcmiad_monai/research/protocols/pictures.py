@@ -69,7 +69,13 @@ def typical(found: ImageSet, size: int) -> list[SliceSample]:
     anomalous: list[Case] = [case for case in found.cases("test") if case["anomalous"]]
     samples = [
         s
-        for s in iterate_slices(anomalous, found.modality, size=size, min_foreground=0.0)
+        for s in iterate_slices(
+            anomalous,
+            found.modality,
+            size=size,
+            min_foreground=0.0,
+            transform=found.transform(),
+        )
         if bool(s.lesion.any()) or not found.has_masks
     ]
     samples.sort(key=lambda s: (int(s.lesion.sum()), s.case))
