@@ -141,7 +141,9 @@ def release_roles(
             "is not known"
         )
         logger.error("%s left out: %s", name, failures[name])
-    there, notes, roles = set(numbers.values()), [], {}
+    there = set(numbers.values())
+    notes: list[str] = []
+    roles: dict[str, str] = {}
     for folder, published in good_patients().items():
         roles |= {name: folder for name, number in numbers.items() if number in published}
         if missing := sorted(published - there):
