@@ -10,10 +10,11 @@ from mcmiad_monai.files import write_text
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 
-#: Licence and limits of the weights that are named so.
+#: Licence and limits of OpenAI's weights.
 OPENAI = (
-    "OpenAI publishes the code and weights of CLIP under the MIT licence. Its model card calls "
-    "deployed use out of scope, and untested use in a fixed set of classes as well."
+    " OpenAI publishes the code and weights of CLIP under the MIT licence. Its model card calls any "
+    "deployed use out of scope, and advises against other use without thorough testing in the "
+    "domain."
 )
 CARD = """\
 # Text prior
@@ -49,7 +50,7 @@ prior = TextPrior.load("{file}")
 ## Licence
 
 The embeddings are derived from the weights named above, whose licence applies to them: read it
-before you pass the file on. {licence}
+before you pass the file on.{licence}
 This file is for research. It is no medical device.
 """
 
@@ -81,5 +82,5 @@ def prior_card(prior: TextPrior, file: str, produced: Mapping[str, Any]) -> str:
         digest=prior.provenance["embeddings_sha256"],
         versions=f"{versions}; revision {produced['git_revision']}",
         prompts="\n".join(f"{number}. {text}" for number, text in enumerate(prior.prompts, 1)),
-        licence=OPENAI if "openai" in prior.weights else "",
+        licence=OPENAI if "/openai," in prior.weights else "",
     )
