@@ -61,6 +61,7 @@ def test_wheel_holds_every_module_and_the_bundle(wheel: Path) -> None:
     for file in runpy.run_path(str(RENDER))["render"]():
         assert f"mcmiad_monai/bundles/{file.relative_to(ROOT / 'bundles')}" in names
     assert "mcmiad_monai/py.typed" in names
+    assert "mcmiad_monai/research/bmad/brain_patients.txt" in names
     assert not [n for n in names if n.split("/")[0] in ("tests", "benchmarks", "transforms")]
     assert not [n for n in names if n.startswith("mcmiad_monai/bundles/source")]
     assert any(n.endswith("licenses/LICENSE") or n.endswith("/LICENSE") for n in names)

@@ -34,6 +34,7 @@ def preprocessing(
     *,
     key: str = "image",
     mask_key: str | None = None,
+    mask_label: int | None = None,
     region: Region = "whole",
     organ_label: int | None = None,
     check_modality: bool = True,
@@ -54,6 +55,8 @@ def preprocessing(
         Key of the path, which becomes the key of the volume (1, X, Y, Z).
     mask_key : str, optional
         Key of the mask's path; a study without one gets an empty mask.
+    mask_label : int, optional
+        Value of the lesion in the mask; whatever is above 0 if left.
     region : {"whole", "organ"}
         ``"organ"`` keeps what lies inside the organ mask under the key ``organ``, which every study
         then needs.
@@ -77,7 +80,7 @@ def preprocessing(
     steps: list[Any] = [
         LoadVolumed(key, keep_colours=keep_colours),
         StudyModalityd(key, chosen, check=check_modality),
-        *(LoadMaskd(mask, ref_key=key) for mask in masks),
+        *(LoadMaskd(mask, ref_key=key, label=mask_label) for mask in masks),
         *(LoadOrganMaskd(organ, ref_key=key, label=organ_label) for organ in organs),
         CanonicalOrientationd([key, *masks, *organs], axcodes=chosen.axcodes),
         _NORMALIZERS[chosen.intensity](

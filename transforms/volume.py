@@ -186,11 +186,15 @@ class LoadMaskd(MapTransform):
         Keys of the masks.
     ref_key : str
         Key of the loaded image.
+    label : int, optional
+        Value of the lesion; whatever is above 0 if left.
     """
 
-    def __init__(self, keys: KeysCollection, ref_key: str = "image") -> None:
+    def __init__(
+        self, keys: KeysCollection, ref_key: str = "image", *, label: int | None = None
+    ) -> None:
         super().__init__(keys)
-        self.ref_key = ref_key
+        self.ref_key, self.label = ref_key, label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key.
@@ -204,7 +208,10 @@ class LoadMaskd(MapTransform):
         image = d[self.ref_key]
         for key in self.keys:
             path = d.get(key)
-            d[key] = _empty_mask(image) if path is None else mask_on_grid_of(image, path)
+            if path is None:
+                d[key] = _empty_mask(image)
+            else:
+                d[key] = mask_on_grid_of(image, path, label=self.label)
         return d
 
 

@@ -32,11 +32,12 @@ def add_commands(commands: Commands) -> None:
     prepare.add_argument("--btcv", type=Path, help="folder of BTCV, for liver")
     prepare.add_argument("--lits", type=Path, help="folder of LiTS, for liver")
     prepare.add_argument("--out", type=Path, required=True, help="new or empty folder")
-    prepare.add_argument("--seed", type=int, default=0, help="seed of the split by patient")
+    prepare.add_argument("--seed", type=int, default=0, help="seed of the patients that are drawn")
     prepare.add_argument(
         "--clean",
         action="store_true",
-        help="one HU window for both CT sources, no colour map, Ungood only with lesion",
+        help="without the flaws of the release: patients drawn, one HU window for both CT "
+        "sources, no colour map, Ungood only with lesion",
     )
 
     phantom = add_command(actions, "phantom", _phantom, "write a small generated tree to try out")
@@ -70,7 +71,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from mcmiad_monai.research.bmad.prepare import prepare_brain, prepare_liver
+    from mcmiad_monai.research.bmad.brain import prepare_brain
+    from mcmiad_monai.research.bmad.liver import prepare_liver
 
     sources = ("brats",) if options.what == "brain" else ("btcv", "lits")
     missing = [f"--{name}" for name in sources if getattr(options, name) is None]
@@ -83,6 +85,8 @@ def _prepare(options: argparse.Namespace) -> int:
         found = prepare_liver(options.btcv, options.lits, options.out, **kept)
     for folder, count in sorted(found.counts.items()):
         print(f"{folder}\t{count}")
+    for note in found.notes:
+        print(f"note: {note}")
     if not found.failures:
         return 0
     reasons = "".join(f"\n  {name}: {error}" for name, error in found.failures.items())

@@ -27,7 +27,7 @@ def add_commands(commands: Commands) -> None:
         return parser
 
     action("show", _show, "print the prompts")
-    encode = action("encode", _encode, "encode the prompts into a prior file")
+    encode = action("encode", _encode, "encode the prompts into a prior file with a card")
     encode.add_argument("--encoder", default="open_clip", help="open_clip[:MODEL/WEIGHTS], hashing")
     encode.add_argument(
         "--out", type=Path, default=Path("text_prior.safetensors"), help="file of the prior"
@@ -60,11 +60,13 @@ def _show(options: argparse.Namespace) -> None:
 
 def _encode(options: argparse.Namespace) -> None:
     from mcmiad_monai.networks.text_prior import resolve_text_prior
+    from mcmiad_monai.research.prior_card import write_prior
     from mcmiad_monai.research.prompts import flat, prompts_of
 
     prior = resolve_text_prior(options.encoder, flat(prompts_of(options.prompts)))
-    prior.save(options.out)
+    card = write_prior(prior, options.out)
     print(f"{options.out}: {len(prior.prompts)} prompts, {prior.encoder}, {prior.weights}")
+    print(f"card: {card}")
 
 
 def _adapt(options: argparse.Namespace) -> None:
@@ -73,6 +75,7 @@ def _adapt(options: argparse.Namespace) -> None:
     from mcmiad_monai.data.cases.find import find_cases
     from mcmiad_monai.files import write_text
     from mcmiad_monai.research.clip_adaptation import adapt_text_prior
+    from mcmiad_monai.research.prior_card import write_prior
     from mcmiad_monai.research.prompts import prompts_of
 
     cases: dict[str, list[dict[str, Any]]] = {}
@@ -87,9 +90,9 @@ def _adapt(options: argparse.Namespace) -> None:
         seed=options.seed,
         device=chosen_device(options),
     )
-    found.prior.save(options.out)
+    card = write_prior(found.prior, options.out)
     report = options.out.with_suffix(".json")
     write_text(report, json.dumps(found.report, indent=1))
     for when in ("before", "after"):
         print(f"{when}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.report[when].items()))
-    print(f"{options.out}: {found.prior.encoder}; report {report}")
+    print(f"{options.out}: {found.prior.encoder}; report {report}, card {card}")

@@ -42,6 +42,17 @@ def add_commands(commands: Commands) -> None:
     reproduce.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
     reproduce.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
     reproduce.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
+    reproduce.add_argument(
+        "--no-adaptation",
+        action="store_true",
+        help="leave CLIP as it is; by default it is first adapted to the training images",
+    )
+    reproduce.add_argument(
+        "--masks",
+        choices=["any", "white"],
+        default="any",
+        help="what of BMAD's masks is lesion: any value above 0, or white alone as in BMAD's code",
+    )
     reproduce.add_argument("--epochs", type=int, help="epochs to train")
     reproduce.add_argument(
         "--compare-encoder",
@@ -57,10 +68,12 @@ def add_commands(commands: Commands) -> None:
 
 def _reproduce(options: argparse.Namespace) -> None:
     from mcmiad_monai.research.bmad.sets import find_bmad, own_set
-    from mcmiad_monai.research.protocols.reproduce import reproduce
+    from mcmiad_monai.research.protocols.reproduce import report_folder, reproduce
 
     if options.bmad:
-        sets = find_bmad(options.bmad)
+        sets = find_bmad(options.bmad, masks=options.masks)
+    elif options.masks != "any":
+        raise ValueError("--masks white is a reading of BMAD's masks; it needs --bmad, not --own.")
     else:
         found = [own_set(folder, modality) for modality, folder in options.own]
         sets = {one.name: one for one in found}
@@ -72,10 +85,12 @@ def _reproduce(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         shots=options.shots,
         encoders=dict(options.compare_encoder),
+        adaptation=not options.no_adaptation,
         device=chosen_device(options),
     )
-    print((options.out / "report.md").read_text(encoding="utf-8").split("## Details")[0])
-    print(f"all figures: {options.out / 'report.md'}")
+    report = report_folder(options.out, options.masks) / "report.md"
+    print(report.read_text(encoding="utf-8").split("## Details")[0])
+    print(f"all figures: {report}")
 
 
 def _method(options: argparse.Namespace) -> Any:

@@ -16,6 +16,8 @@ from monai.transforms import Compose
 
 from mcmiad_monai.data.studies import patient_of
 
+#: What of an encoder's provenance decides about its features.
+ENCODER_KEYS = ("tensors_sha256", "pool", "align_corners")
 #: Raised whenever the same input would give another content.
 CACHE_FORMAT = 5
 
@@ -35,7 +37,7 @@ def cache_key(
     """
     content = {
         "format": CACHE_FORMAT,
-        "encoder": [encoder["tensors_sha256"], encoder["pool"]],
+        "encoder": [encoder[k] for k in ENCODER_KEYS if k in encoder],
         "transform": describe_transform(transform),
         "options": dict(options),
         "cases": [

@@ -194,13 +194,20 @@ def resolve_text_prior(source: str, prompts: Sequence[str]) -> TextPrior:
     """
     if source == "hashing":
         return encode_hashing(prompts)
-    kind, _, rest = source.partition(":")
-    if kind == "open_clip":
-        model, _, pretrained = rest.partition("/")
-        return encode_open_clip(
-            prompts, model=model or "ViT-B-16", pretrained=pretrained or "openai"
-        )
+    clip = open_clip_source(source)
+    if clip is not None:
+        model, pretrained = clip
+        return encode_open_clip(prompts, model=model, pretrained=pretrained)
     return TextPrior.load(source)
+
+
+def open_clip_source(source: str) -> tuple[str, str] | None:
+    """Model and weights of ``"open_clip[:MODEL/PRETRAINED]"``; None for another kind of prior."""
+    kind, _, rest = source.partition(":")
+    if kind != "open_clip":
+        return None
+    model, _, pretrained = rest.partition("/")
+    return model or "ViT-B-16", pretrained or "openai"
 
 
 def _require_prompts(prompts: Sequence[str]) -> None:

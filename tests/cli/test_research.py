@@ -78,6 +78,21 @@ def test_reproduce_takes_own_folders(small: Path, capsys: pytest.CaptureFixture[
     assert "| Brain_AD |" in capsys.readouterr().out
 
 
+def test_reproduce_measures_white_masks_beside_all_others(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = small.parent / "results"
+    more = ["--out", str(out), "--tables", "1", "--seeds", "0", *TINY]
+    assert main(["reproduce", "--bmad", str(small), "--masks", "white", *more]) == 0
+    told = capsys.readouterr().out
+    assert "white (255) alone is lesion" in told
+    assert str(out / "white_masks" / "report.md") in told
+    assert not (out / "report.md").exists()
+    own = f"brain_mri={small / 'Brain_AD'}"
+    assert main(["reproduce", "--own", own, "--masks", "white", *more]) == 2
+    assert "needs --bmad" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -119,7 +134,21 @@ def test_own_prompts_are_shown_and_encoded(
     out = tmp_path / "prior.safetensors"
     arguments = ["prompts", "encode", "--encoder", "hashing", "--prompts", str(own)]
     assert main([*arguments, "--out", str(out)]) == 0
-    assert TextPrior.load(out).prompts == ("A healthy brain.",)
+    prior = TextPrior.load(out)
+    assert prior.prompts == ("A healthy brain.",)
+    card = out.with_suffix(".md").read_text()
+    told = capsys.readouterr().out
+    assert str(out.with_suffix(".md")) in told
+    for text in (
+        prior.encoder,
+        prior.weights,
+        prior.provenance["embeddings_sha256"],
+        *prior.prompts,
+    ):
+        assert text in card
+    assert "torch" in card
+    assert "--text-prior prior.safetensors" in card
+    assert "OpenAI" not in card
 
 
 def test_adaptation_of_one_modality_is_refused(

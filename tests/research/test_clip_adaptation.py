@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from small_clips import Paths, small_clips
 from torch import Tensor
 
 from mcmiad_monai.data.studies import iterate_slices
@@ -25,41 +26,17 @@ from mcmiad_monai.research.clip_adaptation import adapt_text_prior, embed_images
 from mcmiad_monai.research.clip_projections import AdaptationError, Embedded, Projections
 from mcmiad_monai.research.prompts import Prompts, flat
 
-TOWERS = {
-    "vision_cfg": {"image_size": 64, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "tiny-clip": {"embed_dim": 24, **TOWERS},
-    "tiny-custom": {"embed_dim": 24, "custom_text": True, **TOWERS},
-    "tiny-resnet": {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
-        "text_cfg": TOWERS["text_cfg"],
-    },
-}
 PROMPTS: Prompts = {
     "brain_mri": ("A normal brain.", "A head without tumour."),
     "liver_ct": ("A normal liver.", "A healthy abdomen on CT.", "No lesions in the liver."),
 }
-Paths = dict[str, Path]
 Cases = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
-    """Small random CLIP models, known to OpenCLIP by name and saved as checkpoints."""
-    root = tmp_path_factory.mktemp("clip")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("_MODEL_CONFIGS", "_MODEL_CONFIG_PATHS"):
-            patch.setattr(open_clip.factory, name, getattr(open_clip.factory, name).copy())
-        for name, config in CONFIGS.items():
-            (root / f"{name}.json").write_text(json.dumps(config))
-            open_clip.add_model_config(root / f"{name}.json")
-            torch.manual_seed(0)
-            built = open_clip.create_model(name, load_weights=False)
-            torch.save(built.state_dict(), root / f"{name}.pt")
-        yield {name: root / f"{name}.pt" for name in CONFIGS}
+    with small_clips(tmp_path_factory.mktemp("clip")) as paths:
+        yield paths
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mcmiad_monai.modality import normal_prompts
-from mcmiad_monai.networks.text_prior import tokenize
+from mcmiad_monai.networks.text_prior import TextPrior, tokenize
+from mcmiad_monai.research.prior_card import write_prior
 from mcmiad_monai.research.prompts import checked_prompts, flat, load_prompts, prompts_of
 
 
@@ -134,6 +135,21 @@ def test_prompts_that_are_given_are_checked_too() -> None:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no file"):
         load_prompts(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("tag", "licence"), [("openai", True), ("laion2b_s34b_b88k", False)])
+def test_card_has_the_licence_of_weights_that_are_known(
+    tmp_path: Path, tag: str, licence: bool
+) -> None:
+    weights = f"open_clip: ViT-B-16/{tag}, model.safetensors, sha256 0123abcd"
+    prior = TextPrior(torch.eye(2), ("A brain.", "A liver."), "OpenCLIP ViT-B-16", weights)
+    card = write_prior(prior, tmp_path / "prior.safetensors")
+    assert card == tmp_path / "prior.md"
+    text = card.read_text(encoding="utf-8")
+    assert ("MIT licence" in text) == licence
+    assert "sha256 0123abcd" in text
+    assert "1. A brain.\n2. A liver." in text
+    assert TextPrior.load(tmp_path / "prior.safetensors").provenance == prior.provenance
 
 
 def test_prompt_that_clip_cuts_is_told(caplog: pytest.LogCaptureFixture) -> None:

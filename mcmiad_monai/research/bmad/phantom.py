@@ -144,7 +144,7 @@ def _images(
                 mask = blob & (radius < 0.8) & shown
                 # the lesion's edge alone is soft: a blurred image would tell its class
                 image += gaussian_filter(mask.astype(float), 0.6) * (lesion_grey - image)
-                levels = 60 * mask * np.where(np.arange(size) % 2, 1, 4)
+                levels = mask * np.where(np.arange(size) % 2, 60, 255)
                 stem = f"{name.upper()}_{patient:03d}_{60 + index}"
                 yield split, stem, k >= healthy, 255 * np.clip(image, 0, 1), levels
 

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from mcmiad_monai.data.cases.names import Case
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.research.bmad.layout import Split
+from mcmiad_monai.research.bmad.masks import MaskTally
+from mcmiad_monai.research.bmad.release import brain_fit
 from mcmiad_monai.research.bmad.sets import OFFICIAL, OFFICIAL_SUMS, SPLITS, ImageSet
-from mcmiad_monai.transforms import load_mask, load_volume
+from mcmiad_monai.transforms import load_volume
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class BMADReport:
         Images without mask and masks without image; after a full check also unreadable files,
         images and masks of different size.
     notes : list of str
-        What is to be known and is no fault: counts that differ from the release, empty masks.
+        What is to be known and is no fault: counts or patients that differ from the release, kinds
+        of masks, empty masks.
     """
 
     rows: list[dict[str, Any]]
@@ -79,11 +81,16 @@ def bmad_report(
             rows.append({**row, "ungood": ungood, "masks": masks, "official": official})
             if differs:
                 notes.append(f"{name} {split}: {good} + {ungood} images, released: {official}")
+        if name == "brain":
+            notes.append(brain_fit(found))
     if verify:
-        cases = [c for found in sets.values() for s in SPLITS for c in found.cases(s)]
-        bad, empty = _verify(tqdm(cases, "reading", unit=" images", disable=not progress))
-        problems += bad
-        notes += empty
+        tallies = {}
+        for name, found in sets.items():
+            cases = [case for split in SPLITS for case in found.cases(split)]
+            reading = tqdm(cases, f"reading {name}", unit=" images", disable=not progress)
+            bad, tallies[name] = _verify(reading)
+            problems += bad
+        notes += _mask_notes(tallies)
     return BMADReport(rows, problems, notes)
 
 
@@ -96,33 +103,29 @@ def _official(name: str, split: Split, good: int, ungood: int) -> tuple[str | No
     return (None, False) if total is None else (f"{total}", total != good + ungood)
 
 
-def _verify(cases: Iterable[Case]) -> tuple[list[str], list[str]]:
-    """Problems of files, and notes on masks that mark nothing."""
-    problems, empty = [], []
+def _verify(cases: Iterable[Case]) -> tuple[list[str], MaskTally]:
+    """Problems of files, and what their masks are."""
+    problems, tally = [], MaskTally()
     for case in cases:
         try:
-            image = _size(load_volume(case["image"]))
-            if case["label"] is None:
-                continue
-            lesion = load_mask(case["label"])
+            image = tuple(load_volume(case["image"]).shape[1:3])
+            mask = image if case["label"] is None else tally.add(case["case"], case["label"])
         except Exception as error:
             problems.append(f"{case['case']}: {root_message(error)}")
             continue
-        if image != _size(lesion):
-            sizes = f"image {image} and mask {_size(lesion)} differ in size"
-            problems.append(f"{case['case']}: {sizes}")
-        if not bool(lesion.any()):
-            empty.append(case["case"])
-    notes = []
+        if image != mask:
+            problems.append(f"{case['case']}: image {image} and mask {mask} differ in size")
+    return problems, tally
+
+
+def _mask_notes(tallies: Mapping[str, MaskTally]) -> list[str]:
+    """Kinds of masks, and masks that mark nothing."""
+    notes = [note for name, tally in tallies.items() for note in tally.notes(name)]
+    empty = [case for tally in tallies.values() for case in tally.empty]
     if empty:
         names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         notes.append(
             f"{len(empty)} anomalous images have an empty mask ({names}): their labels by folder "
             "and by mask differ, and both are reported"
         )
-    return problems, notes
-
-
-def _size(volume: Tensor) -> tuple[int, ...]:
-    """Width and height of a picture (1, W, H, 1)."""
-    return tuple(volume.shape[1:3])
+    return notes

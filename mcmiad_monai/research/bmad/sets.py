@@ -10,6 +10,9 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
+
+from monai.transforms import Compose
 
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.data.cases.names import (
@@ -32,8 +35,13 @@ from mcmiad_monai.research.bmad.layout import (
     mask_problems,
     read_part,
 )
+from mcmiad_monai.transforms import preprocessing
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+#: What of a mask is lesion: all above 0, or white alone, as the fork of anomalib that made BMAD's
+#: own figures reads masks: ``(mask / 255).int()``.
+Masks = Literal["any", "white"]
+WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ class ImageSet:
         ``anomalous`` where no folder tells: its mask judges slice by slice.
     problems : tuple of str
         What is not as it should be: images without mask, masks without image.
+    masks : {"any", "white"}
+        What of a mask is lesion: all above 0, or 255 alone.
     """
 
     name: str
@@ -107,6 +117,12 @@ class ImageSet:
     layout: str
     splits: dict[Split, list[Case]] = field(repr=False)
     problems: tuple[str, ...] = ()
+    masks: Masks = "any"
+
+    def transform(self, **options: bool) -> Compose:
+        """From a case to its volume ``image``, prepared by `options`, and its mask ``label``."""
+        lesion = WHITE if self.masks == "white" else None
+        return preprocessing(self.modality, mask_key="label", mask_label=lesion, **options)
 
     def cases(self, split: Split) -> list[Case]:
         """Cases of a split; none where the set does not have it."""
@@ -124,7 +140,7 @@ class ImageSet:
         return len(cases) - anomalous, anomalous
 
 
-def find_bmad(root: str | Path) -> dict[str, ImageSet]:
+def find_bmad(root: str | Path, *, masks: Masks = "any") -> dict[str, ImageSet]:
     """Sets of BMAD under a folder, or the one set that the folder is.
 
     Accepted are ``<set>/{train,valid,test}/{good,Ungood}[/img]`` with masks in
@@ -133,6 +149,12 @@ def find_bmad(root: str | Path) -> dict[str, ImageSet]:
     ``{train,test,ground_truth}``. Folder names in any case; folders around a set, as archives have
     them, are looked through. Splits may be missing: some redistributions have no train, some no
     valid part.
+
+    Parameters
+    ----------
+    masks : {"any", "white"}
+        What of a mask is lesion: all above 0, or 255 alone, as in the figures made with BMAD's own
+        code. Brain masks are in ``bone`` colours, of which white is the highest label of a slice.
 
     Returns
     -------
@@ -143,7 +165,11 @@ def find_bmad(root: str | Path) -> dict[str, ImageSet]:
     ------
     CaseError
         If there is none, one of them is there twice, or one cannot be understood.
+    ValueError
+        If the reading of masks is not known.
     """
+    if masks not in get_args(Masks):
+        raise ValueError(f"masks are {masks!r}; choose one of {get_args(Masks)}.")
     folder = _absolute(root)
     if not folder.is_dir():
         raise CaseError(f"{folder} is no folder; give the one that holds BMAD's sets.")
@@ -158,7 +184,7 @@ def find_bmad(root: str | Path) -> dict[str, ImageSet]:
                 f"{found[name].root} and {place} are both BMAD's set {name!r}; keep one of them, "
                 "or give the folder of one."
             )
-        found[name] = _read_set(name, place)
+        found[name] = _read_set(name, place, masks)
     if not found:
         raise CaseError(_nothing(folder, nameless))
     return {name: found[name] for name in OFFICIAL if name in found}
@@ -241,7 +267,7 @@ def _nothing(folder: Path, nameless: list[Path]) -> str:
     )
 
 
-def _read_set(name: str, root: Path) -> ImageSet:
+def _read_set(name: str, root: Path, masks: Masks) -> ImageSet:
     """All splits of a set."""
     parts = {split: part for split in SPLITS if (part := read_part(root, split))}
     if "train" in parts and not parts["train"].images["good"]:
@@ -260,7 +286,8 @@ def _read_set(name: str, root: Path) -> ImageSet:
     layout = ", ".join(dict.fromkeys(how for part in parts.values() for how in part.layout))
     if child(root, ("ground_truth",)):
         layout += ", masks in ground_truth"
-    return ImageSet(name, OFFICIAL[name].modality, root, layout, splits, tuple(problems))
+    modality = OFFICIAL[name].modality
+    return ImageSet(name, modality, root, layout, splits, tuple(problems), masks)
 
 
 def _cases(name: str, split: Split, part: Part) -> list[Case]:

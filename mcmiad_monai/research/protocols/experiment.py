@@ -20,11 +20,11 @@ from mcmiad_monai.files import write_text
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import FrozenEncoder, calibrate_batchnorm
-from mcmiad_monai.networks.package import save_package
+from mcmiad_monai.networks.package import load_package, save_package
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.layout import Split
-from mcmiad_monai.research.bmad.sets import ImageSet
+from mcmiad_monai.research.bmad.sets import ImageSet, Masks
 from mcmiad_monai.research.protocols.measure import measure
 from mcmiad_monai.research.protocols.scores import score_name
 from mcmiad_monai.research.protocols.shots import choose_shots
@@ -32,10 +32,9 @@ from mcmiad_monai.training.encoders import CALIBRATION_SLICES, calibration_slice
 from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.packaging import calibrate
-from mcmiad_monai.training.schedule_choice import validation_metric
-from mcmiad_monai.transforms import preprocessing
 
-RESULT = "result.json"
+#: Figures of an experiment by the masks they were made with; both are of one model.
+RESULTS: dict[Masks, str] = {"any": "result.json", "white": "result_white_masks.json"}
 MODEL = "model.pt"
 
 
@@ -96,6 +95,8 @@ class Laboratory:
         Features live here and are found again by the next run.
     size : int
         Pixels a side of the network's images.
+    priors : dict
+        Text priors by the name that a method has for them; those that are missing are built.
     """
 
     sets: Mapping[str, ImageSet]
@@ -104,13 +105,13 @@ class Laboratory:
     size: int = 224
     progress: bool = True
     _encoders: dict[str, FrozenEncoder] = field(default_factory=dict, repr=False)
-    _priors: dict[str, TextPrior] = field(default_factory=dict, repr=False)
+    priors: dict[str, TextPrior] = field(default_factory=dict, repr=False)
 
     def encoder(self, method: Method) -> FrozenEncoder:
         """Encoder of a method; random weights get their statistics from images of all sets."""
-        images = method.image_options if method.weights == "random" else {}
+        seen = method.image_options if method.weights == "random" else {}
         key = json.dumps(
-            [method.encoder_name, method.weights, method.pool, method.align_corners, images]
+            [method.encoder_name, method.weights, method.pool, method.align_corners, seen]
         )
         if key not in self._encoders:
             encoder = method.build_encoder()
@@ -124,9 +125,7 @@ class Laboratory:
                         found.modality,
                         size=self.size,
                         count=count,
-                        transform=preprocessing(
-                            found.modality, mask_key="label", **method.image_options
-                        ),
+                        transform=found.transform(**method.image_options),
                     )
                 ]
                 images = [stack_images(group) for group in batches(chosen, 16)]
@@ -136,9 +135,17 @@ class Laboratory:
 
     def prior(self, method: Method) -> TextPrior:
         """Text prior of a method."""
-        if method.text_prior not in self._priors:
-            self._priors[method.text_prior] = method.build_prior(normal_prompts())
-        return self._priors[method.text_prior]
+        if method.text_prior not in self.priors:
+            self.priors[method.text_prior] = method.build_prior(normal_prompts())
+        return self.priors[method.text_prior]
+
+    @property
+    def masks(self) -> Masks:
+        """How masks are read; all sets are read alike."""
+        readings = {found.masks for found in self.sets.values()}
+        if len(readings) > 1:
+            raise ValueError("the sets read masks differently; read all of them in one way.")
+        return readings.pop()
 
     def features(
         self, name: str, split: Split, method: Method, cases: Sequence[Case] | None = None
@@ -149,7 +156,7 @@ class Laboratory:
             found.cases(split) if cases is None else cases,
             self.encoder(method),
             modality=found.modality,
-            transform=preprocessing(found.modality, mask_key="label", **method.image_options),
+            transform=found.transform(**method.image_options),
             only_normal=split == "train",
             size=self.size,
             min_foreground=0.0,  # every image of a set counts, also a dark one
@@ -159,27 +166,6 @@ class Laboratory:
             progress=self.progress,
             description=f"{name} {split} features",
         )
-
-    def compare_schedules(
-        self, name: str, method: Method, folder: Path, seed: int
-    ) -> dict[str, float]:
-        """Validation figure of the head of the last epoch, by schedule of the learning rate."""
-        figures = {}
-        for kind in ("cosine", "step"):
-            chosen = method.with_options(schedule=kind)
-            head, _ = fit_head(
-                chosen,
-                self.features(name, "train", chosen),
-                self.prior(chosen),
-                seed=seed,
-                device=self.device,
-                checkpoints=folder / kind,
-                fingerprint={"method": chosen.to_dict(), "set": name, "seed": seed},
-                progress=self.progress,
-            )
-            validation = self.features(name, "val", chosen)
-            figures[kind] = validation_metric(head, chosen, validation, self.device)
-        return figures
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -196,14 +182,16 @@ class Laboratory:
 def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[str, Any]:
     """Train and measure, or read what an earlier run has found.
 
-    A finished experiment is never repeated; one that was stopped goes on after its last epoch.
+    A finished experiment is never repeated; one that was stopped goes on after its last epoch. One
+    that was measured with masks read otherwise is measured again, with the model that is there.
 
     Parameters
     ----------
     plan : Experiment
     lab : Laboratory
     out : path
-        Its folder is made below; ``result.json`` and ``model.pt`` end up in it.
+        Its folder is made below; ``result.json`` (``result_white_masks.json`` where white alone is
+        lesion) and ``model.pt`` end up in it.
 
     Returns
     -------
@@ -216,9 +204,15 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
         If the finished experiment was run on other images.
     """
     folder = Path(out) / plan.folder
-    if (folder / RESULT).exists():
-        finished: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    for masks in sorted(RESULTS, key=lambda reading: reading != lab.masks):
+        if not (folder / RESULTS[masks]).exists():
+            continue
+        finished: dict[str, Any] = json.loads((folder / RESULTS[masks]).read_text("utf-8"))
         _require_same_data(finished["data"], {name: lab.data[name] for name in plan.sets}, folder)
+        if masks != lab.masks:
+            detector = load_package(folder / MODEL, lab.device)
+            finished |= _measured(plan, lab, detector, bool(finished["calibration"]))
+            write_text(folder / RESULTS[lab.masks], json.dumps(finished, indent=1))
         return finished
     supports = {
         name: lab.sets[name].cases("train")
@@ -233,20 +227,9 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
     detector, steps = train(plan, lab, data, folder)
     trained = time.monotonic()
     calibration = calibrate_on_normals(plan, lab, detector)
-    results = {
-        name: measure(
-            detector,
-            lab.features(name, "test", plan.method),
-            lab.sets[name].cases("test"),
-            plan.method,
-            thresholds=bool(calibration),
-            device=lab.device,
-        )
-        for name in plan.sets
-    }
     report: dict[str, Any] = {
         "experiment": plan.to_dict(),
-        "results": results,
+        **_measured(plan, lab, detector, bool(calibration)),
         "trained_on": {name: len(cases) for name, cases in supports.items()},
         "supports": None
         if plan.shots is None
@@ -279,7 +262,7 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
         calibration=calibration,
         provenance={**report["provenance"], "training": training},
     )
-    write_text(folder / RESULT, json.dumps(report, indent=1))
+    write_text(folder / RESULTS[lab.masks], json.dumps(report, indent=1))
     (folder / "last.pt").unlink(missing_ok=True)
     return report
 
@@ -324,6 +307,24 @@ def calibrate_on_normals(
             return {}
         parts[name] = lab.features(name, "val", plan.method, cases)
     return calibrate(detector, FeatureDataset.join(parts), device=lab.device).to_dict()
+
+
+def _measured(
+    plan: Experiment, lab: Laboratory, detector: MCMIADDetector, calibrated: bool
+) -> dict[str, Any]:
+    """Figures on the test images of each set, and how their masks were read."""
+    results = {
+        name: measure(
+            detector,
+            lab.features(name, "test", plan.method),
+            lab.sets[name].cases("test"),
+            plan.method,
+            thresholds=calibrated,
+            device=lab.device,
+        )
+        for name in plan.sets
+    }
+    return {"masks": lab.masks, "results": results}
 
 
 def _require_same_data(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

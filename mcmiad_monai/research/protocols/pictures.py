@@ -17,7 +17,6 @@ from mcmiad_monai.inference.montage import MontageRow, montage
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.protocols.tables import title_of
-from mcmiad_monai.transforms import preprocessing
 
 #: Images of each set that are shown.
 EACH = 2
@@ -40,8 +39,7 @@ def figure_3(models: Sequence[tuple[ImageSet, Path]], path: str | Path, *, size:
     rows: list[MontageRow] = []
     for found, model in models:
         detector = load_package(model)
-        prepare = preprocessing(found.modality, mask_key="label", **detector.image_options)
-        samples = typical(found, size, prepare)
+        samples = typical(found, size, found.transform(**detector.image_options))
         with torch.inference_mode():
             heat = detector(torch.stack([s.image for s in samples]))  # (n, 1, S, S)
         threshold = 1.0 if detector.calibration else float(heat.quantile(UNCALIBRATED_QUANTILE))

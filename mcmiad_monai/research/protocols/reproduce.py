@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.files import write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete
-from mcmiad_monai.modality import LIVER_CT
 from mcmiad_monai.provenance import produced_with
-from mcmiad_monai.research.bmad.sets import ImageSet
+from mcmiad_monai.research.bmad.sets import ImageSet, Masks
+from mcmiad_monai.research.protocols.adaptation import adapt_first
 from mcmiad_monai.research.protocols.experiment import MODEL, Laboratory, run_experiment
 from mcmiad_monai.research.protocols.pictures import figure_3
 from mcmiad_monai.research.protocols.plans import BASE, TABLES, experiments
+from mcmiad_monai.research.protocols.schedules import choose_schedule
 from mcmiad_monai.research.protocols.tables import MAKERS, Results, Table, details
 from mcmiad_monai.training.method import Method
 
 logger = logging.getLogger(__name__)
+
+#: What of a mask is lesion, in words for the report.
+MASKS: dict[Masks, str] = {
+    "any": "masks: all above 0 is lesion",
+    "white": "masks: white (255) alone is lesion, as BMAD's own code reads them; figures with all "
+    "above 0 are not comparable",
+}
 
 
 def reproduce(
@@ -31,15 +40,18 @@ def reproduce(
     seeds: Sequence[int] = (0, 1, 2),
     shots: Sequence[int] = (1,),
     encoders: Mapping[str, str] | None = None,
+    adaptation: bool = True,
     device: str = "cpu",
     size: int = 224,
     progress: bool = True,
 ) -> list[Table]:
     """Run what the tables need and has not been run, and write them.
 
-    Into ``out`` come ``report.md``, a Markdown and a CSV file for each table, ``details``,
-    ``figure3.png``, ``provenance.json``, and below ``runs`` the model and figures of every
-    experiment. An experiment that fails is reported at the end and does not stop the others.
+    CLIP is adapted first (§3.2). Into ``out`` come the adapted prior, ``report.md``, a Markdown and
+    a CSV file for each table, ``details``, ``figure3.png``, ``provenance.json``, and below ``runs``
+    the model and figures of every experiment. Where white alone is lesion, all but prior and runs
+    is in ``white_masks``. An experiment that fails is reported at the end and does not stop the
+    others.
 
     Parameters
     ----------
@@ -47,9 +59,13 @@ def reproduce(
         Of :func:`~mcmiad_monai.research.bmad.sets.find_bmad`.
     tables, seeds, shots, encoders
         See :func:`~mcmiad_monai.research.protocols.plans.experiments`.
+    adaptation : bool
+        See :func:`~mcmiad_monai.research.protocols.adaptation.adapt_first`.
 
     Raises
     ------
+    AdaptationError
+        If CLIP cannot be adapted to the images.
     CohortIncomplete
         If an experiment failed; the tables have been written from the others.
     WeightsError, ValueError, TypeError
@@ -65,10 +81,15 @@ def reproduce(
     lab = Laboratory(
         sets=sets, cache_dir=root / "features", device=device, size=size, progress=progress
     )
-    method = choose_schedule(method, lab, root, seeds[0])
-    plans = experiments(sets, method, tables=tables, seeds=seeds, shots=shots, encoders=encoders)
     # every experiment needs these: wrong options or missing weights show now, and once
-    method.build_head(lab.encoder(method), lab.prior(method), seed=0)
+    encoder = lab.encoder(method)
+    adapted = adapt_first(sets, method, root, wanted=adaptation, device=device, progress=progress)
+    method = adapted.method(method)
+    if adapted.prior is not None:
+        lab.priors[method.text_prior] = adapted.prior
+    method.build_head(encoder, lab.prior(method), seed=0)
+    method = choose_schedule(method, lab, root, seed=seeds[0])
+    plans = experiments(sets, method, tables=tables, seeds=seeds, shots=shots, encoders=encoders)
     reports: list[dict[str, Any]] = []
     models: dict[str, Path] = {}
     failed: dict[str, str] = {}
@@ -88,49 +109,25 @@ def reproduce(
     names = "".join(f"\n  {name}: {error}" for name, error in failed.items())
     if not reports:
         raise RuntimeError(f"none of {len(plans)} experiments could be run:{names}")
-    made = write_tables(root, Results(reports), tables)
+    shown = report_folder(root, lab.masks)
+    notes = (adapted.note, MASKS[lab.masks])
+    made = write_tables(shown, Results(reports), tables, notes)
     if models:
-        figure_3([(sets[name], p) for name, p in models.items()], root / "figure3.png", size=size)
+        figure_3([(sets[name], p) for name, p in models.items()], shown / "figure3.png", size=size)
     content = {
         "method": method.to_dict(),
         "seeds": list(seeds),
         "data": lab.data,
+        "notes": notes,
         "experiments": [report["experiment"]["name"] for report in reports],
         "failed": failed,
         **{key: reports[0]["provenance"][key] for key in ("encoder", "text_prior")},
         "tables_written_with": produced_with(),
     }
-    write_text(root / "provenance.json", json.dumps(content, indent=1, default=str))
+    write_text(shown / "provenance.json", json.dumps(content, indent=1, default=str))
     if failed:
         raise CohortIncomplete(f"{len(reports)} experiments done, {len(failed)} failed:{names}")
     return made
-
-
-def choose_schedule(method: Method, lab: Laboratory, root: Path, seed: int) -> Method:
-    """The method with the schedule that validates better, chosen once (§4.2: on liver CT).
-
-    The set is that of the liver, or else the first that has a validation part; without any it is
-    cosine. ``schedule.json`` keeps the choice for the next run.
-    """
-    if method.schedule != "auto":
-        return method
-    options = {"method": method.to_dict(), "data": lab.data, "seed": seed}
-    path = root / "schedule.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if found.get("options") != json.loads(json.dumps(options)):
-        order = sorted(lab.sets, key=lambda name: lab.sets[name].modality != LIVER_CT.name)
-        name = next((name for name in order if lab.sets[name].cases("val")), None)
-        found = {"options": options, "schedule": "cosine", "set": name, "validation": {}}
-        if name is not None:
-            found["validation"] = lab.compare_schedules(name, method, root / "schedule", seed)
-            figures = found["validation"]
-            found["schedule"] = "step" if figures["step"] > figures["cosine"] else "cosine"
-        write_text(path, json.dumps(found, indent=1))
-    why = (
-        f"validation of {found['set']}: {found['validation']}" if found["set"] else "no validation"
-    )
-    logger.info("schedule of the learning rate: %s (%s)", found["schedule"], why)
-    return method.with_options(schedule=found["schedule"])
 
 
 def images_of(method: Mapping[str, Any]) -> str:
@@ -141,17 +138,25 @@ def images_of(method: Mapping[str, Any]) -> str:
     return f"{colours}, {scale}; pixels that count: {pixels}"
 
 
-def write_tables(root: Path, results: Results, tables: Sequence[int]) -> list[Table]:
-    """Write each table as Markdown and CSV, and all of them as one page."""
+def report_folder(out: Path, masks: Masks) -> Path:
+    """Where tables go: figures of both readings of masks stand side by side."""
+    return out if masks == "any" else out / "white_masks"
+
+
+def write_tables(
+    root: Path, results: Results, tables: Sequence[int], notes: Sequence[str]
+) -> list[Table]:
+    """Write each table as Markdown and CSV, with notes, and all of them as one page."""
     made = [MAKERS[number](results) for number in sorted(tables)] + [details(results)]
     for table in made:
-        write_text(root / f"{table.name}.md", table.markdown())
+        noted = replace(table, notes=(*table.notes, *notes))
+        write_text(root / f"{table.name}.md", noted.markdown())
         write_text(root / f"{table.name}.csv", table.csv())
-    write_text(root / "report.md", page(made, results))
+    write_text(root / "report.md", page(made, results, notes))
     return made
 
 
-def page(made: Sequence[Table], results: Results) -> str:
+def page(made: Sequence[Table], results: Results, notes: Sequence[str]) -> str:
     """All tables, below the data and options behind them."""
     sample = results.reports[0]
     encoder, prior = (sample["provenance"][k] for k in ("encoder", "text_prior"))
@@ -164,6 +169,7 @@ def page(made: Sequence[Table], results: Results) -> str:
         f"tensors {encoder['tensors_sha256'][:12]}",
         f"- text prior {prior['encoder']}, {prior['weights']}",
         f"- images: {images_of(sample['experiment']['method'])}",
+        *(f"- {note}" for note in notes),
         f"- seeds {seeds}; epochs {sample['experiment']['method']['max_epochs']}; score "
         f"{sample['experiment']['score']}; weights of the last epoch",
         f"- software {json.dumps(sample['provenance']['software'])}, "

@@ -10,20 +10,16 @@ import pytest
 from PIL import Image
 
 from mcmiad_monai.data.cases.find import CaseError
+from mcmiad_monai.research.bmad.brain import prepare_brain
 from mcmiad_monai.research.bmad.layout import find_pairs
-from mcmiad_monai.research.bmad.prepare import (
-    BRAIN_GROUPS,
-    BRAIN_ILL_GROUPS,
-    Prepared,
-    prepare_brain,
-    prepare_liver,
-    rank_patients,
-    split_of,
-)
+from mcmiad_monai.research.bmad.liver import equalised_as_released, prepare_liver
+from mcmiad_monai.research.bmad.prepare import Prepared, split_of
 from mcmiad_monai.research.bmad.sets import find_bmad
 
 SHARES = {"valid": 0.25, "test": 0.5}
 DEPTH = 20
+#: Patients of the fixture: three good ones for training, two for test, one for valid, and ill ones.
+NUMBERS = (3, 5, 8, 0, 11, 25, 1, 4, 6)
 
 
 def write(path: Path, values: np.ndarray) -> None:
@@ -39,12 +35,12 @@ def read(path: str | Path) -> np.ndarray:
 def brats(tmp_path: Path) -> Path:
     """Nine patients of 20 slices: k = 0 … 5 have tumour in 2 + k slices from 8 on, 6 … 8 in all."""
     rng = np.random.default_rng(0)
-    for k in range(9):
+    for k, number in enumerate(NUMBERS):
         volume = rng.integers(10, 500, (12, 14, DEPTH)).astype(np.int16)
         seg = np.zeros(volume.shape, np.uint8)
         ill = slice(8, 10 + k) if k < 6 else slice(None)
         seg[4:7, 4:6, ill], seg[4, 4, ill], seg[5, 5, ill] = 1, 4, 2
-        name = f"BraTS2021_{k:05d}"
+        name = f"BraTS2021_{number:05d}"
         for kind, values in (("flair", volume), ("t1", volume), ("seg", seg)):
             write(tmp_path / "brats" / name / f"{name}_{kind}.nii.gz", values)
     return tmp_path / "brats"
@@ -86,7 +82,7 @@ def livers(tmp_path: Path) -> tuple[Path, Path]:
 def test_brain_as_released(brats: Path, tmp_path: Path) -> None:
     found = brain(brats, tmp_path / "out")
     # patient k of the first six has 18 - k slices without tumour: three patients for training, two
-    # for normal test images, the last for valid; of the three without any, one is for valid, where
+    # for normal test images, the last for valid; of the three others, one is for valid, where
     # slices 0 and 10 are taken, and two are for test, with slices 0, 8 and 16
     assert found.counts == {
         "train/good": 18 + 17 + 16,
@@ -150,22 +146,28 @@ def test_clean_slices_are_grey_and_stretched_to_their_own_range(
     assert np.abs(read(path) - expected).max() <= 1
 
 
-def test_ranks_give_the_patients_of_the_release() -> None:
-    rng = np.random.default_rng(0)
-    healthy = {f"p{k}": int(v) for k, v in enumerate(rng.integers(1, 41, 625))}
-    healthy |= {f"q{k}": 0 for k in range(626)}
-    groups = rank_patients(healthy, 0)
-    assert Counter(groups.values()) == BRAIN_GROUPS | BRAIN_ILL_GROUPS
-    some = {g: [healthy[n] for n in groups if groups[n] == g] for g in BRAIN_GROUPS}
-    assert min(some["train/good"]) >= max(some["test/good"])
-    assert min(some["test/good"]) >= max(some["valid/good"])
-    assert all(healthy[n] == 0 for n in groups if groups[n].endswith("Ungood"))
-    assert rank_patients(healthy, 1) != groups == rank_patients(healthy, 0)
+def test_missing_published_patients_are_counted_and_named(
+    brats: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = brain(brats, tmp_path / "out")
+    notes = "\n".join(found.notes)
+    assert "train/good: 421 of the 424 published patients are not in the folder given" in notes
+    assert "valid/good: 38 of the 39 published" in notes
+    assert "test/good: 160 of the 162 published" in notes
+    assert "Ungood: 3 patients, the release has 626" in notes
+    written = json.loads((tmp_path / "out/Brain_AD/prepared.json").read_text())
+    assert written["notes"] == found.notes
+    assert "421 of the 424" in caplog.text
 
 
-def test_release_needs_patients_of_both_kinds() -> None:
-    with pytest.raises(CaseError, match="3 patients have slices without tumour and 1 have none"):
-        rank_patients({"a": 1, "b": 2, "c": 3, "d": 0}, 0)
+def test_patients_of_other_names_have_no_place_in_the_release(brats: Path, tmp_path: Path) -> None:
+    folder = brats / "BraTS2021_00003"
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace("BraTS2021_00003", "BraTS20_Training_003")))
+    found = brain(brats, tmp_path / "out")
+    assert list(found.failures) == ["BraTS20_Training_003"]
+    assert "not one of BraTS2021" in found.failures["BraTS20_Training_003"]
+    assert found.counts["train/good"] == 17 + 16
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -212,6 +214,42 @@ def test_liver_is_equalised_and_never_black(livers: tuple[Path, Path], tmp_path:
     assert (np.diff(found[liver][np.argsort(grey)].astype(int)) >= 0).all()
 
 
+def test_published_equalisation_is_that_of_bmads_script() -> None:
+    """An independent transcription: float64, pixel by pixel over the greys."""
+    rng = np.random.default_rng(2)
+    plane = rng.normal(90, 40, (64, 48)).clip(0, 255).astype(np.uint8)
+    plane[:20] = 0
+    greys = np.sort(plane[plane > 0].astype(float))
+    expected = np.zeros(plane.shape, np.uint8)
+    for row, column in np.argwhere(plane > 0):
+        grey = np.floor(255.0 * np.mean(greys <= plane[row, column]) + 1e-9)
+        if 1 <= grey < 150:
+            grey = np.floor(grey / 150 * 120 + 30)
+        expected[row, column] = grey
+    found = equalised_as_released(plane)
+    assert np.array_equal(found, expected)
+    assert found.dtype == np.uint8
+    assert found[plane > 0].max() == 255
+    assert not np.isin(found, range(1, 30)).any()
+    assert np.array_equal(equalised_as_released(np.zeros((4, 4), np.uint8)), np.zeros((4, 4)))
+
+
+def test_liver_as_released_has_the_published_equalisation(
+    livers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for clean in (False, True):
+        prepare_liver(*livers, tmp_path / f"{clean}", clean=clean, progress=False)
+    released, own = (
+        read(tmp_path / f"{clean}/Liver_AD/train/good/img/btcv_0000_3.png")
+        for clean in (False, True)
+    )
+    volume = np.asarray(nib.load(livers[0] / "img/img0000.nii.gz").dataobj)[:, :, 3].astype(float)
+    stretched = (255 * (volume - volume.min()) / np.ptp(volume)).astype(np.uint8)
+    stretched[np.asarray(nib.load(livers[0] / "label/label0000.nii.gz").dataobj)[:, :, 3] == 0] = 0
+    assert np.array_equal(released, equalised_as_released(stretched)[::-1])
+    assert np.abs(released.astype(int) - own)[own > 0].mean() > 5
+
+
 def test_sources_in_folders_of_one_name_are_kept_apart(
     livers: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -230,16 +268,17 @@ def test_sources_in_folders_of_one_name_are_kept_apart(
 def test_damaged_volumes_are_reported_and_the_others_are_written(
     brats: Path, tmp_path: Path
 ) -> None:
-    flair = {k: brats / f"BraTS2021_{k:05d}" / f"BraTS2021_{k:05d}_flair.nii.gz" for k in range(4)}
+    names = [f"BraTS2021_{number:05d}" for number in NUMBERS[:4]]
+    flair = [brats / name / f"{name}_flair.nii.gz" for name in names]
     flair[0].write_bytes(b"no volume")
     write(flair[1], np.zeros((12, 14, DEPTH - 1), np.int16))
     write(flair[2], np.full((12, 14, DEPTH), np.nan, np.float32))
     next(flair[3].parent.glob("*_seg.nii.gz")).unlink()
     found = brain(brats, tmp_path / "out")
-    assert sorted(found.failures) == [f"BraTS2021_{k:05d}" for k in range(4)]
-    assert "(12, 14, 19)" in found.failures["BraTS2021_00001"]
-    assert "NaN" in found.failures["BraTS2021_00002"]
-    assert "has no segmentation" in found.failures["BraTS2021_00003"]
+    assert sorted(found.failures) == sorted(names)
+    assert "(12, 14, 19)" in found.failures[names[1]]
+    assert "NaN" in found.failures[names[2]]
+    assert "has no segmentation" in found.failures[names[3]]
     written = json.loads((tmp_path / "out/Brain_AD/prepared.json").read_text())
     assert written["volumes"] == 9
     assert written["failures"] == found.failures

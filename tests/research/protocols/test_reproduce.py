@@ -17,7 +17,7 @@ from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.research.bmad.phantom import LAYOUTS, Layout, write_bmad_phantom
-from mcmiad_monai.research.bmad.sets import find_bmad, own_set
+from mcmiad_monai.research.bmad.sets import Masks, find_bmad, own_set
 from mcmiad_monai.research.protocols import experiment as experiments_room
 from mcmiad_monai.research.protocols import reproduce as reproduce_room
 from mcmiad_monai.research.protocols.experiment import Experiment, Laboratory, run_experiment
@@ -136,6 +136,32 @@ def test_labels_by_folder_and_by_mask_are_both_reported(tmp_path: Path) -> None:
     assert "image_by_mask_auroc" not in results["oct2017"]["scores"][score_name(TINY)]
     low, high = brain["image_auroc_interval"]
     assert low <= brain["image_auroc"] <= high
+
+
+def test_white_masks_are_measured_with_the_model_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bmad_phantom(tmp_path / "data", sets=["brain"], size=SIZE)
+
+    def measured(masks: Masks) -> dict[str, Any]:
+        found = find_bmad(tmp_path / "data", masks=masks)
+        lab = Laboratory(sets=found, cache_dir=tmp_path / "f", size=SIZE, progress=False)
+        return run_experiment(plan, lab, tmp_path / "runs")
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was trained again")
+
+    plan = Experiment(name="x", sets=("brain",), method=TINY)
+    all_greys = measured("any")
+    monkeypatch.setattr(experiments_room, "train", never)
+    white = measured("white")
+    assert (all_greys["masks"], white["masks"]) == ("any", "white")
+    assert white["calibration"] == all_greys["calibration"]
+    figures = [r["results"]["brain"]["scores"][score_name(TINY)] for r in (all_greys, white)]
+    assert figures[0]["image_auroc"] == pytest.approx(figures[1]["image_auroc"])
+    assert figures[0]["pixel_auroc"] != figures[1]["pixel_auroc"]
+    assert measured("any") == all_greys
+    assert measured("white") == white
 
 
 def test_own_volumes_are_trained_on_and_judged_slice_by_slice(tmp_path: Path, cohort: Path) -> None:

@@ -1,0 +1,72 @@
+"""The schedule of the learning rate of all experiments, chosen once on validation (§4.2)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from mcmiad_monai.files import write_text
+from mcmiad_monai.modality import LIVER_CT
+from mcmiad_monai.research.protocols.experiment import Laboratory
+from mcmiad_monai.training.fit import fit_head
+from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.schedule_choice import validation_metric
+
+logger = logging.getLogger(__name__)
+
+#: The choice, for the next run.
+CHOICE = "schedule.json"
+
+
+def choose_schedule(method: Method, lab: Laboratory, out: Path, *, seed: int) -> Method:
+    """The method with cosine or step decay, where it leaves that open.
+
+    The two are compared on the validation part of the liver, as the paper sets its options there,
+    or of the first set that has such a part. Without any it is cosine.
+
+    Parameters
+    ----------
+    out : Path
+        ``schedule.json`` in it keeps the choice and its figures.
+    """
+    if method.schedule != "auto":
+        return method
+    options = json.loads(json.dumps([method.to_dict(), lab.data, seed]))
+    path = out / CHOICE
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if found.get("options") != options:
+        order = sorted(lab.sets, key=lambda name: lab.sets[name].modality != LIVER_CT.name)
+        name = next((name for name in order if lab.sets[name].cases("val")), None)
+        figures = {} if name is None else _figures(method, lab, name, out / "schedules", seed)
+        step = bool(figures) and figures["step"] > figures["cosine"]
+        found = {"schedule": "step" if step else "cosine", "set": name, "validation": figures}
+        write_text(path, json.dumps({**found, "options": options}, indent=1))
+    logger.info(
+        "schedule of the learning rate: %s (validation of %s: %s)",
+        *(found[key] for key in ("schedule", "set", "validation")),
+    )
+    return method.with_options(schedule=found["schedule"])
+
+
+def _figures(
+    method: Method, lab: Laboratory, name: str, folder: Path, seed: int
+) -> dict[str, float]:
+    """Validation figure of the last epoch, by schedule."""
+    figures = {}
+    for kind in ("cosine", "step"):
+        chosen = method.with_options(schedule=kind)
+        head, _ = fit_head(
+            chosen,
+            lab.features(name, "train", chosen),
+            lab.prior(chosen),
+            seed=seed,
+            device=lab.device,
+            checkpoints=folder / kind,
+            fingerprint={"method": chosen.to_dict(), "set": name, "seed": seed},
+            progress=lab.progress,
+        )
+        validation = lab.features(name, "val", chosen)
+        figures[kind] = validation_metric(head, chosen, validation, lab.device)
+    return figures
