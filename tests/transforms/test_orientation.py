@@ -10,14 +10,11 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Invertd, SaveImaged
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from mcmiad_monai.transforms import (
     CanonicalOrientation,
-    CanonicalOrientationd,
     as_heatmap,
-    load_volume,
     preprocessing,
 )
 
@@ -82,21 +79,6 @@ def test_input_is_left_alone() -> None:
 def test_plain_tensor_is_refused() -> None:
     with pytest.raises(ValueError, match="no affine"):
         CanonicalOrientation()(torch.zeros(1, 2, 3, 4))
-
-
-def test_dictionary_version_equals_array_version() -> None:
-    volume = _volume("everything")
-    data = CanonicalOrientationd(("image", "label"))({"image": volume, "label": volume})
-    expected = CanonicalOrientation()(volume)
-    for turned in data.values():
-        assert torch.equal(turned.as_tensor(), expected.as_tensor())
-
-
-def test_picture_stays_upright(tmp_path: Path) -> None:
-    grey = np.arange(600).reshape(20, 30).astype("u2")
-    Image.fromarray(grey).save(tmp_path / "p.png")
-    turned = CanonicalOrientation()(load_volume(tmp_path / "p.png"))
-    np.testing.assert_array_equal(turned[0, :, :, 0].numpy(), grey.T)
 
 
 @pytest.mark.parametrize("kind", KINDS)
