@@ -4,13 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, Lambdad, ScaleIntensityd
 
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.data.feature_store import pack, unpack
 from mcmiad_monai.data.features import FeatureDataset, TrainingDataError
 from mcmiad_monai.data.studies import iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
@@ -152,11 +150,3 @@ def test_random_encoder_is_calibrated_on_training_images(
     assert float(mean.abs().median()) < 10
     with pytest.raises(TrainingDataError, match="normal slices"):
         prepare_encoder([], modality="brain_mri", name=SMALL, weights="random")
-
-
-def test_packed_masks_come_back() -> None:
-    masks = torch.rand(5, 1, 13, 13, generator=torch.Generator().manual_seed(0)) > 0.5
-    packed = pack(masks)
-    assert packed.dtype == np.uint8
-    assert packed.shape == (5, 22)
-    assert torch.equal(unpack(packed, 13), masks)
