@@ -94,15 +94,6 @@ def test_one_class_alone_is_undefined(label: int) -> None:
     assert math.isnan(f1_max(np.ones(3), np.full(3, label)).f1)
 
 
-def test_chunks_do_not_change_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, labels = pixels("overlapping", 1000)
-    whole, chunks = PixelMetrics(), PixelMetrics()
-    whole.update((scores.reshape(10, 100), labels.reshape(10, 100)))
-    monkeypatch.setattr("mcmiad_monai.metrics.pixels.CHUNK", 7)
-    chunks.update((scores.reshape(10, 100), labels.reshape(10, 100)))
-    assert chunks.compute() == whole.compute()
-
-
 def test_an_update_with_a_bad_pixel_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcmiad_monai.metrics.pixels.CHUNK", 7)
     scores, labels = pixels("overlapping", 100)
