@@ -14,7 +14,7 @@ from dicom_slices import write_slice
 from monai.data import MetaTensor
 
 from mcmiad_monai.data.studies import StudyDataset
-from mcmiad_monai.modality import MODALITIES, UNIFIED, get_modality
+from mcmiad_monai.modality import MODALITIES, UNIFIED
 from mcmiad_monai.transforms import StudyModalityd, VolumeError, load_volume, preprocessing
 from mcmiad_monai.transforms.metadata import new_volume
 
@@ -144,11 +144,6 @@ def test_every_key_is_settled_by_itself() -> None:
     data["b"].meta["dicom_modality"] = "CT"
     done = StudyModalityd(["a", "b"], UNIFIED)(data)
     assert [done[key].meta["modality"] for key in "ab"] == ["brain_mri", "liver_ct"]
-
-
-def test_codes_of_the_header_are_those_of_dicom() -> None:
-    assert {name: get_modality(name).dicom for name in MODALITIES} == DICOM
-    assert UNIFIED.dicom is None
 
 
 def nifti(path: Path, sidecar: Any = None) -> Path:

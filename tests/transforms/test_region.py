@@ -165,30 +165,22 @@ def test_missing_mask_is_refused_and_told_how_to_give_one(tmp_path: Path) -> Non
     assert "does not exist" in error_of({**case, "organ": str(tmp_path / "no.nii.gz")})
 
 
-def test_empty_mask_is_refused(tmp_path: Path) -> None:
-    case = study(tmp_path)
-    image = nib.load(case["image"])
-    empty = write(tmp_path / "empty.nii.gz", np.zeros(image.shape, "u1"), image.affine)
-    assert f"{empty} has no voxel above 0" in error_of({**case, "organ": empty})
-    labels_of(tmp_path, case, "u1")
-    message = error_of(case, organ_label=7)
-    assert "has no voxel of the value 7" in message
-    assert "organ_label" in message
-
-
-def test_misplaced_mask_is_refused(tmp_path: Path) -> None:
+def test_empty_and_misplaced_masks_are_refused(tmp_path: Path) -> None:
     case = study(tmp_path, "AIL")
     image, organ = nib.load(case["image"]), np.asarray(nib.load(case["organ"]).dataobj)
     shifted = image.affine.copy()
     shifted[:3, 3] += 3 * image.affine[:3, 1]  # three voxels along the second axis
-    moved = write(tmp_path / "moved.nii.gz", organ, shifted)
-    assert "lies up to 3.0 voxels away" in error_of({**case, "organ": moved})
-    flipped = write(tmp_path / "flipped.nii.gz", organ, image.affine @ np.diag([-1, 1, 1, 1.0]))
-    assert "voxels away" in error_of({**case, "organ": flipped})
-    cut = write(tmp_path / "cut.nii.gz", organ[:-1], image.affine)
-    assert f"{tuple(organ[:-1].shape)}, but its image has {image.shape}" in error_of(
-        {**case, "organ": cut}
-    )
+    sizes = f"{organ[:-1].shape}, but its image has {image.shape}"
+    for mask, affine, reason in (
+        (organ * 0, image.affine, "mask.nii.gz has no voxel above 0"),
+        (organ, shifted, "lies up to 3.0 voxels away"),
+        (organ, image.affine @ np.diag([-1, 1, 1, 1.0]), "voxels away"),
+        (organ[:-1], image.affine, sizes),
+    ):
+        assert reason in error_of({**case, "organ": write(tmp_path / "mask.nii.gz", mask, affine)})
+    message = error_of(case, organ_label=7)
+    assert "has no voxel of the value 7" in message
+    assert "organ_label" in message
 
 
 def test_transforms_work_on_keys_of_other_names(tmp_path: Path) -> None:
