@@ -122,13 +122,15 @@ def test_statistics_are_those_of_normal_slices(cohort: Path, encoder: FrozenEnco
 
 
 def test_unreadable_study_is_reported_and_passed_over(
-    cohort: Path, encoder: FrozenEncoder, tmp_path: Path
+    cohort: Path, encoder: FrozenEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"\x1f\x8b but no volume")
     cases = [{"case": "broken", "image": str(broken), "label": None, "anomalous": None}]
     dataset = FeatureDataset(cases + cases_of(cohort), encoder, **OPTIONS)
     assert list(dataset.failures) == ["broken"]
+    assert "could not be read" in dataset.failures["broken"]
+    assert "broken left out" in caplog.text
     assert {r.case for r in dataset.records} == {c["case"] for c in cases_of(cohort)}
     with pytest.raises(TrainingDataError, match="1 unreadable"):
         FeatureDataset(cases, encoder, **OPTIONS)

@@ -66,6 +66,7 @@ def test_files_are_named_by_the_case_and_have_values_and_oblique_affine(tmp_path
     for written, dtype in ((saved, np.float32), (mask, np.uint8)):
         assert written.get_data_dtype() == dtype
         np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-6)
+        assert written.header.get_slope_inter() in ((None, None), (1.0, 0.0))
     assert json.loads((tmp_path / "p_07/p_07_scores.json").read_text()) == done["scores"]
     assert done["pred"] is pred
 

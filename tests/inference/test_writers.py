@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from monai.transforms import Compose, Invertd
 from oblique import OBLIQUE
 from PIL import Image
@@ -17,7 +18,7 @@ from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.inference.blend import blend
 from mcmiad_monai.inference.outputs import AnomalyMaskd, KeepSliceScoresd, SaveStudyd
 from mcmiad_monai.inference.writers import picture_of, write_nifti, write_pictures
-from mcmiad_monai.transforms import as_heatmap, load_volume, preprocessing
+from mcmiad_monai.transforms import as_heatmap, preprocessing
 from mcmiad_monai.transforms.volume import load_heatmap
 
 HEIGHT, WIDTH = 24, 40
@@ -28,17 +29,6 @@ def noise(*shape: int) -> np.ndarray:
 
 
 LARGE = noise(HEIGHT, WIDTH).astype(np.float64) * 12345.678
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int16])
-def test_array_is_written_in_its_own_type_where_it_lies(tmp_path: Path, dtype: Any) -> None:
-    array = (noise(5, 6, 4) * 20).astype(dtype)
-    write_nifti(tmp_path / "a.nii.gz", array, OBLIQUE)
-    written = nib.load(tmp_path / "a.nii.gz")
-    assert written.get_data_dtype() == dtype
-    np.testing.assert_array_equal(np.asarray(written.dataobj), array)
-    np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-6)  # sheared, as it was given
-    assert written.header.get_slope_inter() in ((None, None), (1.0, 0.0))
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 1), (1, 6, 4), (5, 1, 1), (1, 1, 1)])
@@ -53,15 +43,6 @@ def test_other_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> Non
     with pytest.raises(ValueError, match=r"is no heatmap or mask; \(X, Y, Z\)"):
         write_nifti(tmp_path / "a.nii.gz", noise(*shape), OBLIQUE)
     assert not list(tmp_path.iterdir())
-
-
-def test_picture_comes_back_in_its_rows_and_columns(tmp_path: Path) -> None:
-    grey = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH)).astype("u1")
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    volume = load_volume(tmp_path / "a.png")
-    assert volume.shape == (1, WIDTH, HEIGHT, 1)
-    np.testing.assert_array_equal(picture_of(volume), grey)
-    assert picture_of(torch.zeros(1, 3, 2, 1, dtype=torch.uint8)).dtype == np.uint8
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 9, 2), (2, 8, 9, 1), (8, 9, 1), (1, 1, 8, 9)])
@@ -186,23 +167,13 @@ def test_picture_is_written_as_nifti_if_pictures_are_not_wanted(tmp_path: Path) 
     assert not list((tmp_path / "out").rglob("*.tiff"))
 
 
-def test_cold_heatmap_leaves_the_picture_as_it_is() -> None:
-    image = np.linspace(0, 1, 60).reshape(6, 10)
-    for cold in (0.0, 0.2, 0.4):
-        found = blend(image, np.full((6, 10), cold))
-        np.testing.assert_array_equal(found, np.rint(image * 255)[..., None].repeat(3, axis=2))
-    assert found.dtype == np.uint8
-
-
 def test_heat_below_the_threshold_shines_through_and_grows() -> None:
     image = np.full((1, 5), 0.5)
     found = blend(image, np.array([[0.3, 0.5, 0.7, 0.9, 1.0]])).astype(int)
     change = np.abs(found - 128).sum(axis=2)[0]
-    assert change[0] <= 3
+    assert change[0] == 0
     assert (np.diff(change[[0, 1, 3]]) > 0).all()
     # half of the way from clear to solid: inferno at 0.35 of its range, mixed by hand
-    from matplotlib import colormaps
-
     share = 0.85 * (0.7 - 0.4) / (1 - 0.4)
     colour = np.array(colormaps["inferno"](0.7 / 2)[:3])
     expected = 255 * (0.5 * (1 - share) + colour * share)

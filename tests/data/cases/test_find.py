@@ -229,14 +229,6 @@ def test_split_leaves_one_case_on_either_side_or_is_refused() -> None:
         split_cases(cases, 1.0)
 
 
-def test_real_folders_are_understood(shared: Path) -> None:
-    brain = find_cases(shared / "data" / "brain_flair_lgg")
-    assert len(brain) == 80
-    assert all(case["label"].endswith("mask.nii.gz") for case in brain)
-    assert len(find_cases(shared / "data" / "oct_dme")) == 110
-    assert names(find_cases(shared / "data" / "dicom" / "chaos_ct")) == ["chaos_ct"]
-
-
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:
     touch(tmp_path / "a", "x/p1/a.nii", "y/p1/a.nii", "y/p2/a.nii")
     assert names(find_cases(tmp_path / "a")) == ["x_p1", "y_p1", "p2"]
