@@ -88,17 +88,6 @@ def test_pytorch_in_workers_gives_the_numbers_of_the_plain_network() -> None:
     assert any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())  # packed as it was
 
 
-def test_openvino_tells_when_the_processor_lacks_a_precision(
-    detector: MCMIADDetector, exported: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    openvino = pytest.importorskip("openvino", reason="the extra export is not installed")
-    caplog.set_level("INFO")
-    open_network(detector, engine="openvino", path=exported, precision="bfloat16")
-    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    assert ("no instructions for bfloat16" in caplog.text) != able
-    assert f"in {'bfloat16' if able else 'float32'}" in caplog.text.splitlines()[-1]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is given back to Linux alone")
 def test_opening_gives_freed_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     class Library:
@@ -145,12 +134,17 @@ def test_export_that_differs_is_not_kept(
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_bfloat16_is_near_and_float32(
-    detector: MCMIADDetector, exported: Path, engine: Any
+def test_bfloat16_is_near_and_float32_and_told_where_the_processor_lacks_it(
+    detector: MCMIADDetector, exported: Path, engine: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip(engine, reason="the extra export is not installed")
+    library = pytest.importorskip(engine, reason="the extra export is not installed")
+    caplog.set_level("INFO")
     images = torch.rand(3, 1, SIZE, SIZE)
     network = open_network(exportable(), engine=engine, path=exported, precision="bfloat16")
+    if engine == "openvino":
+        able = "BF16" in library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        assert ("no instructions for bfloat16" in caplog.text) != able
+        assert f"in {'bfloat16' if able else 'float32'}" in caplog.text.splitlines()[-1]
     with torch.inference_mode():
         expected, found = detector(images), network(images)
     assert found.dtype == torch.float32

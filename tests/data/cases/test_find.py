@@ -58,13 +58,6 @@ def test_flat_folder_is_train_and_test_but_not_val(tmp_path: Path) -> None:
         find_cases(tmp_path, "val")
 
 
-def test_pictures_with_masks_in_a_folder_beside(tmp_path: Path) -> None:
-    touch(tmp_path, "images/1.png", "images/2.png", "masks/1.png", "masks/2.png")
-    cases = find_cases(tmp_path)
-    assert labels(cases) == {"1": "1.png", "2": "2.png"}
-    assert all(Path(case["label"]).parent.name == "masks" for case in cases)
-
-
 @pytest.mark.parametrize("mask", ["mask.nii.gz", "p1_label.nii.gz", "flair_seg.nii.gz"])
 def test_one_folder_a_case_is_named_by_the_folder(tmp_path: Path, mask: str) -> None:
     touch(tmp_path, "p1/flair.nii.gz", f"p1/{mask}", "p2/flair.nii.gz", "p2/readme.md")
@@ -97,13 +90,6 @@ def test_masks_of_many_images_are_found_without_a_look_at_every_pair(
     for case in cases:
         assert Path(case["label"]).name[:4] == Path(case["image"]).name[:4]
     assert len(calls) < 10 * count
-
-
-def test_several_masks_in_a_case_need_a_name(tmp_path: Path) -> None:
-    touch(tmp_path, "p1/flair.nii.gz", "p1/brain_mask.nii.gz", "p1/tumor_seg.nii.gz")
-    with pytest.raises(CaseError, match="mask_name"):
-        find_cases(tmp_path)
-    assert labels(find_cases(tmp_path, mask_name="tumor")) == {"p1": "tumor_seg.nii.gz"}
 
 
 def test_mask_without_image_is_an_error(tmp_path: Path) -> None:

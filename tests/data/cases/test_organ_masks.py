@@ -67,7 +67,9 @@ def test_folder_of_files_pairs_both_kinds_by_name(tmp_path: Path) -> None:
 
 def test_images_and_masks_in_folders_of_their_own(tmp_path: Path) -> None:
     touch(tmp_path, "images/1.png", "images/2.png", "masks/1.png", "masks/2_liver_mask.png")
-    assert masks(find_cases(tmp_path)) == {"1": ("1.png", None), "2": (None, "2_liver_mask.png")}
+    found = find_cases(tmp_path)
+    assert masks(found) == {"1": ("1.png", None), "2": (None, "2_liver_mask.png")}
+    assert found[0]["label"] == str(tmp_path / "masks" / "1.png")
 
 
 @pytest.mark.parametrize("organ", ["liver_mask.nii.gz", "p1_organ_label.nii.gz"])
