@@ -45,7 +45,7 @@ BODY_THRESHOLD = -500.0
 """Hounsfield units between air with lung (below) and soft tissue with fat (above)."""
 
 
-def mri_foreground(values: Volume, *, axis: int = 2) -> Mask:
+def mri_foreground(values: Volume) -> Mask:
     """Head or body in an MR volume.
 
     Air is either one exact value (skull-stripped or masked volumes, whatever their sign), or dark
@@ -56,21 +56,19 @@ def mri_foreground(values: Volume, *, axis: int = 2) -> Mask:
     Parameters
     ----------
     values : (X, Y, Z) ndarray of float32
-        Intensities.
-    axis : {0, 1, 2}
-        Slice axis; holes are filled within slices.
+        Intensities; holes are filled within slices, which lie across the last axis.
     """
     sample = subsample(values)
     padding = _padding(sample)
     if padding is not None and _noiseless(sample, padding):
-        return fill_holes(values != padding, axis=axis)
+        return fill_holes(values != padding)
     threshold = _tissue_threshold(sample)
     if threshold is None:
         return np.ones(values.shape, dtype=bool)
-    return fill_holes(largest_components(values > threshold), axis=axis)
+    return fill_holes(largest_components(values > threshold))
 
 
-def ct_foreground(hounsfield: Volume, *, axis: int = 2) -> Mask:
+def ct_foreground(hounsfield: Volume) -> Mask:
     """Body in a CT volume: the largest components above -500 HU, with lungs and bowel gas filled.
 
     An opening within slices comes first, so that the thin shell of the table falls off.
@@ -78,12 +76,10 @@ def ct_foreground(hounsfield: Volume, *, axis: int = 2) -> Mask:
     Parameters
     ----------
     hounsfield : (X, Y, Z) ndarray of float32
-        Hounsfield units.
-    axis : {0, 1, 2}
-        Slice axis; holes are filled within slices.
+        Hounsfield units; slices lie across the last axis.
     """
-    body = fill_holes(hounsfield > BODY_THRESHOLD, axis=axis)
-    opened = _open(body, axis)  # after filling, or a thin chest wall would fall off as well
+    body = fill_holes(hounsfield > BODY_THRESHOLD)
+    opened = _open(body)  # after filling, or a thin chest wall would fall off as well
     body = opened if opened.any() else body  # tiny volumes do not outlive an opening
     return largest_components(body, LIMB_SHARE)
 
@@ -105,11 +101,11 @@ def largest_components(mask: Mask, share: float = SPECK_SHARE) -> Mask:
     return look_up(sizes >= share * sizes.max(), labels)
 
 
-def fill_holes(mask: Mask, *, axis: int = 2) -> Mask:
+def fill_holes(mask: Mask) -> Mask:
     """Fill what is enclosed within its slice: one labelling of the background for all slices."""
     part = _box(mask, margin=1)
     filled = mask.copy()
-    filled[part] = _without_holes(mask[part], axis)
+    filled[part] = _without_holes(mask[part])
     return filled
 
 
@@ -124,24 +120,24 @@ def _box(mask: Mask, *, margin: int) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _without_holes(mask: Mask, axis: int) -> Mask:
+def _without_holes(mask: Mask) -> Mask:
     """Background that touches no side of its slice becomes part of the mask."""
     in_plane = ndimage.generate_binary_structure(3, 1)
-    in_plane[tuple(slice(None) if a != axis else [0, 2] for a in range(3))] = False
+    in_plane[:, :, [0, 2]] = False
     labels, count = ndimage.label(~mask, structure=in_plane)
     open_labels = np.zeros(count + 1, dtype=bool)
-    for side in (a for a in range(3) if a != axis):
+    for side in (0, 1):
         for end in (0, -1):
             open_labels[np.unique(labels.take(end, axis=side))] = True
     open_labels[0] = False  # label 0 is the mask itself
     return look_up(~open_labels, labels)
 
 
-def _open(mask: Mask, axis: int) -> Mask:
+def _open(mask: Mask) -> Mask:
     """Opening by a square within slices."""
     out = mask.view(np.uint8)
     for filter1d in (ndimage.minimum_filter1d, ndimage.maximum_filter1d):
-        for side in (a for a in range(3) if a != axis):
+        for side in (0, 1):
             out = filter1d(out, OPENING_WIDTH, axis=side)
     opened: Mask = out.view(np.bool_)
     return opened

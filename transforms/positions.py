@@ -6,7 +6,7 @@ import nibabel as nib
 from monai.data import MetaTensor
 
 
-def source_slices(volume: MetaTensor, axis: int, *, axcodes: str = "LPS") -> tuple[int, list[int]]:
+def source_slices(volume: MetaTensor, axis: int) -> tuple[int, list[int]]:
     """Axis and indices, on the volume's own grid, of its canonical slices.
 
     Parameters
@@ -14,9 +14,7 @@ def source_slices(volume: MetaTensor, axis: int, *, axcodes: str = "LPS") -> tup
     volume : MetaTensor (1, X, Y, Z)
         On the source grid.
     axis : int
-        Slice axis after :class:`CanonicalOrientation` to ``axcodes``.
-    axcodes : str
-        The canonical orientation.
+        Slice axis after :class:`CanonicalOrientation` to LPS, which every modality has.
 
     Returns
     -------
@@ -24,7 +22,7 @@ def source_slices(volume: MetaTensor, axis: int, *, axcodes: str = "LPS") -> tup
         The array axis of the source, and for each canonical slice its index along that axis.
     """
     source = nib.io_orientation(volume.affine.numpy())
-    canonical = nib.orientations.axcodes2ornt(tuple(axcodes))
+    canonical = nib.orientations.axcodes2ornt("LPS")
     # the row of a source axis names the world axis it runs along, and its direction
     source_axis = next(a for a in range(3) if source[a, 0] == canonical[axis, 0])
     n = int(volume.shape[1 + source_axis])

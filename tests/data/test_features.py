@@ -4,13 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, Lambdad, ScaleIntensityd
 
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.data.feature_store import pack, unpack
 from mcmiad_monai.data.features import FeatureDataset, TrainingDataError
 from mcmiad_monai.data.studies import iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
@@ -126,13 +124,15 @@ def test_statistics_are_those_of_normal_slices(cohort: Path, encoder: FrozenEnco
 
 
 def test_unreadable_study_is_reported_and_passed_over(
-    cohort: Path, encoder: FrozenEncoder, tmp_path: Path
+    cohort: Path, encoder: FrozenEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"\x1f\x8b but no volume")
     cases = [{"case": "broken", "image": str(broken), "label": None, "anomalous": None}]
     dataset = FeatureDataset(cases + cases_of(cohort), encoder, **OPTIONS)
     assert list(dataset.failures) == ["broken"]
+    assert "could not be read" in dataset.failures["broken"]
+    assert "broken left out" in caplog.text
     assert {r.case for r in dataset.records} == {c["case"] for c in cases_of(cohort)}
     with pytest.raises(TrainingDataError, match="1 unreadable"):
         FeatureDataset(cases, encoder, **OPTIONS)
@@ -154,11 +154,3 @@ def test_random_encoder_is_calibrated_on_training_images(
     assert float(mean.abs().median()) < 10
     with pytest.raises(TrainingDataError, match="normal slices"):
         prepare_encoder([], modality="brain_mri", method=SMALL_METHOD)
-
-
-def test_packed_masks_come_back() -> None:
-    masks = torch.rand(5, 1, 13, 13, generator=torch.Generator().manual_seed(0)) > 0.5
-    packed = pack(masks)
-    assert packed.dtype == np.uint8
-    assert packed.shape == (5, 22)
-    assert torch.equal(unpack(packed, 13), masks)

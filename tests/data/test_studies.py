@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-from PIL import Image
 
 from mcmiad_monai.data.studies import (
     SliceSample,
@@ -21,9 +18,8 @@ from mcmiad_monai.data.studies import (
     stack_images,
 )
 from mcmiad_monai.errors import root_message
-from mcmiad_monai.modality import BRAIN_MRI
 from mcmiad_monai.phantom.brain import make_phantom
-from mcmiad_monai.transforms import preprocessing, select_slices, slices_in_range
+from mcmiad_monai.transforms import preprocessing, slices_in_range
 
 SHAPE = (24, 28, 8)  # canonical: eight axial slices
 
@@ -93,12 +89,10 @@ def test_bad_study_is_an_error_and_not_an_exception(tmp_path: Path) -> None:
 
 
 def test_study_knows_its_case_and_class_and_has_no_empty_keys(tmp_path: Path) -> None:
-    cases = [
-        make_case(tmp_path, "p.1", with_mask=False),
-        make_case(tmp_path, "p.2", with_mask=False, anomalous=True),
-    ]
-    dataset = StudyDataset(cases, preprocessing("brain_mri"))
-    first, second = dataset[0], dataset[1]
+    options: dict[str, Any] = {"with_mask": False}
+    cases = [make_case(tmp_path, "p.1", **options)]
+    cases.append(make_case(tmp_path, "p.2", anomalous=True, **options))
+    first, second = StudyDataset(cases, preprocessing("brain_mri"))
     assert first["image"].meta["case"] == "p.1"
     assert second["image"].meta["case"] == "p.2"
     # a default collate takes no None
@@ -108,29 +102,9 @@ def test_study_knows_its_case_and_class_and_has_no_empty_keys(tmp_path: Path) ->
     assert isinstance(cases[0]["image"], str)  # the cases stay paths
 
 
-def test_bad_study_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    failures: dict[str, str] = {}
-    cases = [make_case(tmp_path, "a"), broken_case(tmp_path), make_case(tmp_path, "b", seed=4)]
-    with caplog.at_level(logging.ERROR):
-        samples = slices_of(*cases, failures=failures)
-    assert {s.case for s in samples} == {"a", "b"}
-    assert list(failures) == ["broken"]
-    assert "4 dimensions" in failures["broken"]
-    assert "broken left out" in caplog.text
-
-
-def test_mask_of_another_shape_is_a_failure_of_its_study(tmp_path: Path) -> None:
-    failures: dict[str, str] = {}
-    case = make_case(tmp_path, mask=np.zeros((24, 28, 9), np.uint8))
-    assert slices_of(case, failures=failures) == []
-    assert "(24, 28, 9)" in failures["a"]
-
-
 def test_message_is_that_below_the_wrappers_and_above_the_cause() -> None:
-    error = ValueError("what to do about it")
-    error.__cause__ = KeyError("a detail")
-    wrapped = RuntimeError("applying transform <LoadVolumed>")
-    wrapped.__cause__ = error
+    error, wrapped = ValueError("what to do about it"), RuntimeError("applying transform <Load>")
+    error.__cause__, wrapped.__cause__ = KeyError("a detail"), error
     assert root_message(wrapped) == root_message(error) == "ValueError: what to do about it"
 
 
@@ -145,62 +119,25 @@ def test_slices_are_on_the_network_grid_and_in_order(tmp_path: Path) -> None:
         assert sample.image.max() > 0.2
 
 
-def test_only_normal_leaves_out_slices_with_lesion(tmp_path: Path) -> None:
-    case = make_case(tmp_path, mask=lesion_voxel(10, 12, 4))
-    every = slices_of(case)
-    assert [s.index for s in every if s.anomalous] == [4]
-    assert indices(slices_of(case, only_normal=True)) == [k for k in indices(every) if k != 4]
-
-
 def test_lesion_too_small_for_the_network_grid_still_counts(tmp_path: Path) -> None:
-    found = [
-        s
-        for x in range(10, 14)
-        for s in iterate_slices(
-            [make_case(tmp_path, f"x{x}", mask=lesion_voxel(x, 12, 4))], "brain_mri", size=8
-        )
-        if s.index == 4
-    ]
+    cases = [make_case(tmp_path, f"x{x}", mask=lesion_voxel(x, 12, 4)) for x in range(10, 14)]
+    found = [s for s in iterate_slices(cases, "brain_mri", size=8) if s.index == 4]
     assert all(s.anomalous for s in found)
     assert not all(s.lesion.any() for s in found)  # at least one vanished in the resize
 
 
-def test_all_slices_of_a_healthy_study_are_normal(tmp_path: Path) -> None:
-    with_mask, without = make_case(tmp_path), make_case(tmp_path, "b", with_mask=False)
-    for case in (with_mask, without):
-        samples = slices_of(case)
-        assert not any(s.anomalous or s.lesion.any() for s in samples)
-        assert indices(slices_of(case, only_normal=True)) == indices(samples)
-
-
-def test_anomalous_by_folder_without_a_mask_gives_no_normal_slice(tmp_path: Path) -> None:
-    case = make_case(tmp_path, with_mask=False, anomalous=True)
-    samples = slices_of(case)
-    assert samples
-    assert all(s.anomalous for s in samples)
-    assert not any(s.lesion.any() for s in samples)
-    assert slices_of(case, only_normal=True) == []
-
-
-def test_mask_knows_better_than_the_folder(tmp_path: Path) -> None:
-    case = make_case(tmp_path, mask=lesion_voxel(10, 12, 4), anomalous=True)
-    assert [s.index for s in slices_of(case) if s.anomalous] == [4]
-    assert 3 in indices(slices_of(case, only_normal=True))
-
-
-def test_picture_of_a_good_and_of_an_ungood_folder(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:60, :50]
-    grey = np.where(((y - 30) / 25) ** 2 + ((x - 25) / 20) ** 2 < 1, 120, 0)
-    cases = []
-    for name, anomalous in (("good", False), ("bad", True)):
-        values = (grey + rng.integers(0, 20, grey.shape) * (grey > 0)).astype(np.uint8)
-        Image.fromarray(values).save(tmp_path / f"{name}.png")
-        image = str(tmp_path / f"{name}.png")
-        cases.append({"case": name, "image": image, "label": None, "anomalous": anomalous})
-    found = {(s.case, s.index, s.anomalous) for s in slices_of(*cases)}
-    assert found == {("good", 0, False), ("bad", 0, True)}
-    assert {s.case for s in slices_of(*cases, only_normal=True)} == {"good"}
+@pytest.mark.parametrize("voxels", [None, 0, 1], ids=["no mask", "empty mask", "lesion"])
+@pytest.mark.parametrize("folder", [None, False, True])
+def test_mask_decides_which_slices_are_normal_and_without_one_the_folder(
+    tmp_path: Path, voxels: int | None, folder: bool | None
+) -> None:
+    mask = voxels * lesion_voxel(10, 12, 4) if voxels is not None else None
+    case = make_case(tmp_path, mask=mask, with_mask=mask is not None, anomalous=folder)
+    every = slices_of(case)
+    anomalous = [4] if voxels else indices(every) if folder and mask is None else []
+    assert [s.index for s in every if s.anomalous] == anomalous
+    normal = [k for k in indices(every) if k not in anomalous]
+    assert indices(slices_of(case, only_normal=True)) == normal
 
 
 @pytest.mark.parametrize("orientation", ["RPI", "ILP", "RSA"])
@@ -215,53 +152,21 @@ def test_slices_do_not_depend_on_how_the_study_is_stored(tmp_path: Path, orienta
         torch.testing.assert_close(one.image, other.image, rtol=1e-4, atol=1e-4)
 
 
-def test_slice_range_is_of_all_slices_and_the_end_is_left_out(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-    every = indices(slices_of(case))
-    found = indices(slices_of(case, slice_range=(0.25, 0.75)))
-    assert found == [k for k in every if 2 <= k < 6]
-    assert len(found) == 4
-
-
-@pytest.mark.parametrize(
-    ("n", "share", "expected"),
-    [
-        (10, (0.0, 1.0), (0, 10)),
-        (10, (0.3, 0.8), (3, 8)),
-        (155, (0.3, 0.8), (46, 124)),
-        (1, (0.3, 0.8), (0, 1)),  # a picture is always looked at
-        (3, (0.5, 0.6), (1, 2)),
-    ],
-)
-def test_range_of_slices_by_hand(
-    n: int, share: tuple[float, float], expected: tuple[int, int]
-) -> None:
-    found = slices_in_range(n, share)
-    assert (found.start, found.stop) == expected
+def test_range_of_slices_by_hand(tmp_path: Path) -> None:
+    every, inner = (0.0, 1.0), (0.3, 0.8)
+    by_hand = [(10, every, 0, 10), (10, inner, 3, 8), (155, inner, 46, 124), (3, (0.5, 0.6), 1, 2)]
+    by_hand.append((1, inner, 0, 1))  # a picture is always looked at
+    for n, share, start, stop in by_hand:
+        assert slices_in_range(n, share) == slice(start, stop)
+    assert indices(slices_of(make_case(tmp_path), slice_range=(0.25, 0.75))) == [2, 3, 4, 5]
 
 
 def test_slices_with_too_little_foreground_are_skipped(tmp_path: Path) -> None:
-    volume = MetaTensor(torch.zeros(1, 10, 10, 5))
-    volume[0, 0, :2, 1] = 0.5  # 2 %
-    volume[0, :3, :, 2] = 0.5  # 30 %
-    volume[0, :, :, 3] = 0.5
-    assert select_slices(volume, axis=2) == [1, 2, 3]
-    assert select_slices(volume, axis=2, min_foreground=0.021) == [2, 3]
-    assert select_slices(volume, axis=2, min_foreground=0.3, slice_range=(0, 0.6)) == [2]
     case = make_case(tmp_path)
     share = {s.index: (s.image > 0).float().mean().item() for s in slices_of(case)}
     kept = indices(slices_of(case, min_foreground=0.4))
     assert 0 < len(kept) < len(share)
     assert min(share[k] for k in kept) > max(share[k] for k in share if k not in kept)
-
-
-def test_modality_may_be_named_or_given(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-    named = slices_of(case)
-    given = list(iterate_slices([case], BRAIN_MRI, size=32))
-    assert all(torch.equal(a.image, b.image) for a, b in zip(named, given, strict=True))
-    with pytest.raises(ValueError, match="'brain' is not known"):
-        list(iterate_slices([case], "brain"))
 
 
 def test_volumes_are_read_one_at_a_time(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
 from monai.data import MetaTensor
 from sklearn.metrics import roc_auc_score
 from stressed import make_model
@@ -45,15 +44,14 @@ def make_item(
     return {"pred": MetaTensor(pred, meta=meta), "label": label, "image": image}
 
 
-def reported(
-    tmp_path: Path, *items: dict[str, Any], failures: dict[str, str] | None = None, **options: Any
-) -> EvaluationReport:
-    """Report of studies, written into the folder."""
+def reported(tmp_path: Path, *items: dict[str, Any], **options: Any) -> tuple[Any, list[Any]]:
+    """Contents of ``metrics.json`` and rows of ``studies.csv`` of studies."""
     report = EvaluationReport(tmp_path, **{"axis": 2, **options})
     for item in items:
         report.add(item)
-    report.write(failures or {})
-    return report
+    report.write({})
+    with (tmp_path / "studies.csv").open(newline="") as file:
+        return json.loads((tmp_path / "metrics.json").read_text()), list(csv.DictReader(file))
 
 
 def figures(*items: dict[str, Any], axis: int = 2, **options: Any) -> dict[str, float]:
@@ -62,12 +60,6 @@ def figures(*items: dict[str, Any], axis: int = 2, **options: Any) -> dict[str, 
     for item in items:
         report.add(item)
     return report.figures.compute()
-
-
-def test_slice_auroc_by_hand() -> None:
-    # lesion slices 3, 5 against normal ones 1, 2, 4: five of six pairs are in order
-    found = figures(make_item([1, 3, 2], [1], case="a"), make_item([5, 4], [0], case="b"))
-    assert found["slice_auroc"] == pytest.approx(5 / 6)
 
 
 def test_volume_auroc_is_of_the_highest_slices_and_of_any_lesion() -> None:
@@ -144,25 +136,6 @@ def test_lesion_study_that_was_skipped_as_a_whole_is_a_missed_study() -> None:
     assert found["volume_auroc"] == pytest.approx(1 / 2)
 
 
-def test_one_class_alone_is_undefined_and_not_a_half() -> None:
-    found = figures(make_item([1, 2], []))
-    assert all(math.isnan(v) for v in found.values() if not isinstance(v, dict))
-
-
-def test_attached_report_gives_the_figures_to_the_evaluator_and_passes_over_failures(
-    tmp_path: Path,
-) -> None:
-    items = [make_item([1, 3], [1]), make_item([2], [])]
-    expected = reported(tmp_path / "a", *items).report
-    engine, report = Engine(lambda _engine, batch: batch), EvaluationReport(tmp_path / "b", axis=2)
-    report.attach(engine)
-    engine.run([[items[0]], [], [items[1]]])  # an empty output is a study that failed
-    assert engine.state.metrics == expected["metrics"]
-    assert report.report == expected
-    for name in ("metrics.json", "studies.csv"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
 @pytest.mark.parametrize(("scores", "expected"), [([3.0], [True]), ([3.0, 1.0], [False, False])])
 def test_folder_decides_for_a_picture_and_never_for_slices_of_a_volume(
     scores: list[float], expected: list[bool]
@@ -171,48 +144,23 @@ def test_folder_decides_for_a_picture_and_never_for_slices_of_a_volume(
     assert counted_slices(item, 2).labels.tolist() == expected
 
 
-def test_counted_slices_are_those_in_the_range_that_were_looked_at_or_have_a_lesion() -> None:
-    item = make_item([SKIPPED, 1, SKIPPED, 3, 4, 5], [2])
-    item["image"] = torch.arange(6.0).expand(1, 3, 4, 6)
-    found = counted_slices(item, 2, (0.1, 0.9))
-    assert found.image[0, 0, 0].tolist() == [1, 2, 3, 4]
-    assert found.heat[0, 0, 0].tolist() == found.scores.tolist() == [1, 0, 3, 4]
-    assert found.lesion[0, 0, 0].tolist() == found.labels.tolist() == [False, True, False, False]
+def test_slice_is_anomalous_by_a_single_voxel() -> None:
+    item = make_item([1, 2, 3, 4, 5], [], axis=1)
+    item["label"][0, 1, 3, 1] = 1
+    assert counted_slices(item, 1).labels.tolist() == [False, False, False, True, False]
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slice_is_anomalous_by_a_single_voxel(axis: int) -> None:
-    item = make_item([1, 2, 3, 4, 5], [], axis=axis)
-    place = [0, 1, 1, 1]
-    place[1 + axis] = 3
-    item["label"][tuple(place)] = 1
-    assert counted_slices(item, axis).labels.tolist() == [False, False, False, True, False]
-
-
-def test_dice_by_hand() -> None:
-    truth = torch.tensor([1, 1, 1, 0, 0, 0]) > 0
+def test_dice_by_hand_and_undefined_for_a_healthy_study() -> None:
+    truth, empty = torch.tensor([1, 1, 1, 0, 0, 0]) > 0, torch.zeros(6) > 0
     assert dice(torch.tensor([1, 1, 0, 1, 0, 0]) > 0, truth) == pytest.approx(4 / 6)
-    assert dice(truth, truth) == 1
-    assert dice(~truth, truth) == 0
-    assert dice(torch.zeros(6) > 0, truth) == 0
-
-
-def test_dice_of_a_healthy_study_is_undefined_whatever_was_predicted() -> None:
-    empty = torch.zeros(4) > 0
-    assert dice(empty, empty) is None
-    assert dice(~empty, empty) is None
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    assert [dice(truth, truth), dice(~truth, truth), dice(empty, truth)] == [1, 0, 0]
+    assert dice(empty, empty) is dice(~empty, empty) is None
 
 
 def test_report_files_hold_figures_and_studies(tmp_path: Path) -> None:
     lesion = make_item([0.5, 3, 2, SKIPPED], [1], case="b.1")
     healthy = make_item([0.5, 1.5], [], case="healthy, 2")
-    reported(tmp_path, lesion, healthy, provenance={"seed": 3})
-    content = json.loads((tmp_path / "metrics.json").read_text())
+    content, (first, second) = reported(tmp_path, lesion, healthy, provenance={"seed": 3})
     assert content["metrics"]["slice_auroc"] == 1
     assert content["metrics"]["volume_auroc"] == 1
     assert content["metrics"]["pixel_dice_at_threshold"] == pytest.approx(2 * 12 / (36 + 12))
@@ -225,7 +173,6 @@ def test_report_files_hold_figures_and_studies(tmp_path: Path) -> None:
     assert content["slice_range"] == [0, 1]
     assert content["provenance"] == {"seed": 3}
     assert content["failed"] == {}
-    first, second = read_rows(tmp_path / "studies.csv")
     assert first["case"] == "b.1"
     assert (first["slices"], first["anomalous_slices"], first["lesion_voxels"]) == ("3", "1", "12")
     assert float(first["volume_score"]) == 3
@@ -235,36 +182,18 @@ def test_report_files_hold_figures_and_studies(tmp_path: Path) -> None:
     assert second["dice_at_threshold"] == ""
 
 
-def test_undefined_figures_are_null_in_the_file(tmp_path: Path) -> None:
-    reported(tmp_path, make_item([1, 2], []))
-    text = (tmp_path / "metrics.json").read_text()
-    assert "NaN" not in text
-    assert set(json.loads(text)["metrics"].values()) == {None}
+def test_figures_of_one_class_alone_are_null_in_the_file(tmp_path: Path) -> None:
+    content, _ = reported(tmp_path, make_item([1, 2], []))
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()
+    assert set(content["metrics"].values()) == {None}
 
 
-def test_report_counts_slices_in_the_range_alone(tmp_path: Path) -> None:
-    reported(tmp_path, make_item([9, 1, 2, 9], [0, 2]), slice_range=(0.25, 0.75))
-    (row,) = read_rows(tmp_path / "studies.csv")
-    assert (row["slices"], row["anomalous_slices"]) == ("2", "1")
+def test_row_of_a_study_counts_slices_in_the_range_alone(tmp_path: Path) -> None:
+    item = make_item([9, 0.5, 2, SKIPPED], [0, 2, 3])
+    _, (row,) = reported(tmp_path, item, slice_range=(0.25, 0.75))
+    assert (row["slices"], row["anomalous_slices"], row["lesion_voxels"]) == ("2", "1", "12")
     assert float(row["volume_score"]) == 2
-
-
-def test_dice_of_the_report_is_of_the_slices_in_the_range(tmp_path: Path) -> None:
-    # the inferer leaves slices outside the range cold
-    reported(tmp_path, make_item([SKIPPED, 0.5, 2, SKIPPED], [0, 2, 3]), slice_range=(0.25, 0.75))
-    (row,) = read_rows(tmp_path / "studies.csv")
     assert float(row["dice_at_threshold"]) == 1
-    assert row["lesion_voxels"] == "12"
-
-
-def test_finish_names_the_failed_studies_after_writing_the_others(tmp_path: Path) -> None:
-    report = reported(tmp_path, make_item([1, 2], [1]), failures={"bad": "VolumeError: 4-D"})
-    with pytest.raises(CohortIncomplete, match="1 studies evaluated, 1 failed:\n  bad: VolumeErr"):
-        report.finish()
-    assert json.loads((tmp_path / "metrics.json").read_text())["failed"] == {
-        "bad": "VolumeError: 4-D"
-    }
-    reported(tmp_path, make_item([1, 2], [1])).finish()
 
 
 def test_lesions_and_regions_are_those_of_whole_volumes() -> None:
@@ -283,8 +212,8 @@ def test_intervals_keep_the_studies_of_a_patient_together(tmp_path: Path) -> Non
     items = [make_item([0.5, k], [1], case=f"c{k}") for k in range(1, 7)]
     for k, item in enumerate(items):
         item["pred"].meta["patient"] = f"p{k % 2}"
-    report = reported(tmp_path, *items).report
-    assert report["intervals"]["slice_auroc"]["patients"] == 2
+    content, _ = reported(tmp_path, *items)
+    assert content["intervals"]["slice_auroc"]["patients"] == 2
 
 
 def test_evaluation_in_python_writes_the_files_of_the_bundles_evaluation(
@@ -307,5 +236,6 @@ def test_evaluation_in_python_writes_the_files_of_the_bundles_evaluation(
     report = evaluate(predictor, find_cases(source, "test"), tmp_path / "b", progress=False)
     with pytest.raises(CohortIncomplete, match="1 failed"):
         report.finish()
+    assert list(report.report["failed"]) == ["bad"]
     for name in ("metrics.json", "studies.csv"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()

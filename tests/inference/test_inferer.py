@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Invertd
-from scipy.spatial.transform import Rotation
+from oblique import SPACING, oblique_affine
 from torch import Tensor
 
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
@@ -29,19 +29,6 @@ def ellipsoid_head(shape: tuple[int, int, int], spacing: tuple[float, float, flo
     return np.where(inside, 300 + 15 * rng.standard_normal(shape), 5 * rng.random(shape))
 
 
-def oblique_affine(codes: str, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Axes of ``codes``, turned by 17° about a slanted axis, with an offset."""
-    turn = Rotation.from_rotvec(np.deg2rad(17) * np.array([2, 1, 2]) / 3).as_matrix()
-    ornt = nib.orientations.axcodes2ornt(codes)
-    axes = np.zeros((3, 3))
-    for column, (row, sign) in enumerate(ornt):
-        axes[int(row), column] = sign
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ axes * spacing
-    affine[:3, 3] = (31.0, -57.0, 12.0)
-    return affine
-
-
 def brightness(images: Tensor) -> Tensor:
     """A network that says: bright is anomalous."""
     return images**4
@@ -52,24 +39,21 @@ def heatmap_of(path: Path, inferer: SliceHeatmapInferer) -> MetaTensor:
     prepare = preprocessing("brain_mri")
     sample = prepare({"image": str(path)})
     sample["pred"] = inferer(sample["image"][None], brightness)[0]
-    back = Invertd(
-        keys="pred", orig_keys="image", transform=prepare, nearest_interp=False, to_tensor=True
-    )
+    back = Invertd("pred", prepare, orig_keys="image", nearest_interp=False, to_tensor=True)
     return back(sample)["pred"]
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SLA", "AIL", "IPR"])
 def test_lesion_lands_where_it_is_in_the_world(tmp_path: Path, codes: str) -> None:
-    spacing = {"R": 1.2, "L": 1.2, "A": 0.9, "P": 0.9, "S": 4.0, "I": 4.0}
     size = {"R": 70, "L": 70, "A": 90, "P": 90, "S": 14, "I": 14}
-    zooms = tuple(spacing[c] for c in codes)
+    zooms = tuple(SPACING[c] for c in codes)
     shape = tuple(size[c] for c in codes)
     volume = ellipsoid_head(shape, zooms)  # type: ignore[arg-type]
     # off the middle on every axis, so that any flip or swap moves it
     lesion = tuple(int(0.64 * n) if i % 2 else int(0.38 * n) for i, n in enumerate(shape))
     reach = [max(1, round(3.0 / z)) if z < 3 else 0 for z in zooms]
     volume[tuple(slice(c - r, c + r + 1) for c, r in zip(lesion, reach, strict=True))] = 900
-    affine = oblique_affine(codes, zooms)  # type: ignore[arg-type]
+    affine = oblique_affine(codes)
     path = tmp_path / "study.nii.gz"
     nib.save(nib.Nifti1Image(volume.astype(np.int16), affine), path)
 
@@ -161,12 +145,9 @@ def test_volume_of_one_slice_and_volume_without_foreground() -> None:
     assert not inferer(volume_of(np.zeros((7, 5, 3))), brightness).any()
 
 
-def test_plain_tensor_is_refused_because_its_geometry_is_lost() -> None:
+def test_wrong_shapes_and_options_are_refused() -> None:
     with pytest.raises(TypeError, match="has no geometry"):
         SliceHeatmapInferer()(torch.zeros(1, 1, 4, 4, 4), brightness)
-
-
-def test_wrong_shapes_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected \(B, 1, X, Y, Z\)"):
         SliceHeatmapInferer()(MetaTensor(torch.zeros(1, 2, 4, 4, 4)), brightness)
     with pytest.raises(ValueError, match="slice axis 3"):

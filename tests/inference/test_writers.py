@@ -9,19 +9,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from monai.transforms import Compose, Invertd
+from oblique import OBLIQUE
 from PIL import Image
 
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.inference.blend import blend
 from mcmiad_monai.inference.outputs import AnomalyMaskd, KeepSliceScoresd, SaveStudyd
 from mcmiad_monai.inference.writers import picture_of, write_nifti, write_pictures
-from mcmiad_monai.transforms import as_heatmap, load_volume, preprocessing
+from mcmiad_monai.transforms import as_heatmap, preprocessing
 from mcmiad_monai.transforms.volume import load_heatmap
 
-OBLIQUE = np.array(
-    [[0.1, -1.1, 0.4, 12.0], [0.9, 0.3, -0.6, -34.0], [0.2, 0.1, -3.1, 56.0], [0, 0, 0, 1.0]]
-)
 HEIGHT, WIDTH = 24, 40
 
 
@@ -29,15 +28,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(0, 3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int16])
-def test_array_is_written_in_its_own_type_where_it_lies(tmp_path: Path, dtype: Any) -> None:
-    array = (noise(5, 6, 4) * 20).astype(dtype)
-    write_nifti(tmp_path / "a.nii.gz", array, OBLIQUE)
-    written = nib.load(tmp_path / "a.nii.gz")
-    assert written.get_data_dtype() == dtype
-    np.testing.assert_array_equal(np.asarray(written.dataobj), array)
-    np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-6)  # sheared, as it was given
-    assert written.header.get_slope_inter() in ((None, None), (1.0, 0.0))
+LARGE = noise(HEIGHT, WIDTH).astype(np.float64) * 12345.678
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 1), (1, 6, 4), (5, 1, 1), (1, 1, 1)])
@@ -52,33 +43,6 @@ def test_other_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> Non
     with pytest.raises(ValueError, match=r"is no heatmap or mask; \(X, Y, Z\)"):
         write_nifti(tmp_path / "a.nii.gz", noise(*shape), OBLIQUE)
     assert not list(tmp_path.iterdir())
-
-
-def test_interrupted_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "new" / "a.nii.gz"
-    write_nifti(path, noise(5, 6, 4), OBLIQUE)
-    before = path.read_bytes()
-
-    def disk_full(_image: Any, partial: Path) -> None:
-        Path(partial).write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("mcmiad_monai.inference.writers._write_gzip", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        write_nifti(path, noise(5, 6, 4) + 1, OBLIQUE)
-    assert list(path.parent.iterdir()) == [path]
-    assert path.read_bytes() == before
-
-
-def test_picture_comes_back_in_its_rows_and_columns(tmp_path: Path) -> None:
-    grey = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH)).astype("u1")
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    volume = load_volume(tmp_path / "a.png")
-    assert volume.shape == (1, WIDTH, HEIGHT, 1)
-    np.testing.assert_array_equal(picture_of(volume), grey)
-    assert picture_of(torch.zeros(1, 3, 2, 1, dtype=torch.uint8)).dtype == np.uint8
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 9, 2), (2, 8, 9, 1), (8, 9, 1), (1, 1, 8, 9)])
@@ -103,56 +67,31 @@ CORNERS = {
 }
 
 
-def test_heatmap_is_exact_in_a_float_tiff(tmp_path: Path) -> None:
-    content = {**study(CORNERS["top left"]), "heatmap": noise(HEIGHT, WIDTH) * 1.234567}
-    content["heatmap"][3, 5] = 12345.678
-    write_pictures(tmp_path / "p7", **content)
+@pytest.mark.parametrize("heatmap", [noise(HEIGHT, WIDTH) * 1.23, np.asfortranarray(LARGE)])
+def test_heatmap_is_exact_in_a_float_tiff(tmp_path: Path, heatmap: np.ndarray) -> None:
+    write_pictures(tmp_path / "p7", **{**study(CORNERS["top left"]), "heatmap": heatmap})
     with Image.open(tmp_path / "p7_heatmap.tiff") as picture:
         assert (picture.mode, picture.size) == ("F", (WIDTH, HEIGHT))
-        found = np.asarray(picture)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, content["heatmap"])
-
-
-def test_heatmap_of_another_type_and_layout_is_written_as_it_is(tmp_path: Path) -> None:
-    content = study(CORNERS["top left"])
-    heatmap = np.asfortranarray(noise(HEIGHT, WIDTH).astype(np.float64))
-    write_pictures(tmp_path / "p7", **{**content, "heatmap": heatmap})
-    found = np.asarray(Image.open(tmp_path / "p7_heatmap.tiff"))
-    np.testing.assert_array_equal(found, heatmap.astype(np.float32))
+        np.testing.assert_array_equal(np.asarray(picture), heatmap.astype(np.float32))
 
 
 @pytest.mark.parametrize("corner", CORNERS)
 @pytest.mark.parametrize("dtype", [np.uint8, bool, np.float32])
-def test_mask_is_black_and_white_and_upright(tmp_path: Path, corner: str, dtype: Any) -> None:
+def test_mask_and_overlay_are_upright_and_show_the_heat_alone(
+    tmp_path: Path, corner: str, dtype: Any
+) -> None:
     content = study(CORNERS[corner])
     write_pictures(tmp_path / "p7", **{**content, "mask": content["mask"].astype(dtype)})
+    hot = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    hot[CORNERS[corner]] = True
     with Image.open(tmp_path / "p7_mask.png") as picture:
         assert (picture.mode, picture.size) == ("L", (WIDTH, HEIGHT))
-        found = np.asarray(picture)
-    expected = np.zeros((HEIGHT, WIDTH))
-    expected[CORNERS[corner]] = 255
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("corner", CORNERS)
-def test_overlay_differs_from_the_picture_where_the_heat_is(tmp_path: Path, corner: str) -> None:
-    content = study(CORNERS[corner])
-    write_pictures(tmp_path / "p7", **content)
+        np.testing.assert_array_equal(np.asarray(picture), 255 * hot)
     with Image.open(tmp_path / "p7_overlay.png") as picture:
         assert (picture.mode, picture.size) == ("RGB", (WIDTH, HEIGHT))
         found = np.asarray(picture)
     grey = np.rint(content["image"] * 255)[..., None].repeat(3, axis=2)
-    changed = (found != grey).any(axis=2)
-    expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    expected[CORNERS[corner]] = True
-    np.testing.assert_array_equal(changed, expected)
-
-
-def test_pictures_of_a_study_have_its_name_with_all_its_dots(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "a.1.2" / "a.1.2", **study(CORNERS["top left"]))
-    found = sorted(path.name for path in (tmp_path / "a.1.2").iterdir())
-    assert found == ["a.1.2_heatmap.tiff", "a.1.2_mask.png", "a.1.2_overlay.png"]
+    np.testing.assert_array_equal((found != grey).any(axis=2), hot)
 
 
 def test_interrupted_picture_leaves_the_old_one(
@@ -228,23 +167,13 @@ def test_picture_is_written_as_nifti_if_pictures_are_not_wanted(tmp_path: Path) 
     assert not list((tmp_path / "out").rglob("*.tiff"))
 
 
-def test_cold_heatmap_leaves_the_picture_as_it_is() -> None:
-    image = np.linspace(0, 1, 60).reshape(6, 10)
-    for cold in (0.0, 0.2, 0.4):
-        found = blend(image, np.full((6, 10), cold))
-        np.testing.assert_array_equal(found, np.rint(image * 255)[..., None].repeat(3, axis=2))
-    assert found.dtype == np.uint8
-
-
 def test_heat_below_the_threshold_shines_through_and_grows() -> None:
     image = np.full((1, 5), 0.5)
     found = blend(image, np.array([[0.3, 0.5, 0.7, 0.9, 1.0]])).astype(int)
     change = np.abs(found - 128).sum(axis=2)[0]
-    assert change[0] <= 3
+    assert change[0] == 0
     assert (np.diff(change[[0, 1, 3]]) > 0).all()
     # half of the way from clear to solid: inferno at 0.35 of its range, mixed by hand
-    from matplotlib import colormaps
-
     share = 0.85 * (0.7 - 0.4) / (1 - 0.4)
     colour = np.array(colormaps["inferno"](0.7 / 2)[:3])
     expected = 255 * (0.5 * (1 - share) + colour * share)

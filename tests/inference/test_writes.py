@@ -28,36 +28,26 @@ def test_work_goes_on_behind_the_caller_and_one_study_waits_at_most() -> None:
     assert writes.failures == {}
 
 
-def test_what_cannot_be_written_is_kept_by_case(caplog: pytest.LogCaptureFixture) -> None:
-    def full() -> None:
-        raise OSError("No space left on device")
-
+def test_report_waits_and_counts_a_study_that_was_not_written_as_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     writes, done = Writes(), []
-    writes.submit("a", full)
-    writes.submit("b", lambda: done.append("b"))
-    writes.finish()
-    assert done == ["b"]
-    assert writes.failures == {"a": "OSError: No space left on device"}
-    assert "study a failed: OSError: No space left" in caplog.text
-
-
-def test_report_waits_and_counts_a_study_that_was_not_written_as_failed(tmp_path: Path) -> None:
-    writes = Writes()
 
     def full() -> None:
         raise OSError("No space left on device")
 
     def study(_engine: Engine, case: str) -> list[dict[str, object]]:
-        writes.submit(case, full if case == "b" else lambda: None)
-        scores = {"case": case, "volume_score": 1.0, "slices": []}
-        return [{"scores": scores}]
+        writes.submit(case, full if case == "b" else lambda: done.append(case))
+        return [{"scores": {"case": case, "volume_score": 1.0, "slices": []}}]
 
     engine, report = Engine(study), CohortReport(tmp_path, writes=writes)
     report.attach(engine)
-    engine.run(["a", "b"])
+    engine.run(["a", "b", "c"])
+    assert done == ["a", "c"]
+    assert "study b failed: OSError: No space left" in caplog.text
     told = json.loads((tmp_path / "scores.json").read_text())
-    assert [s["case"] for s in told["scores"]] == ["a"]
+    assert [s["case"] for s in told["scores"]] == ["a", "c"]
     assert told["failed"] == {"b": "OSError: No space left on device"}
-    assert told["studies"] == 2
+    assert told["studies"] == 3
     with pytest.raises(CohortIncomplete):
         report.finish()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
@@ -11,7 +10,6 @@ from ignite.exceptions import NotComputableError
 from sklearn.metrics import roc_auc_score
 
 from mcmiad_monai.metrics.curves import auroc
-from mcmiad_monai.metrics.histogram import ScoreHistogram, histogram_auroc
 from mcmiad_monai.metrics.pixels import PixelMetrics
 from mcmiad_monai.metrics.slices import SliceAUROC
 
@@ -52,12 +50,6 @@ def test_auroc_is_that_of_scikit_learn(shift: float) -> None:
 
 
 @BOTH
-def test_auroc_below_a_half_stays_below(metric: Metric) -> None:
-    scores, labels = torch.tensor([4.0, 3, 2, 1]), torch.tensor([0, 0, 1, 0])
-    assert computed(metric(), (scores, labels)) == pytest.approx(1 / 3)
-
-
-@BOTH
 def test_ties_count_half(metric: Metric) -> None:
     scores = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 2.0])
     labels = torch.tensor([0, 0, 1, 0, 1, 1, 0])
@@ -68,14 +60,10 @@ def test_ties_count_half(metric: Metric) -> None:
 
 
 @BOTH
-def test_constant_scores_are_a_half(metric: Metric) -> None:
-    assert computed(metric(), (torch.zeros(6), torch.tensor([0, 1, 0, 0, 1, 0]))) == 0.5
-
-
-@BOTH
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_alone_is_nan(metric: Metric, label: int) -> None:
     assert math.isnan(computed(metric(), (torch.rand(5), torch.full((5,), label))))
+    assert math.isnan(auroc([], []))
 
 
 @BOTH
@@ -99,13 +87,6 @@ def test_streamed_batches_equal_one_batch(metric: Metric) -> None:
 
 
 @BOTH
-def test_reset_forgets(metric: Metric) -> None:
-    used = metric()
-    computed(used, pixels(200, shift=-3))
-    assert computed(used, pixels(200)) == computed(metric(), pixels(200))
-
-
-@BOTH
 def test_metric_can_be_asked_in_between(metric: Metric) -> None:
     first, second = pixels(200), pixels(300, seed=1)
     used = metric()
@@ -124,73 +105,24 @@ def test_engine_epoch_starts_the_metric_anew(metric: Metric) -> None:
     assert found == pytest.approx(computed(metric(), *batches), abs=1e-12)
 
 
-def test_slice_auroc_before_any_update_is_an_error() -> None:
-    with pytest.raises(NotComputableError, match="at least one update"):
-        SliceAUROC().compute()
-
-
-@pytest.mark.parametrize("bits", [0, 2, 5, 11])
-def test_error_of_the_histogram_is_at_most_half_the_pairs_in_one_bin(bits: int) -> None:
-    scores, labels = pixels()
-    exact = roc_auc_score(labels, scores)
-    found = computed(PixelMetrics(bits=bits), (scores, labels))
-    histograms = [ScoreHistogram(bits), ScoreHistogram(bits)]
-    for histogram, label in zip(histograms, (0, 1), strict=True):
-        histogram.update(scores[labels == label])
-    negative, positive = (h.counts.numpy() for h in histograms)
-    bound = 0.5 * (negative * positive).sum() / (negative.sum() * positive.sum())
-    assert abs(found - exact) <= bound + 1e-9
-
-
-def test_histogram_auroc_by_hand() -> None:
-    positive = torch.tensor([1.0, 0, 2, 1]).double()
-    negative = torch.tensor([2.0, 3, 1, 0]).double()
-    # 1: 2 ties; each of 2: 5 wins and a tie; 1: 6 wins
-    assert histogram_auroc(positive, negative) == pytest.approx((1 + 2 * 5.5 + 6) / 24)
-
-
-def test_resolution_does_not_depend_on_the_unit_of_the_scores() -> None:
-    scores, labels = pixels()
-    expected = roc_auc_score(labels, scores)
-    for unit in (1e-2, 1.0, 1e2):
-        found = computed(PixelMetrics(), (unit * scores, labels))
-        assert found == pytest.approx(expected, abs=1e-4)
-
-
 def test_volumes_are_counted_voxel_by_voxel_and_any_label_above_zero_is_lesion() -> None:
     scores, labels = pixels(3 * 4 * 5 * 6)
     volume, mask = scores.reshape(1, 3, 4, 30), 2.5 * labels.reshape(1, 3, 4, 30)
     assert computed(PixelMetrics(), (volume, mask)) == computed(PixelMetrics(), (scores, labels))
 
 
-def test_mask_of_another_shape_is_refused() -> None:
+def test_labels_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 4, 4\) and mask \(1, 2, 8\) differ"):
         PixelMetrics().update((torch.rand(1, 4, 4), torch.zeros(1, 2, 8)))
-
-
-def test_labels_of_another_count_are_refused() -> None:
     metric = SliceAUROC()
     with pytest.raises(ValueError, match="3 scores and 2 labels"):
         metric.update((torch.rand(3), torch.tensor([0, 1])))
-    with pytest.raises(NotComputableError):
-        metric.compute()  # half an update would pair the next scores with wrong labels
+    # half an update would pair the next scores with wrong labels
+    with pytest.raises(NotComputableError, match="at least one update"):
+        metric.compute()
 
 
 @BOTH
 def test_scores_that_are_not_numbers_are_refused(metric: Metric) -> None:
     with pytest.raises(ValueError, match=r"finite|NaN"):
         computed(metric(), (torch.tensor([math.nan, 1.0, 2.0]), torch.tensor([0, 1, 0])))
-
-
-def test_memory_does_not_grow_with_the_pixels() -> None:
-    metric = PixelMetrics(bits=1)
-    sizes = []
-    for seed in range(3):
-        metric.update(pixels(2000, seed=seed))
-        sizes.append(sum(v.numel() for v in vars(metric).values() if torch.is_tensor(v)))
-    assert sizes == [2 * 82 + 2] * 3
-
-
-def test_auroc_takes_arrays_and_is_nan_without_scores() -> None:
-    assert auroc(np.array([1.0, 2.0]), np.array([0, 1])) == 1
-    assert math.isnan(auroc([], []))

@@ -12,7 +12,6 @@ from mcmiad_monai.metrics.histogram import (
     LOWEST,
     ScoreHistogram,
     bin_of,
-    lower_edges,
 )
 
 
@@ -40,29 +39,11 @@ def test_quantile_agrees_with_numpy_to_the_relative_width(bits: int, q: float) -
     assert exact * (1 - 1e-6) <= found <= exact * (1 + 2.0**-bits) * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 5, BITS])
-def test_every_score_lies_between_the_edges_of_its_bin(bits: int) -> None:
-    scores = log_scores(5000).clamp(1e-4, 1e4)
-    edges, index = lower_edges(bits), bin_of(scores, bits)
-    low, high = edges[index], edges[index + 1]
-    assert bool((low <= scores).all())
-    assert bool((scores < high).all())
-    assert bool(((high - low) / low <= 2.0**-bits * (1 + 1e-12)).all())
-    assert bool((edges.diff() > 0).all())
-
-
 def test_weights_are_what_scores_count_for() -> None:
     scores = torch.tensor([0.5, 0.5, 2.0])
     histogram = ScoreHistogram()
     histogram.update(scores, torch.tensor([0.25, 0.5, 3.0]))
     assert histogram.counts[bin_of(scores, BITS)].tolist() == [0.75, 0.75, 3.0]
-
-
-def test_chunks_do_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = log_scores(1000)
-    whole = histogram_of(scores).counts
-    monkeypatch.setattr("mcmiad_monai.metrics.histogram.CHUNK", 7)
-    assert torch.equal(histogram_of(scores).counts, whole)
 
 
 @pytest.mark.parametrize("bits", [-1, 24])
@@ -71,16 +52,12 @@ def test_resolution_beyond_a_float_is_refused(bits: int) -> None:
         ScoreHistogram(bits)
 
 
-def test_share_above_a_quantile_is_the_rate_that_was_asked_for() -> None:
-    scores = log_scores(50_000, seed=1)
-    threshold = histogram_of(scores).quantile(0.995)
-    assert (scores > threshold).double().mean().item() == pytest.approx(0.005, abs=0.0005)
-
-
-def test_batches_of_any_shape_equal_one_batch() -> None:
+def test_batches_and_chunks_of_any_shape_equal_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = log_scores(6000)
+    expected = histogram_of(scores).counts
+    monkeypatch.setattr("mcmiad_monai.metrics.histogram.CHUNK", 7)
     parts = histogram_of(scores[:1].reshape(1, 1), scores[1:2001], scores[2001:].reshape(31, 3, 43))
-    assert torch.equal(parts.counts, histogram_of(scores).counts)
+    assert torch.equal(parts.counts, expected)
     assert parts.total == 6000
 
 
@@ -116,9 +93,5 @@ def test_impossible_scores_are_refused_and_nothing_is_counted(bad: float) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_are_counted_by_their_value(dtype: torch.dtype) -> None:
-    scores = torch.tensor([0.25, 1.0, 4.0])  # exact in all of them
+    scores = torch.tensor([0.25, 1.0, 4.0], requires_grad=True)  # exact in all of them
     assert torch.equal(histogram_of(scores.to(dtype)).counts, histogram_of(scores).counts)
-
-
-def test_scores_that_need_a_gradient_are_counted() -> None:
-    assert histogram_of(torch.ones(3, requires_grad=True)).total == 3

@@ -38,15 +38,18 @@ def extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     return bool(request.param)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("when", "device", "exports"),
+    [("auto", "cpu", True), ("auto", "cuda", False), (False, "cpu", False)],
+)
 def test_auto_exports_on_a_cpu_where_the_extra_is(
-    written: list[Path], extra: bool, device: str
+    written: list[Path], extra: bool, when: Any, device: str, exports: bool
 ) -> None:
-    exporter = Exporter("models/model.pt", device=device)
+    exporter = Exporter("models/model.pt", when, device)
     exporter.check()
-    expected = [Path("models/model.onnx")] if extra and device == "cpu" else []
-    assert exporter.run() == (expected[0] if expected else None)
-    assert written == expected
+    expected = Path("models/model.onnx") if extra and exports else None
+    assert exporter.run() == expected
+    assert written == [expected] * bool(expected)
 
 
 def test_true_without_the_extra_is_refused_before_the_training(extra: bool) -> None:
@@ -56,13 +59,8 @@ def test_true_without_the_extra_is_refused_before_the_training(extra: bool) -> N
     else:
         with pytest.raises(ExportError, match=r"onnx is not installed.*\[export\]"):
             exporter.check()
-
-
-def test_false_exports_nothing(written: list[Path]) -> None:
-    exporter = Exporter("model.pt", False)
-    exporter.check()
-    assert exporter.run() is None
-    assert not written
+    with pytest.raises(ValueError, match="must be auto, true or false"):
+        Exporter("model.pt", "onnx")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("when", ["auto", True])
@@ -83,8 +81,3 @@ def test_a_failure_costs_nothing_but_the_export(
     with caplog.at_level(logging.WARNING):
         assert exporter.run() is None
     assert "model.pt is ready, but was not exported: other heatmaps" in caplog.text
-
-
-def test_another_word_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be auto, true or false"):
-        Exporter("model.pt", "onnx")  # type: ignore[arg-type]

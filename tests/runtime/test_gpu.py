@@ -72,20 +72,15 @@ def test_tensorfloat_is_off_inside_and_as_before_outside() -> None:
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_compiling_for_a_cpu_is_refused() -> None:
+def test_compiling_for_a_cpu_is_refused_where_it_is_asked_for() -> None:
     require_gpu_to_compile("cuda", compiled=True)
-    require_gpu_to_compile("cpu", compiled=False)
-    with pytest.raises(ValueError, match="runs on cpu: leave compile false"):
-        require_gpu_to_compile("cpu", compiled=True)
-
-
-def test_compiling_is_refused_where_it_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="leave compile false"):
-        open_network(untrained(), compiled=True)
-    with pytest.raises(ValueError, match="leave compile false"):
-        open_network(untrained(), engine="onnxruntime", device="cuda", compiled=True)
-    with pytest.raises(ValueError, match="leave compile false"):
-        replicate(untrained().head, "cpu", compiled=True)
+    for call in (
+        lambda: open_network(untrained(), compiled=True),
+        lambda: open_network(untrained(), engine="onnxruntime", device="cuda", compiled=True),
+        lambda: replicate(untrained().head, "cpu", compiled=True),
+    ):
+        with pytest.raises(ValueError, match="runs on cpu: leave compile false"):
+            call()
 
 
 @pytest.mark.parametrize("compiled", [False, True])

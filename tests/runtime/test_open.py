@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,7 +18,6 @@ from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.runtime.cpu import ACCELERATOR_SLICES, SliceWorkers, slices_at_once
 from mcmiad_monai.runtime.export import METADATA_KEY, ExportError, export_model
 from mcmiad_monai.runtime.open import open_network
-from mcmiad_monai.runtime.precision import ProductsIn
 
 SIZE = 64
 
@@ -89,26 +88,6 @@ def test_pytorch_in_workers_gives_the_numbers_of_the_plain_network() -> None:
     assert any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())  # packed as it was
 
 
-def test_openvino_tells_when_the_processor_lacks_a_precision(
-    detector: MCMIADDetector, exported: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    openvino = pytest.importorskip("openvino", reason="the extra export is not installed")
-    caplog.set_level("INFO")
-    open_network(detector, engine="openvino", path=exported, precision="bfloat16")
-    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    assert ("no instructions for bfloat16" in caplog.text) != able
-    assert f"in {'bfloat16' if able else 'float32'}" in caplog.text.splitlines()[-1]
-
-
-def test_half_precision_of_a_whole_network_gives_float32(detector: MCMIADDetector) -> None:
-    images = torch.rand(2, 1, SIZE, SIZE)
-    with torch.inference_mode():
-        expected, found = detector(images), ProductsIn(detector, "bfloat16")(images)
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, expected)
-    torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.05, atol=0)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is given back to Linux alone")
 def test_opening_gives_freed_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     class Library:
@@ -118,18 +97,6 @@ def test_opening_gives_freed_memory_back(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("mcmiad_monai.runtime.open.ctypes.CDLL", lambda _: Library)
     open_network(exportable())
     assert Library.trimmed == [0]
-
-
-def test_file_of_another_model_is_refused(exported: Path) -> None:
-    with pytest.raises(ExportError, match="exported from another model"):
-        open_network(exportable(seed=1), engine="onnxruntime", path=exported)
-
-
-def test_file_that_is_missing_says_how_to_make_it(detector: MCMIADDetector, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="mcmiad export"):
-        open_network(detector, engine="onnxruntime", path=tmp_path / "model.onnx")
-    with pytest.raises(ExportError, match="'onnx' is not known"):
-        open_network(detector, engine="onnx")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -166,23 +133,18 @@ def test_export_that_differs_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_suffix_names_the_format(detector: MCMIADDetector, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"'\.onnx', '\.ts'"):
-        export_model(detector, tmp_path / "model.bin")
-
-
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_bfloat16_is_near_and_float32(
-    detector: MCMIADDetector, exported: Path, engine: str
+def test_bfloat16_is_near_and_float32_and_told_where_the_processor_lacks_it(
+    detector: MCMIADDetector, exported: Path, engine: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip(engine, reason="the extra export is not installed")
+    library = pytest.importorskip(engine, reason="the extra export is not installed")
+    caplog.set_level("INFO")
     images = torch.rand(3, 1, SIZE, SIZE)
-    network = open_network(
-        exportable(),
-        engine=engine,  # type: ignore[arg-type]
-        path=exported,
-        precision="bfloat16",
-    )
+    network = open_network(exportable(), engine=engine, path=exported, precision="bfloat16")
+    if engine == "openvino":
+        able = "BF16" in library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        assert ("no instructions for bfloat16" in caplog.text) != able
+        assert f"in {'bfloat16' if able else 'float32'}" in caplog.text.splitlines()[-1]
     with torch.inference_mode():
         expected, found = detector(images), network(images)
     assert found.dtype == torch.float32
@@ -191,13 +153,22 @@ def test_bfloat16_is_near_and_float32(
     torch.testing.assert_close(found.mean(), expected.mean(), rtol=0.05, atol=0)
 
 
-def test_precision_that_an_engine_does_not_have_is_refused(
-    detector: MCMIADDetector, exported: Path
+def test_what_cannot_be_opened_or_exported_says_what_can(
+    detector: MCMIADDetector, exported: Path, tmp_path: Path
 ) -> None:
+    given: dict[str, Any] = {"engine": "onnxruntime", "path": exported}
+    with pytest.raises(ExportError, match="exported from another model"):
+        open_network(exportable(seed=1), **given)
     with pytest.raises(ExportError, match="float32 on a CPU"):
-        open_network(detector, engine="onnxruntime", path=exported, precision="bfloat16")
+        open_network(detector, **given, precision="bfloat16")
+    with pytest.raises(ExportError, match="mcmiad export"):
+        open_network(detector, engine="onnxruntime", path=tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="'onnx' is not known"):
+        open_network(detector, engine="onnx")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'int8' is not known"):
         open_network(detector, precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"'\.onnx', '\.ts'"):
+        export_model(detector, tmp_path / "model.bin")
 
 
 def test_auto_takes_the_fastest_that_has_a_file_of_this_model(

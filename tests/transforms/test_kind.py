@@ -10,13 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (the name in its manual)
+from dicom_slices import write_slice
 from monai.data import MetaTensor
 
 from mcmiad_monai.data.studies import StudyDataset
-from mcmiad_monai.modality import MODALITIES, UNIFIED, get_modality
+from mcmiad_monai.modality import MODALITIES, UNIFIED
 from mcmiad_monai.transforms import StudyModalityd, VolumeError, load_volume, preprocessing
 from mcmiad_monai.transforms.metadata import new_volume
-from mcmiad_monai.transforms.readers import sidecar_modality
 
 DICOM = {"brain_mri": "MR", "liver_ct": "CT", "retina_oct": "OPT"}
 
@@ -74,18 +74,13 @@ def test_study_listed_as_another_modality_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-def test_unified_model_takes_what_is_told(name: str) -> None:
+def test_unified_model_takes_what_is_told_and_else_the_header(name: str) -> None:
+    headed, code = study(name, header=DICOM[name]), {"dicom_modality": DICOM[name]}
+    by_header = (name, f"the header ({DICOM[name]})")
     assert settled("unified", {**study(name), "modality": name}) == (name, "given")
-    told = {**study(name, header=DICOM[name]), "modality": name}
-    assert settled("unified", told) == (name, "given")
-
-
-@pytest.mark.parametrize("name", MODALITIES)
-def test_unified_model_takes_the_header_where_nothing_is_told(name: str) -> None:
-    expected = (name, f"the header ({DICOM[name]})")
-    assert settled("unified", study(name, header=DICOM[name])) == expected
-    assert settled("unified", {**study(name), "dicom_modality": DICOM[name]}) == expected
-    assert settled("unified", {**study(name, header=DICOM[name]), "modality": None}) == expected
+    assert settled("unified", {**headed, "modality": name}) == (name, "given")
+    assert settled("unified", {**headed, "modality": None}) == by_header
+    assert settled("unified", {**study(name), **code}) == by_header
 
 
 def test_unified_model_refuses_a_header_against_what_is_told() -> None:
@@ -114,21 +109,20 @@ def test_unknown_names_are_refused_with_those_there_are(told: str) -> None:
         settled("unified", {**study("brain_mri"), "modality": told})
 
 
-@pytest.mark.parametrize("model", ["brain_mri", "retina_oct"])
-def test_hounsfield_units_are_refused_where_signals_are_needed(model: str) -> None:
-    with pytest.raises(VolumeError, match=r"values down to -1000 as Hounsfield.*check_modality"):
-        settled(model, study("liver_ct"))
-    with pytest.raises(VolumeError, match="seems to be CT"):
-        settled("unified", {**study("liver_ct"), "modality": model})
-    assert settled(model, study("liver_ct"), check=False)[0] == model
-
-
-def test_values_without_any_below_zero_are_no_hounsfield_units() -> None:
-    with pytest.raises(VolumeError, match=r"none below 0, so they are no Hounsfield units"):
-        settled("liver_ct", study("brain_mri"))
-    with pytest.raises(VolumeError, match=r"no Hounsfield units"):
-        settled("unified", {**study("brain_mri"), "modality": "liver_ct"})
-    assert settled("liver_ct", study("brain_mri"), check=False)[0] == "liver_ct"
+@pytest.mark.parametrize(
+    ("model", "values", "reason"),
+    [
+        ("brain_mri", "liver_ct", r"values down to -1000 as Hounsfield.*check_modality"),
+        ("retina_oct", "liver_ct", r"seems to be CT.*check_modality"),
+        ("liver_ct", "brain_mri", r"none below 0, so they are no Hounsfield units"),
+    ],
+)
+def test_values_of_another_modality_are_refused(model: str, values: str, reason: str) -> None:
+    with pytest.raises(VolumeError, match=reason):
+        settled(model, study(values))
+    with pytest.raises(VolumeError, match=reason):
+        settled("unified", {**study(values), "modality": model})
+    assert settled(model, study(values), check=False)[0] == model
 
 
 def test_a_few_dark_voxels_of_an_mri_are_no_air() -> None:
@@ -152,11 +146,6 @@ def test_every_key_is_settled_by_itself() -> None:
     assert [done[key].meta["modality"] for key in "ab"] == ["brain_mri", "liver_ct"]
 
 
-def test_codes_of_the_header_are_those_of_dicom() -> None:
-    assert {name: get_modality(name).dicom for name in MODALITIES} == DICOM
-    assert UNIFIED.dicom is None
-
-
 def nifti(path: Path, sidecar: Any = None) -> Path:
     nib.save(nib.Nifti1Image(values_of("brain_mri"), np.eye(4)), path)
     if sidecar is not None:
@@ -165,32 +154,20 @@ def nifti(path: Path, sidecar: Any = None) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["sub-01_FLAIR.nii.gz", "sub-01_FLAIR.nii", "a.b.nii.gz"])
-def test_modality_of_a_bids_sidecar_is_read(tmp_path: Path, name: str) -> None:
-    path = nifti(tmp_path / name, {"Modality": "MR", "EchoTime": 0.1})
-    assert sidecar_modality(path) == "MR"
-    assert load_volume(path).meta["dicom_modality"] == "MR"
-
-
 @pytest.mark.parametrize(
-    "sidecar",
-    [None, {"EchoTime": 0.1}, {"Modality": 7}, ["MR"], b"{", b"\xff\xfe"],
-    ids=["none", "silent", "number", "list", "broken", "no JSON"],
+    ("name", "sidecar", "expected"),
+    [
+        *((name, {"Modality": "MR"}, "MR") for name in ("a_FLAIR.nii.gz", "a.nii", "a.b.nii.gz")),
+        *(("a.nii", other, None) for other in (None, {"EchoTime": 0.1}, {"Modality": 7}, ["MR"])),
+        *(("a.nii", other, None) for other in (b"{", b"\xff\xfe")),
+    ],
 )
-def test_other_json_of_the_name_tells_nothing_and_breaks_nothing(
-    tmp_path: Path, sidecar: Any
+def test_bids_sidecar_of_the_file_tells_its_modality_and_no_other_breaks_it(
+    tmp_path: Path, name: str, sidecar: Any, expected: str | None
 ) -> None:
-    path = nifti(tmp_path / "a.nii.gz", sidecar)
-    assert sidecar_modality(path) is None
-    assert "dicom_modality" not in load_volume(path).meta
-
-
-def test_sidecar_of_another_file_tells_nothing(tmp_path: Path) -> None:
-    path = nifti(tmp_path / "a.nii.gz")
-    nifti(tmp_path / "b.nii.gz", {"Modality": "CT"})
-    assert sidecar_modality(path) is None
-    (tmp_path / "c.json").write_text('{"Modality": "CT"}')
-    assert sidecar_modality(tmp_path / "c.mgz") is None  # BIDS is NIfTI
+    nifti(tmp_path / "other.nii.gz", {"Modality": "CT"})
+    found = load_volume(nifti(tmp_path / name, sidecar))
+    assert found.meta.get("dicom_modality") == expected
 
 
 def test_contradicting_sidecar_is_refused_by_the_preprocessing(tmp_path: Path) -> None:
@@ -205,45 +182,18 @@ def refused(prepare: Any, path: Path) -> str:
     return StudyDataset([{"case": "p7", "image": str(path)}], prepare)[0]["error"]
 
 
-def dicom_series(folder: Path, modality: str | None) -> Path:
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(-400, 400, (3, 6, 8)).astype("i2")
-    for k, plane in enumerate(pixels):
-        image = sitk.GetImageFromArray(plane)
-        tags = {
-            "0020|000d": "1.2.3",
-            "0020|000e": "1.2.3.4",
-            "0020|0032": f"0\\0\\{k * 2.5}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0028|1052": "-100",
-            "0028|1053": "1",
-        }
-        if modality is not None:
-            tags["0008|0060"] = modality
-        for key, value in tags.items():
-            image.SetMetaData(key, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(folder / f"{k}.dcm"))
-        writer.Execute(image)
-    return folder
-
-
-@pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_modality_of_the_dicom_header_is_read(tmp_path: Path, modality: str) -> None:
-    folder = dicom_series(tmp_path / "s", modality)
-    assert load_volume(folder).meta["dicom_modality"] == modality
-    assert load_volume(folder / "0.dcm").meta["dicom_modality"] == modality
-
-
 def test_dicom_series_finds_its_modality_by_itself(tmp_path: Path) -> None:
-    folder = dicom_series(tmp_path / "s", "CT")
-    image: MetaTensor = preprocessing("unified")({"image": str(folder)})["image"]
+    pixels = np.random.default_rng(0).integers(-400, 400, (3, 6, 8))
+    for k, plane in enumerate(pixels):
+        write_slice(tmp_path / f"{k}.dcm", plane, (0, 0, k * 2.5))
+    assert load_volume(tmp_path / "0.dcm").meta["dicom_modality"] == "CT"
+    image: MetaTensor = preprocessing("unified")({"image": str(tmp_path)})["image"]
     assert image.meta["modality"] == "liver_ct"
     assert image.meta["modality_from"] == "the header (CT)"
-    assert "is CT by its header, and brain MRI" in refused(preprocessing("brain_mri"), folder)
+    assert "is CT by its header, and brain MRI" in refused(preprocessing("brain_mri"), tmp_path)
 
 
 def test_volumes_of_formats_without_a_modality_have_none(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(values_of("brain_mri")), str(tmp_path / "a.nrrd"))
+    (tmp_path / "a.json").write_text('{"Modality": "CT"}')  # BIDS is NIfTI
     assert "dicom_modality" not in load_volume(tmp_path / "a.nrrd").meta

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from oblique import oblique_affine
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -25,24 +26,15 @@ ORIENTATIONS = [
 def make_volume(linear: np.ndarray) -> MetaTensor:
     """A volume of distinct numbers with a given 3x3 part of its affine."""
     affine = np.eye(4)
-    affine[:3, :3] = linear
+    affine[:3, :3] = linear[:3, :3]
     affine[:3, 3] = [-71.25, 33.5, 12.125]
     values = torch.arange(np.prod(SHAPE), dtype=torch.float32).reshape(1, *SHAPE)
     return MetaTensor(values, affine=torch.from_numpy(affine), meta={"space": "RAS"})
 
 
-def oriented(codes: str) -> np.ndarray:
-    """Anisotropic voxel axes that grow towards the given letters, and a little askew."""
-    turn = nib.orientations.axcodes2ornt(codes)
-    linear = np.zeros((3, 3))
-    for axis, (world, sign) in enumerate(turn):
-        linear[int(world), axis] = sign * (0.9, 1.2, 3.5)[axis]
-    return Rotation.from_euler("xyz", [9, -7, 11], degrees=True).as_matrix() @ linear
-
-
-def assert_slices_are_found(volume: MetaTensor, axis: int, axcodes: str = "LPS") -> None:
-    turned = CanonicalOrientation(axcodes)(volume)
-    source_axis, indices = source_slices(volume, axis, axcodes=axcodes)
+def assert_slices_are_found(volume: MetaTensor, axis: int) -> None:
+    turned = CanonicalOrientation("LPS")(volume)
+    source_axis, indices = source_slices(volume, axis)
     assert len(indices) == turned.shape[1 + axis] == volume.shape[1 + source_axis]
     for k, index in enumerate(indices):
         canonical = turned.as_tensor()[0].select(axis, k)
@@ -52,7 +44,7 @@ def assert_slices_are_found(volume: MetaTensor, axis: int, axcodes: str = "LPS")
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_every_storage_order_and_direction(codes: str) -> None:
-    volume = make_volume(oriented(codes))
+    volume = make_volume(oblique_affine(codes))
     assert "".join(nib.aff2axcodes(volume.affine.numpy())) == codes
     for axis in range(3):
         assert_slices_are_found(volume, axis)
@@ -73,12 +65,6 @@ def test_oblique_and_ambiguous_axes(linear: np.ndarray, axis: int) -> None:
     assert_slices_are_found(make_volume(linear), axis)
 
 
-@pytest.mark.parametrize("axcodes", ["RAS", "PIR", "SLA"])
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_other_canonical_orientations(axcodes: str, axis: int) -> None:
-    assert_slices_are_found(make_volume(oriented("ASL")), axis, axcodes)
-
-
 @pytest.mark.parametrize(
     ("codes", "axis", "expected"),
     [
@@ -91,7 +77,7 @@ def test_other_canonical_orientations(axcodes: str, axis: int) -> None:
     ],
 )
 def test_axis_and_indices_by_hand(codes: str, axis: int, expected: tuple[int, list[int]]) -> None:
-    assert source_slices(make_volume(oriented(codes)), axis) == expected
+    assert source_slices(make_volume(oblique_affine(codes)), axis) == expected
 
 
 def test_picture_is_slice_zero(tmp_path: Path) -> None:

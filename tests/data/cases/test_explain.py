@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from case_files import touch, write_list
 
 from mcmiad_monai.data.cases.explain import explain
 from mcmiad_monai.data.cases.find import find_cases
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 def reasons(root: Path, *arguments: Any, **options: Any) -> dict[str, str]:
@@ -69,7 +62,7 @@ def test_files_that_are_not_read_have_their_reason(
 ) -> None:
     touch(tmp_path, *read, *not_read)
     if (tmp_path / "dataset.json").exists():
-        (tmp_path / "dataset.json").write_text('{"training": 3}')
+        write_list(tmp_path / "dataset.json", training=3)
     found = reasons(tmp_path)
     assert set(found) == set(not_read)
     assert all(found[name].startswith(reason) for name, reason in not_read.items()), found
@@ -81,8 +74,8 @@ def test_files_that_are_not_read_have_their_reason(
 
 def test_datalist_leaves_out_what_it_does_not_list(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "sub/b.nii.gz", "c.nii.gz")
-    content = {"training": ["a.nii.gz"], "test": [{"image": "./sub/b.nii.gz"}]}
-    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    test = [{"image": "./sub/b.nii.gz"}]
+    write_list(tmp_path / "datalist.json", training=["a.nii.gz"], test=test)
     assert reasons(tmp_path) == {"c.nii.gz": "not listed in datalist.json"}
     assert reasons(tmp_path, "test")["a.nii.gz"] == "not in the split test"
 

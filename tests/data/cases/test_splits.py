@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from case_files import names, touch, write_list
 
 from mcmiad_monai.data.cases.find import CaseError, MissingSplitError
 from mcmiad_monai.data.cases.splits import find_studies, training_splits
 
 
-def touch(root: Path, *names: str) -> Path:
-    """Create empty files; finding goes by names alone."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
-
-
 def folder_of(root: Path, count: int) -> Path:
     return touch(root, *(f"c{i:02d}.nii.gz" for i in range(count)))
-
-
-def names(cases: list[dict[str, Any]]) -> list[str]:
-    return [case["case"] for case in cases]
 
 
 def test_validation_split_of_the_source_is_used_whole(tmp_path: Path) -> None:
@@ -36,36 +23,15 @@ def test_validation_split_of_the_source_is_used_whole(tmp_path: Path) -> None:
         assert (names(train), names(val)) == (["a", "b"], ["c", "d"])
 
 
-def test_validation_split_of_a_datalist_is_used(tmp_path: Path) -> None:
-    touch(tmp_path, "a.nii", "b.nii", "c.nii")
-    path = tmp_path / "list.json"
-    path.write_text(json.dumps({"training": ["a.nii", "b.nii"], "validation": ["c.nii"]}))
-    train, val = training_splits(path)
-    assert (names(train), names(val)) == (["a", "b"], ["c"])
-
-
-def test_source_without_validation_holds_out_whole_cases(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, 20)
-    train, val = training_splits(folder, fraction=0.25)
-    assert (len(train), len(val)) == (15, 5)
-    assert sorted(names(train) + names(val)) == [f"c{i:02d}" for i in range(20)]
-
-
-def test_test_split_is_never_trained_on_nor_validated_on(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"train/a{i}.nii" for i in range(6)), "test/b.nii", "test/c.nii")
-    train, val = training_splits(tmp_path)
-    assert len(val) == 1
-    assert sorted(names(train) + names(val)) == [f"a{i}" for i in range(6)]
-
-
-def test_datalist_without_validation_holds_out_of_its_training(tmp_path: Path) -> None:
+def test_datalist_is_divided_as_it_says_and_else_holds_out_of_its_training(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.nii" for i in range(5)), "t.nii")
-    path = tmp_path / "dataset.json"
-    content = {"training": [f"{i}.nii" for i in range(5)], "test": ["t.nii"]}
-    path.write_text(json.dumps(content))
+    training = [f"{i}.nii" for i in range(5)]
+    path = write_list(tmp_path / "dataset.json", training=training, test=["t.nii"])
     train, val = training_splits(path, fraction=0.4)
     assert (len(train), len(val)) == (3, 2)
     assert "t" not in names(train + val)
+    write_list(path, training=training[:2], validation=training[2:3])
+    assert [names(part) for part in training_splits(path)] == [["0", "1"], ["2"]]
 
 
 def test_anomalous_images_of_a_class_tree_are_not_trained_on(tmp_path: Path) -> None:
@@ -75,33 +41,22 @@ def test_anomalous_images_of_a_class_tree_are_not_trained_on(tmp_path: Path) -> 
     assert sorted(names(train + val)) == ["0", "1", "2", "3", "4"]
 
 
-def test_seed_decides_and_repeats_the_choice(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, 20)
+def test_source_without_validation_holds_out_what_the_seed_decides(tmp_path: Path) -> None:
+    folder, other = folder_of(tmp_path / "here", 20), folder_of(tmp_path / "there", 20)
+    train, val = training_splits(folder, fraction=0.25)
+    assert (len(train), len(val)) == (15, 5)
+    assert sorted(names(train) + names(val)) == [f"c{i:02d}" for i in range(20)]
     chosen = {seed: names(training_splits(folder, seed=seed)[1]) for seed in range(5)}
-    assert names(training_splits(folder, seed=3)[1]) == chosen[3]
+    assert names(training_splits(other, seed=3)[1]) == chosen[3]
     assert len({tuple(held_out) for held_out in chosen.values()}) > 1
-
-
-def test_choice_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
-    first, second = (folder_of(tmp_path / name, 20) for name in ("here", "there"))
-    assert names(training_splits(first)[1]) == names(training_splits(second)[1])
 
 
 def test_errors_are_not_taken_for_a_missing_split(tmp_path: Path) -> None:
     touch(tmp_path, "train/a.nii", "train/b.nii", "val/c/flair.nii", "val/c/t1.nii")
     with pytest.raises(CaseError, match="image_name"):
         training_splits(tmp_path)
-
-
-def test_missing_training_split_is_an_error(tmp_path: Path) -> None:
-    touch(tmp_path, "val/a.nii", "test/b.nii")
     with pytest.raises(CaseError, match="no train split"):
-        training_splits(tmp_path)
-
-
-def test_single_study_cannot_be_divided(tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match="at least 2"):
-        training_splits(folder_of(tmp_path, 1))
+        training_splits(touch(tmp_path / "other", "val/a.nii", "test/b.nii"))
 
 
 def modalities(cases: list[dict[str, Any]]) -> dict[str, str]:
@@ -126,18 +81,13 @@ def test_folders_named_after_modalities_are_taken_apart(
     assert modalities(find_studies(tmp_path, modality="unified")) == expected
 
 
-def test_model_of_one_modality_does_not_look_at_folder_names(tmp_path: Path) -> None:
-    touch(tmp_path, "brain_mri/b.nii", "liver_ct/l.nii")
-    cases = find_studies(tmp_path, modality="liver_ct")
-    assert len(cases) == 2
-    assert not any("modality" in case for case in cases)
-
-
-def test_source_without_such_folders_tells_no_modality(tmp_path: Path) -> None:
-    touch(tmp_path, "knees/ct.nii", "a.nii")
-    cases = find_studies(tmp_path, modality="unified")
-    assert sorted(names(cases)) == ["a", "knees"]
-    assert not any("modality" in case for case in cases)
+def test_modality_is_that_of_a_folder_for_a_unified_model_alone(tmp_path: Path) -> None:
+    touch(tmp_path / "plain", "knees/ct.nii", "a.nii")
+    touch(tmp_path / "named", "brain_mri/b.nii", "liver_ct/l.nii")
+    for folder, modality in (("plain", "unified"), ("named", "liver_ct")):
+        cases = find_studies(tmp_path / folder, modality=modality)
+        assert len(cases) == 2
+        assert not any("modality" in case for case in cases)
 
 
 def test_each_modality_has_its_own_splits(tmp_path: Path) -> None:
@@ -162,17 +112,6 @@ def test_missing_split_of_one_modality_is_an_error(tmp_path: Path) -> None:
         find_studies(tmp_path, "test", modality="unified")
 
 
-def test_studies_of_every_modality_are_held_out(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"brain_mri/b{i}.nii" for i in range(40)))
-    touch(tmp_path, *(f"liver_ct/l{i}.nii" for i in range(5)))
-    touch(tmp_path, *(f"retina_oct/r{i}.nii" for i in range(10)))
-    for seed in range(5):
-        train, val = training_splits(tmp_path, modality="unified", fraction=0.2, seed=seed)
-        counts = [sum(name[0] == letter for name in names(val)) for letter in "blr"]
-        assert counts == [8, 1, 2]
-        assert len(set(names(train + val))) == 55
-
-
 def test_names_are_unique_over_modalities_and_splits(tmp_path: Path) -> None:
     for folder in ("brain_mri", "liver_ct"):
         touch(tmp_path / folder, "train/1.nii", "train/2.nii", "val/1.nii", "test/1.nii")
@@ -185,19 +124,11 @@ def test_names_are_unique_over_modalities_and_splits(tmp_path: Path) -> None:
         assert Path(case["image"]).parent.name == ("train" if case in train else "val")
 
 
-def test_cases_of_one_name_in_training_and_validation_get_names_of_their_own(
-    tmp_path: Path,
-) -> None:
-    touch(tmp_path, "train/1.nii", "train/2.nii", "val/1.nii")
-    train, val = training_splits(tmp_path)
-    assert (names(train), names(val)) == (["train_1", "2"], ["val_1"])
-
-
 def mixed_list(folder: Path) -> Path:
     touch(folder, *(f"{i}.nii" for i in range(12)))
     kinds = ["brain_mri"] * 8 + ["liver_ct"] * 4
     entries = [{"image": f"{i}.nii", "modality": kind} for i, kind in enumerate(kinds)]
-    (folder / "datalist.json").write_text(json.dumps({"training": entries}))
+    write_list(folder / "datalist.json", training=entries)
     return folder
 
 
@@ -216,9 +147,8 @@ def test_datalist_tells_the_modality_of_each_study(tmp_path: Path, as_file: bool
 def test_datalist_goes_before_the_names_of_folders(tmp_path: Path) -> None:
     touch(tmp_path, "brain_mri/a.nii", "brain_mri/b.nii", "liver_ct/c.nii")
     entries = [{"image": "brain_mri/a.nii", "modality": "liver_ct"}]
-    (tmp_path / "datalist.json").write_text(json.dumps({"training": entries}))
-    cases = find_studies(tmp_path, modality="unified")
-    assert modalities(cases) == {"a": "liver_ct"}
+    write_list(tmp_path / "datalist.json", training=entries)
+    assert modalities(find_studies(tmp_path, modality="unified")) == {"a": "liver_ct"}
 
 
 def test_study_modality_is_that_of_every_study(tmp_path: Path) -> None:
@@ -241,24 +171,17 @@ def test_unknown_study_modality_is_refused(tmp_path: Path, wrong: str) -> None:
 
 
 def test_several_sources_are_one_cohort_without_a_name_or_an_image_twice(tmp_path: Path) -> None:
-    for name in ("old/a.nii.gz", "new/a.nii.gz", "new/b.nii.gz"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    touch(tmp_path, "old/a.nii.gz", "new/a.nii.gz", "new/b.nii.gz")
     sources = [tmp_path / "new", tmp_path / "old" / "a.nii.gz", tmp_path / "new" / "b.nii.gz"]
-    found = find_studies(sources, modality="brain_mri")
-    assert [case["case"] for case in found] == ["new_a", "b", "old_a"]
+    assert names(find_studies(sources, modality="brain_mri")) == ["new_a", "b", "old_a"]
 
 
 def test_image_name_chooses_a_sequence(tmp_path: Path) -> None:
-    for case in ("a", "b"):
-        for sequence in ("t1", "flair"):
-            path = tmp_path / case / f"{case}_{sequence}.nii.gz"
-            path.parent.mkdir(exist_ok=True)
-            path.touch()
+    images = ["a_flair.nii.gz", "b_flair.nii.gz"]
+    touch(tmp_path, *(f"{name[0]}/{name}" for name in (*images, "a_t1.nii.gz", "b_t1.nii.gz")))
     with pytest.raises(CaseError, match="image_name"):
         find_studies(tmp_path, modality="brain_mri")
     found = find_studies(tmp_path, modality="brain_mri", image_name="flair")
     train, val = training_splits(tmp_path, image_name="flair")
-    images = [Path(case["image"]).name for case in found]
-    assert images == ["a_flair.nii.gz", "b_flair.nii.gz"]
+    assert [Path(case["image"]).name for case in found] == images
     assert sorted(Path(case["image"]).name for case in train + val) == images

@@ -1,0 +1,45 @@
+"""DICOM files of one slice each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (the name in its manual)
+
+#: Where columns and rows of the pixels run to, in LPS.
+ROW, COLUMN = np.array([0.8, 0.6, 0.0]), np.array([-0.6, 0.8, 0.0])
+
+
+def write_slice(
+    path: Path,
+    hounsfield: np.ndarray,
+    position: Sequence[float] | np.ndarray,
+    *,
+    modality: str = "CT",
+    number: int = 1,
+    spacing: tuple[float, float] = (0.75, 1.5),
+) -> None:
+    """Write a slice of even Hounsfield units, of the series of a number."""
+    image = sitk.GetImageFromArray(hounsfield.astype("i2"))
+    image.SetSpacing(spacing)  # (x, y); the writer makes PixelSpacing of it
+    tags = {
+        "0008|0060": modality,
+        "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
+        "0020|000d": "1.2.3",
+        "0020|000e": f"1.2.3.{number}",
+        "0020|0011": str(number),
+        "0008|103e": f"series {number}",
+        "0020|0032": "\\".join(f"{v:.6f}" for v in position),
+        "0020|0037": "\\".join(f"{v:.6f}" for v in (*ROW, *COLUMN)),
+        "0018|0050": "3.0",
+        "0028|1052": "-1000",
+        "0028|1053": "2",
+    }
+    for key, value in tags.items():
+        image.SetMetaData(key, value)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    writer.Execute(image)
