@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import (
     AdjustContrast,
     Affine,
@@ -28,6 +27,8 @@ from monai.transforms import (
 from monai.transforms.utils import Fourier
 from torch import Tensor
 
+from mcmiad_monai.transforms.metadata import plain
+
 #: Polynomials of the bias field go up to this degree.
 BIAS_DEGREE = 3
 #: Times at which a patient moves during an acquisition.
@@ -36,28 +37,15 @@ MOVEMENTS = 6
 
 @dataclass(frozen=True)
 class Planes:
-    """A volume as an effect sees it.
+    """A volume, or a mask of it, as an effect sees it."""
 
-    Attributes
-    ----------
-    values : Tensor (n, X, Y)
-        Intensities above the volume's zero signal.
-    low, high : float
-        1st and 99th percentile of the foreground, above the same zero.
-    zooms : (float, float)
-        Pixel size in mm along X and Y.
-    hounsfield : float
-        Units of the volume in one Hounsfield unit; of CT only.
-    rng : RandomState
-        Random numbers of this study and corruption.
-    """
-
-    values: Tensor
-    low: float
+    values: Tensor  # (n, X, Y), above the volume's zero signal
+    low: float  # 1st and 99th percentile of the foreground, above the same zero
     high: float
-    zooms: tuple[float, float]
-    hounsfield: float
-    rng: np.random.RandomState
+    zooms: tuple[float, float]  # pixel size in mm along X and Y
+    hounsfield: float  # units of the volume in one Hounsfield unit; of CT only
+    mode: str  # "bilinear", or "nearest" of a mask, where the anatomy moves
+    rng: np.random.RandomState  # of this study and corruption
 
 
 Effect = Callable[[Planes, float], Tensor]
@@ -65,28 +53,31 @@ Effect = Callable[[Planes, float], Tensor]
 
 def gaussian_noise(planes: Planes, level: float) -> Tensor:
     """Noise with a standard deviation of ``level`` times the robust range."""
-    noise = RandGaussianNoise(prob=1, std=level * (planes.high - planes.low), sample_std=False)
-    noise.set_random_state(state=planes.rng)
-    return _each_plane(noise, planes.values)
+    return _noise(RandGaussianNoise, planes, level)
 
 
 def rician_noise(planes: Planes, level: float) -> Tensor:
     """Noise of a magnitude image, ``level`` times the robust range in either channel."""
-    noise = RandRicianNoise(prob=1, std=level * (planes.high - planes.low), sample_std=False)
+    return _noise(RandRicianNoise, planes, level)
+
+
+def _noise(kind: Any, planes: Planes, level: float) -> Tensor:
+    """Plane by plane: MONAI draws noise in float64, which would be several volumes at once."""
+    noise = kind(prob=1, std=level * (planes.high - planes.low), sample_std=False)
     noise.set_random_state(state=planes.rng)
-    return _each_plane(noise, planes.values)
+    return torch.cat([plain(noise(plane[None])) for plane in planes.values])
 
 
 def bias_field(planes: Planes, level: float) -> Tensor:
     """Shading by the exponential of a polynomial with coefficients from −level to level."""
     field = RandBiasField(degree=BIAS_DEGREE, coeff_range=(-level, level), prob=1)
     field.set_random_state(state=planes.rng)
-    return _tensor(field(planes.values[None]))[0]
+    return plain(field(planes.values[None]))[0]
 
 
 def gibbs_ringing(planes: Planes, level: float) -> Tensor:
     """Ringing of slices whose k-space ends at ``1 − level`` of its diagonal."""
-    return _tensor(GibbsNoise(level)(planes.values)).abs()
+    return plain(GibbsNoise(level)(planes.values)).abs()
 
 
 def motion(planes: Planes, level: float) -> Tensor:
@@ -106,7 +97,7 @@ def motion(planes: Planes, level: float) -> Tensor:
     phase = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns).to(torch.complex64)
     spectrum = torch.as_tensor(Fourier.shift_fourier(planes.values, 2)) * phase
     # MONAI's inverse takes the real part; a scanner shows the magnitude
-    return _tensor(torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs())
+    return plain(torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs())
 
 
 def blur(planes: Planes, level: float) -> Tensor:
@@ -115,14 +106,14 @@ def blur(planes: Planes, level: float) -> Tensor:
     width = level * max(n * zoom for n, zoom in zip(size, planes.zooms, strict=True))  # mm
     smooth = GaussianSmooth([width / zoom for zoom in planes.zooms])
     # MONAI pads with zeros, which would darken the border
-    return _tensor(smooth(planes.values)) / _tensor(smooth(torch.ones(1, *size)))
+    return plain(smooth(planes.values)) / plain(smooth(torch.ones(1, *size)))
 
 
 def contrast(planes: Planes, level: float) -> Tensor:
     """Gamma curve between the ends of the robust range; ``level`` or its inverse, by chance."""
     gamma = level if planes.rng.uniform() < 0.5 else 1 / level
     core = planes.values.clamp(planes.low, planes.high)
-    return _tensor(AdjustContrast(gamma)(core)) + (planes.values - core)
+    return plain(AdjustContrast(gamma)(core)) + (planes.values - core)
 
 
 def resolution(planes: Planes, level: float) -> Tensor:
@@ -137,43 +128,20 @@ def thick_slices(planes: Planes, level: float) -> Tensor:
 
 def hounsfield_shift(planes: Planes, level: float) -> Tensor:
     """``level`` Hounsfield units more or less, by chance."""
-    return _tensor(ShiftIntensity(level * planes.hounsfield * _sign(planes.rng))(planes.values))
+    return plain(ShiftIntensity(level * planes.hounsfield * _sign(planes.rng))(planes.values))
 
 
 def rotation(planes: Planes, level: float) -> Tensor:
-    """Turn in the slice by ``level`` degrees to either side, by chance."""
-    return turn(planes.values, level * _sign(planes.rng), planes.zooms, mode="bilinear")
+    """Turn about the centre by ``level`` degrees to either side, by chance.
 
-
-def rotation_of_mask(planes: Planes, level: float) -> Tensor:
-    """The same turn of a mask, which stays 0 and 1."""
-    return turn(planes.values, level * _sign(planes.rng), planes.zooms, mode="nearest")
-
-
-def turn(values: Tensor, degrees: float, zooms: tuple[float, float], *, mode: str) -> Tensor:
-    """Turn planes (n, X, Y) about their centre, in mm, so that nothing shears.
-
-    What comes into view repeats the border.
-
-    Parameters
-    ----------
-    degrees : float
-        From X to Y.
-    zooms : (float, float)
-        Pixel size in mm.
-    mode : {"bilinear", "nearest"}
+    In mm, so that nothing shears. What comes into view repeats the border.
     """
-    angle = np.deg2rad(degrees)
+    angle = np.deg2rad(level * _sign(planes.rng))  # from X to Y
     back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     matrix = np.eye(3)
-    matrix[:2, :2] = np.diag(1 / np.array(zooms)) @ back @ np.diag(zooms)
-    affine = Affine(affine=matrix, mode=mode, padding_mode="border", image_only=True)
-    return _tensor(affine(values))
-
-
-def _each_plane(transform: Callable[[Tensor], Any], values: Tensor) -> Tensor:
-    """Plane by plane: MONAI draws noise in float64, which would be several volumes at once."""
-    return torch.cat([_tensor(transform(plane[None])) for plane in values])
+    matrix[:2, :2] = np.diag(1 / np.array(planes.zooms)) @ back @ np.diag(planes.zooms)
+    turn = Affine(affine=matrix, mode=planes.mode, padding_mode="border", image_only=True)
+    return plain(turn(planes.values))
 
 
 def _coarser(values: Tensor, factors: list[float]) -> Tensor:
@@ -183,7 +151,7 @@ def _coarser(values: Tensor, factors: list[float]) -> Tensor:
         if factor > 1:
             means = _means(values.shape[axis], factor)  # (m, n)
             small = torch.tensordot(means, small, dims=([1], [axis])).movedim(0, axis)
-    return _tensor(Resize(list(values.shape), mode="trilinear")(small[None]))[0]
+    return plain(Resize(list(values.shape), mode="trilinear")(small[None]))[0]
 
 
 def _means(n: int, factor: float) -> Tensor:
@@ -201,9 +169,3 @@ def _means(n: int, factor: float) -> Tensor:
 
 def _sign(rng: np.random.RandomState) -> float:
     return 1.0 if rng.uniform() < 0.5 else -1.0
-
-
-def _tensor(values: Any) -> Tensor:
-    """Without the metadata and the trace that MONAI's transforms add."""
-    tensor: Tensor = values.as_tensor() if isinstance(values, MetaTensor) else values
-    return tensor
