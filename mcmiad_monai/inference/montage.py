@@ -181,7 +181,12 @@ def _draw_row(line: NDArray[Any], row: MontageRow, scale: float) -> None:
         cell.spines[:].set_visible(False)
         cell.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect=down / across)
     relative = _slice(row.heatmap, row) / row.threshold
-    heat = {"cmap": COLOUR_MAP, "vmin": 0, "vmax": scale, "alpha": opacity(relative)}
+    heat: dict[str, Any] = {
+        "cmap": COLOUR_MAP,
+        "vmin": 0,
+        "vmax": scale,
+        "alpha": opacity(relative),
+    }
     line[1].imshow(relative, **heat, aspect=down / across)
     _outline(line[1], relative, 1.0, TEXT, 0.7)
     if len(line) == 3:

@@ -65,19 +65,19 @@ def _noise(kind: Any, planes: Planes, level: float) -> Tensor:
     """Plane by plane: MONAI draws noise in float64, which would be several volumes at once."""
     noise = kind(prob=1, std=level * (planes.high - planes.low), sample_std=False)
     noise.set_random_state(state=planes.rng)
-    return torch.cat([plain(noise(plane[None])) for plane in planes.values])
+    return torch.cat([_tensor(noise(plane[None])) for plane in planes.values])
 
 
 def bias_field(planes: Planes, level: float) -> Tensor:
     """Shading by the exponential of a polynomial with coefficients from −level to level."""
     field = RandBiasField(degree=BIAS_DEGREE, coeff_range=(-level, level), prob=1)
     field.set_random_state(state=planes.rng)
-    return plain(field(planes.values[None]))[0]
+    return _tensor(field(planes.values[None]))[0]
 
 
 def gibbs_ringing(planes: Planes, level: float) -> Tensor:
     """Ringing of slices whose k-space ends at ``1 − level`` of its diagonal."""
-    return plain(GibbsNoise(level)(planes.values)).abs()
+    return _tensor(GibbsNoise(level)(planes.values)).abs()
 
 
 def motion(planes: Planes, level: float) -> Tensor:
@@ -97,7 +97,7 @@ def motion(planes: Planes, level: float) -> Tensor:
     phase = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns).to(torch.complex64)
     spectrum = torch.as_tensor(Fourier.shift_fourier(planes.values, 2)) * phase
     # MONAI's inverse takes the real part; a scanner shows the magnitude
-    return plain(torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs())
+    return _tensor(torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs())
 
 
 def blur(planes: Planes, level: float) -> Tensor:
@@ -106,14 +106,14 @@ def blur(planes: Planes, level: float) -> Tensor:
     width = level * max(n * zoom for n, zoom in zip(size, planes.zooms, strict=True))  # mm
     smooth = GaussianSmooth([width / zoom for zoom in planes.zooms])
     # MONAI pads with zeros, which would darken the border
-    return plain(smooth(planes.values)) / plain(smooth(torch.ones(1, *size)))
+    return _tensor(smooth(planes.values)) / _tensor(smooth(torch.ones(1, *size)))
 
 
 def contrast(planes: Planes, level: float) -> Tensor:
     """Gamma curve between the ends of the robust range; ``level`` or its inverse, by chance."""
     gamma = level if planes.rng.uniform() < 0.5 else 1 / level
     core = planes.values.clamp(planes.low, planes.high)
-    return plain(AdjustContrast(gamma)(core)) + (planes.values - core)
+    return _tensor(AdjustContrast(gamma)(core)) + (planes.values - core)
 
 
 def resolution(planes: Planes, level: float) -> Tensor:
@@ -128,7 +128,7 @@ def thick_slices(planes: Planes, level: float) -> Tensor:
 
 def hounsfield_shift(planes: Planes, level: float) -> Tensor:
     """``level`` Hounsfield units more or less, by chance."""
-    return plain(ShiftIntensity(level * planes.hounsfield * _sign(planes.rng))(planes.values))
+    return _tensor(ShiftIntensity(level * planes.hounsfield * _sign(planes.rng))(planes.values))
 
 
 def rotation(planes: Planes, level: float) -> Tensor:
@@ -141,7 +141,7 @@ def rotation(planes: Planes, level: float) -> Tensor:
     matrix = np.eye(3)
     matrix[:2, :2] = np.diag(1 / np.array(planes.zooms)) @ back @ np.diag(planes.zooms)
     turn = Affine(affine=matrix, mode=planes.mode, padding_mode="border", image_only=True)
-    return plain(turn(planes.values))
+    return _tensor(turn(planes.values))
 
 
 def _coarser(values: Tensor, factors: list[float]) -> Tensor:
@@ -151,7 +151,7 @@ def _coarser(values: Tensor, factors: list[float]) -> Tensor:
         if factor > 1:
             means = _means(values.shape[axis], factor)  # (m, n)
             small = torch.tensordot(means, small, dims=([1], [axis])).movedim(0, axis)
-    return plain(Resize(list(values.shape), mode="trilinear")(small[None]))[0]
+    return _tensor(Resize(list(values.shape), mode="trilinear")(small[None]))[0]
 
 
 def _means(n: int, factor: float) -> Tensor:
@@ -169,3 +169,8 @@ def _means(n: int, factor: float) -> Tensor:
 
 def _sign(rng: np.random.RandomState) -> float:
     return 1.0 if rng.uniform() < 0.5 else -1.0
+
+
+def _tensor(values: Any) -> Tensor:
+    """Without the metadata and the trace that MONAI's transforms add."""
+    return plain(values)

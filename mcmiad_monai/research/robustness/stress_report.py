@@ -126,7 +126,12 @@ def _panel(cell: Axes, rows: Sequence[Row], key: str, title: str) -> dict[str, L
     for name, colour, marker in zip(names, cycle(COLOURS), cycle(MARKERS), strict=False):
         own = [clean, *(row for row in others if row["corruption"] == name)]
         values = [float("nan") if row[key] is None else row[key] for row in own]
-        style = {"color": colour, "marker": marker, "linewidth": 1.6, "markersize": 5}
+        style: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "linewidth": 1.6,
+            "markersize": 5,
+        }
         (lines[name],) = cell.plot([row["severity"] for row in own], values, **style)
     cell.set_title(title, fontsize=11)
     cell.grid(color="#e6e6e6", linewidth=0.6)
