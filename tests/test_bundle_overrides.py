@@ -65,35 +65,33 @@ def test_options_are_read_as_fire_reads_them(
     assert command_line_options(arguments) == expected
 
 
-def test_overrides_are_unknown_by_their_first_part(config: Path) -> None:
-    check_overrides(["batch_size", "train#trainer#max_epochs", "train::lr"], [config])
-    with pytest.raises(BundleError, match=r"--epochs::x .*; --lr; --trian#lr \(did"):
-        check_overrides(["trian#lr", "epochs::x", "lr"], [config])
+def test_known_overrides_and_options_of_the_runner_are_taken(config: Path, tmp_path: Path) -> None:
+    runner = ["config_file", "meta_file", "logging_file", "run_id", "args_file", "tracking"]
+    check_overrides([*runner, "batch_size", "train#trainer#max_epochs", "train::lr"], [config])
+    other = tmp_path / "evaluate.json"
+    other.write_text(json.dumps({"evaluate": {}}))
+    check_overrides(["evaluate", "batch_size"], [config, other])
 
 
-def test_options_of_the_runner_are_no_overrides(config: Path) -> None:
-    options = ["config_file", "meta_file", "logging_file", "run_id", "args_file", "tracking"]
-    check_overrides(options, [config])
-
-
-def test_unknown_override_is_refused_with_its_close_match(config: Path) -> None:
-    with pytest.raises(BundleError) as caught:
-        check_overrides(["batchsize", "max_epochs", "zzz"], [config])
-    message = str(caught.value)
-    assert "--batchsize (did you mean --batch_size?)" in message
-    assert "--zzz." in message  # nothing is close
-    assert "max_epochs?" not in message
-    assert "The configuration has: batch_size, max_epochs, output_dir, train." in message
-
-
-def test_close_match_of_a_nested_override_is_that_of_its_first_part(config: Path) -> None:
-    with pytest.raises(BundleError, match=r"--trian#optimizer#lr \(did you mean --train\?\)"):
-        check_overrides(["trian#optimizer#lr"], [config])
-
-
-def test_close_match_of_a_nested_override_with_colons(config: Path) -> None:
-    with pytest.raises(BundleError, match=r"--trian::optimizer::lr \(did you mean --train\?\)"):
-        check_overrides(["trian::optimizer::lr"], [config])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["batchsize", "zzz"], r"--batchsize \(did you mean --batch_size\?\); --zzz\. "),
+        (
+            ["zzz", "max_epochs"],
+            r"--zzz\. .*has: batch_size, max_epochs, output_dir, train.",
+        ),
+        (["trian#lr", "epochs::x", "lr"], r"--epochs::x .*; --lr; --trian#lr \(did"),
+        (["trian#optimizer#lr"], r"--trian#optimizer#lr \(did you mean --train\?\)"),
+        (["trian::optimizer::lr"], r"--trian::optimizer::lr \(did you mean --train\?\)"),
+        (["evaluate"], "--evaluate"),
+    ],
+)
+def test_unknown_overrides_are_refused_with_their_close_matches(
+    config: Path, given: list[str], told: str
+) -> None:
+    with pytest.raises(BundleError, match=told):
+        check_overrides(given, [config])
 
 
 def test_options_of_the_method_are_placed_and_hinted_at(tmp_path: Path) -> None:
@@ -109,14 +107,6 @@ def test_options_of_the_method_are_placed_and_hinted_at(tmp_path: Path) -> None:
         check_overrides(["standardise_features"], [path])
     path.write_text("batch_size: 4\n")  # which trains nothing
     assert place_method_options(given, config_keys([path])) == given
-
-
-def test_keys_of_every_configuration_are_known(config: Path, tmp_path: Path) -> None:
-    other = tmp_path / "evaluate.json"
-    other.write_text(json.dumps({"evaluate": {}}))
-    check_overrides(["evaluate", "batch_size"], [config, other])
-    with pytest.raises(BundleError, match="--evaluate"):
-        check_overrides(["evaluate"], [config])
 
 
 def argv(*options: str, program: str = PROGRAM) -> list[str]:
@@ -142,8 +132,9 @@ def test_overrides_in_an_arguments_file_are_checked_too(config: Path, tmp_path: 
     file.write_text(yaml.safe_dump({"config_file": str(config), "batchsize": 2}))
     with pytest.raises(BundleError, match=r"--batchsize \(did you mean --batch_size\?\)"):
         refuse_unknown_overrides(argv("--args_file", str(file)))
-    file.write_text(yaml.safe_dump({"config_file": [str(config)], "batch_size": 2}))
-    refuse_unknown_overrides(argv("--args_file", str(file)))
+    for value in (2, False):  # which is no text there
+        file.write_text(yaml.safe_dump({"config_file": [str(config)], "batch_size": value}))
+        refuse_unknown_overrides(argv("--args_file", str(file)))
 
 
 @pytest.mark.parametrize(
@@ -164,23 +155,14 @@ def test_pages_write_switches_as_the_command_line_takes_them() -> None:
     assert [(name, word) for name, word in given if WORDS.get(word.lower(), word) != word] == []
 
 
-def test_switch_of_an_arguments_file_is_no_text(config: Path, tmp_path: Path) -> None:
-    file = tmp_path / "args.yaml"
-    file.write_text(yaml.safe_dump({"config_file": [str(config)], "batch_size": False}))
-    refuse_unknown_overrides(argv("--args_file", str(file)))
-
-
-def test_other_programs_are_left_alone(config: Path) -> None:
+def test_other_programs_are_left_alone_and_that_of_the_process_is_the_default(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = ["--config_file", str(config), "--batchsize", "2"]
     refuse_unknown_overrides(argv(*wrong, program="/env/bin/pytest"))
     refuse_unknown_overrides([])
     refuse_unknown_overrides(argv("--batchsize", "2"))  # MONAI says itself that a file is missing
-
-
-def test_command_line_of_the_process_is_the_default(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", argv("--config_file", str(config), "--batchsize", "2"))
+    monkeypatch.setattr("sys.argv", argv(*wrong))
     with pytest.raises(BundleError, match="batchsize"):
         refuse_unknown_overrides()
 
@@ -278,11 +260,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_copy_is_a_whole_bundle(tmp_path: Path) -> None:
-    root = copy_bundle(NAME, tmp_path / "deep" / "mine")
-    assert root == tmp_path / "deep" / "mine"
     source = shipped_bundles()[NAME]
-    for name in ("configs/train.yaml", "configs/inference.yaml", "configs/metadata.json"):
-        assert (root / name).read_bytes() == (source / name).read_bytes()
+    for root in (tmp_path, tmp_path / "deep" / "mine"):  # an empty folder, and a new one
+        assert copy_bundle(NAME, root) == root
+        for name in ("configs/train.yaml", "configs/inference.yaml", "configs/metadata.json"):
+            assert (root / name).read_bytes() == (source / name).read_bytes()
     assert not list(root.rglob("__pycache__"))
     assert not list(root.rglob("*.pt"))
 
@@ -298,28 +280,6 @@ def test_second_copy_keeps_models_and_renews_configurations(tmp_path: Path) -> N
     assert copy_bundle(NAME, root) == root
     assert {name: (root / name).read_bytes() for name in kept} == kept
     assert (root / "configs" / "train.yaml").read_bytes() == original
-
-
-def test_empty_folder_may_become_a_bundle(tmp_path: Path) -> None:
-    assert (copy_bundle(NAME, tmp_path) / "configs" / "train.yaml").is_file()
-
-
-def test_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(BundleError, match="not empty and not a bundle"):
-        copy_bundle(NAME, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_unknown_bundle_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=rf"'brain' is not shipped.*{NAME}"):
-        copy_bundle("brain", tmp_path / "mine")
-    assert not (tmp_path / "mine").exists()
-
-
-def test_folder_without_configurations_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no bundle of this project: .*inference\.yaml"):
-        open_workflow(tmp_path, "inference")
 
 
 def test_python_overrides_are_checked_before_anything_is_built(tmp_path: Path) -> None:

@@ -83,8 +83,20 @@ def test_no_room_imports_the_face_of_the_package() -> None:
                 assert not face & {alias.name for alias in node.names}, file.name
 
 
+@pytest.mark.parametrize(
+    ("room", "others"),
+    [("transforms", {"modality"}), ("networks", {"modality", "files"}), ("metrics", set())],
+)
+def test_what_computes_knows_little_else(room: str, others: set[str]) -> None:
+    for file in modules():
+        if room_of(file) == room:
+            assert imported_rooms(file) <= {room, *others}, file.name
+
+
 def test_no_file_is_longer_than_a_room_should_be() -> None:
-    long = {f.name: n for f in modules() if (n := len(f.read_text("utf-8").splitlines())) > LINES}
+    root = Path(__file__).parents[1]
+    files = [*modules(), *(root / "tests").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
+    long = {f.name: n for f in files if (n := len(f.read_text("utf-8").splitlines())) > LINES}
     assert not long
 
 

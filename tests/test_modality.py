@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import nibabel as nib
@@ -64,8 +63,3 @@ def test_folder_names_of_bmad_belong_to_one_modality() -> None:
     folders = [name for modality in MODALITIES.values() for name in modality.bmad_folders]
     assert len(folders) == len(set(folders))
     assert {"Brain_AD", "Liver_AD", "Retina_RESC_AD", "Retina_OCT2017_AD"} <= set(folders)
-
-
-def test_modality_cannot_be_changed_by_accident() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        get_modality("brain_mri").axcodes = "RAS"  # type: ignore[misc]

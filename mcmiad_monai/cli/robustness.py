@@ -52,7 +52,8 @@ def add_commands(commands: Commands) -> None:
 
 def _stress(options: argparse.Namespace) -> None:
     from mcmiad_monai.data.cases.find import find_cases
-    from mcmiad_monai.research.robustness import require_complete, run_stress, subgroup_report
+    from mcmiad_monai.research.robustness.stress import require_complete, run_stress
+    from mcmiad_monai.research.robustness.subgroups import subgroup_report
 
     model = options.bundle / "models" / "model.pt" if options.bundle.is_dir() else options.bundle
     report = run_stress(
@@ -76,7 +77,7 @@ def _stress(options: argparse.Namespace) -> None:
 
 
 def _subgroups(options: argparse.Namespace) -> None:
-    from mcmiad_monai.research.robustness import subgroup_report
+    from mcmiad_monai.research.robustness.subgroups import subgroup_report
 
     report = subgroup_report(
         options.scores, options.attributes, out=options.out, threshold=options.threshold

@@ -43,7 +43,7 @@ def cache_key(
         "cases": [
             [
                 case["case"],
-                *(_stamp(case.get(key)) for key in ("image", "label", "organ")),
+                *(file_stamp(case.get(key)) for key in ("image", "label", "organ")),
                 case.get("anomalous"),
                 case.get("modality"),
                 patient_of(case),
@@ -54,7 +54,8 @@ def cache_key(
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
-def _stamp(path: str | None) -> list[Any]:
+def file_stamp(path: str | None) -> list[Any]:
+    """Path, size and time of a file; the path alone where there is none."""
     if path is None or not Path(path).exists():
         return [path]
     status = Path(path).stat()

@@ -31,40 +31,18 @@ CELL_INCHES = 2.5
 
 @dataclass(frozen=True)
 class MontageRow:
-    """One line of a montage: a slice of a case.
+    """One line of a montage: a slice of a case."""
 
-    Attributes
-    ----------
-    image, heatmap : (X, Y, Z) array
-        Study and its anomaly heatmap on the same grid, the heatmap in units of the network.
-    index : int
-        Slice along ``axis``.
-    title : str
-        Name of the case.
-    threshold : float
-        Heatmap value that calibration calls anomalous.
-    mask : (X, Y, Z) array, optional
-        True lesion, above 0.
-    score : float, optional
-        Score of the case or slice, printed under its name.
-    zooms : tuple of float
-        Voxel size in mm, for the aspect of the slice.
-    axis : int
-        Slice axis.
-    oriented : bool
-        Whether it is known which side is which; it is not for a picture.
-    """
-
-    image: NDArray[Any]
-    heatmap: NDArray[Any]
-    index: int
-    title: str
-    threshold: float
-    mask: NDArray[Any] | None = None
-    score: float | None = None
-    zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    axis: int = 2
-    oriented: bool = True
+    image: NDArray[Any]  # (X, Y, Z)
+    heatmap: NDArray[Any]  # (X, Y, Z), in units of the network
+    index: int  # slice along the axis
+    title: str  # name of the case
+    threshold: float  # heatmap value that calibration calls anomalous
+    mask: NDArray[Any] | None = None  # (X, Y, Z), true lesion, above 0
+    score: float | None = None  # of the case or slice, printed under its name
+    zooms: tuple[float, float, float] = (1.0, 1.0, 1.0)  # voxel size in mm
+    axis: int = 2  # slice axis
+    oriented: bool = True  # whether it is known which side is which; it is not for a picture
 
     def __post_init__(self) -> None:
         """Check that the arrays are one grid."""
@@ -92,8 +70,6 @@ def pick_slices(volume: NDArray[Any], count: int, *, axis: int = 2, gap: int = 2
         middle of the volume outwards.
     count : int
         How many; fewer come back if there are not so many slices.
-    axis : int
-        Slice axis.
     gap : int
         Least distance between two chosen slices, given up where it leaves too few.
 
@@ -101,11 +77,6 @@ def pick_slices(volume: NDArray[Any], count: int, *, axis: int = 2, gap: int = 2
     -------
     list of int
         Slice indices in rising order.
-
-    Raises
-    ------
-    ValueError
-        If the volume is not 3-D or the count is not positive.
     """
     if volume.ndim != 3 or count < 1:
         raise ValueError(
@@ -149,18 +120,11 @@ def montage(
         Heading.
     scale : float
         End of the colour bar in thresholds, above 1.
-    dpi : int
-        Resolution.
 
     Returns
     -------
     Path
         The file written.
-
-    Raises
-    ------
-    ValueError
-        If there are no rows or the scale does not reach beyond the threshold.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -213,17 +177,23 @@ def _draw_row(line: NDArray[Any], row: MontageRow, scale: float) -> None:
     across, down = _zooms(row)
     grey = _window(_slice(row.image, row), row.image)
     for cell in line:
-        cell.set_facecolor("black")
-        cell.set_xticks([])
-        cell.set_yticks([])
-        for spine in cell.spines.values():
-            spine.set_visible(False)
+        cell.set(facecolor="black", xticks=[], yticks=[])
+        cell.spines[:].set_visible(False)
         cell.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect=down / across)
-    _draw_heatmap(line[1], _slice(row.heatmap, row) / row.threshold, scale)
+    relative = _slice(row.heatmap, row) / row.threshold
+    heat: dict[str, Any] = {
+        "cmap": COLOUR_MAP,
+        "vmin": 0,
+        "vmax": scale,
+        "alpha": opacity(relative),
+    }
+    line[1].imshow(relative, **heat, aspect=down / across)
+    _outline(line[1], relative, 1.0, TEXT, 0.7)
     if len(line) == 3:
         _draw_truth(line[2], row)
-    if row.axis == 2 and row.oriented:
-        _letters(line[0])
+    if row.axis == 2 and row.oriented:  # the left of the picture is the patient's right
+        for x, y, side in ((0.04, 0.5, "R"), (0.96, 0.5, "L"), (0.5, 0.95, "A"), (0.5, 0.05, "P")):
+            _write(line[0], x, y, side, size=7)
     caption = row.title if row.image.shape[row.axis] == 1 else f"{row.title}\nslice {row.index}"
     if row.score is not None:
         caption += f"\nscore {row.score:.2f}"
@@ -252,29 +222,10 @@ def _window(plane: NDArray[Any], volume: NDArray[Any]) -> NDArray[np.float64]:
     return np.clip((plane - low) / max(float(high) - low, 1e-12), 0.0, 1.0)
 
 
-def _draw_heatmap(cell: Axes, relative: NDArray[Any], scale: float) -> None:
-    """Lay a heatmap, in units of its threshold, over the image in a cell."""
-    cell.imshow(
-        relative,
-        cmap=COLOUR_MAP,
-        vmin=0,
-        vmax=scale,
-        alpha=opacity(relative),
-        aspect=cell.get_aspect(),
-    )
-    _outline(cell, relative, 1.0, TEXT, 0.7)
-
-
 def _outline(cell: Axes, plane: NDArray[Any], level: float, colour: str, width: float) -> None:
     """Draw the line at which a slice crosses a level, if it does."""
     if plane.min() < level <= plane.max() and min(plane.shape) > 1:
         cell.contour(plane.astype(np.float64), [level], colors=[colour], linewidths=[width])
-
-
-def _letters(cell: Axes) -> None:
-    """Say which side is which: the left of the picture is the patient's right."""
-    for x, y, letter in ((0.04, 0.5, "R"), (0.96, 0.5, "L"), (0.5, 0.95, "A"), (0.5, 0.05, "P")):
-        _write(cell, x, y, letter, size=7)
 
 
 def _write(cell: Axes, x: float, y: float, text: str, *, size: float) -> None:

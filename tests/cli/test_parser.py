@@ -23,23 +23,27 @@ from mcmiad_monai.version import __version__
 COMMANDS = ["demo", "cases", "train", "evaluate", "infer", "info", "prompts"]
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the parser prints before it exits without an error."""
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        main(arguments)
     assert caught.value.code == 0
-    text = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_help_names_every_command_and_version_is_that_of_the_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = shown(capsys, "--help")
     assert all(re.search(rf"^    {name} +\w", text, re.MULTILINE) for name in COMMANDS)
+    assert shown(capsys, "--version") == f"mcmiad {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+    text = shown(capsys, command, "--help")
     assert text.startswith(f"usage: mcmiad {command}")
-    if command in ("train", "infer", "evaluate"):
-        assert "--set KEY=VALUE" in text
+    assert ("--set KEY=VALUE" in text) == (command in ("train", "infer", "evaluate"))
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -55,27 +59,74 @@ def test_help_does_not_wait_for_torch() -> None:
     assert done.stderr.strip() == ""
 
 
-def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out == f"mcmiad {__version__}\n"
-
-
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion_script_knows_commands_and_options(
     capsys: pytest.CaptureFixture[str], shell: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--print-completion", shell])
-    assert caught.value.code == 0
-    script = capsys.readouterr().out
+    script = shown(capsys, "--print-completion", shell)
     assert all(word in script for word in ("label-app", "infer", "verbose"))
 
 
-def test_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "COMMAND" in usage_error(capsys)
-    assert "invalid choice: 'trian'" in usage_error(capsys, "trian")
+INFER = ["infer", "x", "--bundle", "b", "--out", "o"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["cases", ".", "--split", "dev"], "invalid choice: 'dev'"),
+        ([*INFER, "--threads", "0"], "'0' is not a whole number from 1"),
+        ([*INFER, "--modality", "knee"], "liver_ct"),
+        ([*INFER, "--set", "max_epochs"], "'max_epochs' is not KEY=VALUE, e.g. max_epochs=50."),
+        ([*INFER, "--set", "=5"], "'=5' is not KEY=VALUE"),
+        ([*INFER, "--set", ""], "'' is not KEY=VALUE"),
+        ([*INFER, "--set", "a=[1"], "a=[1"),
+        (["train", "x", "--out", "o", "--resume", "--overwrite"], "not allowed with"),
+        (["reproduce", "--out", "x", "--seeds", "a,b"], "is not a list such as 0,1,2"),
+        (["reproduce", "--out", "x", "--own", "brain_mri"], "is not NAME=VALUE"),
+    ],
+)
+def test_what_the_parser_does_not_take_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in usage_error(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ("cases {tmp}/brain", ["does not exist", "brains/"]),
+        ("cases {cohort}/train --split val", ["no validation split"]),
+        (
+            "infer x --bundle b --out o --device gpu",
+            ["device 'gpu' is not known; choose cpu, cuda"],
+        ),
+        ("infer x --bundle b --out o --device cuda:99", ["device cuda:99 is not there"]),
+        ("infer {tmp} --bundle {tmp}/none --out {tmp}/o", ["has no trained model"]),
+        ("evaluate {tmp} --bundle {tmp}/none --out {tmp}/o", ["has no trained model"]),
+        ("infer x --bundle b --out o --set network#heads=2", ["network#heads: no such setting"]),
+        ("evaluate x --bundle b --out o --set seed=2", ["seed: no such setting. There are engine"]),
+        ("train {tmp} --bundle brain --out {tmp}/o", ["choose one of ['brain_mri_anomaly', "]),
+        ("train {tmp} --out {tmp}", ["not empty and not a bundle"]),
+        ("info --encoder tf_efficientnet_b44", ["the model 'tf_efficientnet_b44'", "b4'"]),
+        ("info --model {tmp}/m.pt", ["no packaged model"]),
+        ("export {tmp}/none.pt {tmp}/model.onnx", ["there is no packaged model"]),
+        ("prompts encode --encoder clip --out {tmp}/p", ["no text prior clip", "`mcmiad prompts"]),
+        ("label-app {tmp}/app --bundle {tmp}", ["bundle"]),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_writes_nothing(
+    tmp_path: Path,
+    cohort: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    messages: list[str],
+) -> None:
+    (tmp_path / "brains").mkdir()
+    message = refused(capsys, *arguments.format(tmp=tmp_path, cohort=cohort).split())
+    assert [part for part in messages if part not in message] == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "brains"]
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test", "all"])
@@ -90,24 +141,6 @@ def test_cases_lists_name_image_and_mask(
     assert len(lines) == {"train": 4, "val": 4, "test": 4, "all": 12}[split]
     if split == "train":
         assert {line[2] for line in lines} == {"-"}
-
-
-def test_source_that_does_not_exist_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "brains").mkdir()
-    message = refused(capsys, "cases", str(tmp_path / "brain"))
-    assert "does not exist" in message
-    assert "brains/" in message
-
-
-def test_missing_split_is_one_line(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, "cases", str(cohort / "train"), "--split", "val")
-    assert "no validation split" in message
-
-
-def test_unknown_split_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "invalid choice: 'dev'" in usage_error(capsys, "cases", ".", "--split", "dev")
 
 
 @pytest.mark.parametrize("place", [0, 3])
@@ -148,9 +181,7 @@ def test_failure_is_one_message_and_an_exit_code(
     monkeypatch.setattr("mcmiad_monai.data.cases.find.find_cases", fail)
     assert main(["cases", "x"]) == code
     assert capsys.readouterr() == ("", message)
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert re.search(rf"^  {code} +\w", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(rf"^  {code} +\w", shown(capsys, "--help"), re.MULTILINE)
 
 
 def test_messages_go_to_stderr_and_as_loud_as_asked(
@@ -169,43 +200,26 @@ def test_messages_go_to_stderr_and_as_loud_as_asked(
     monkeypatch.setattr("mcmiad_monai.data.cases.find.find_cases", talk)
     monkeypatch.setattr(logging.root, "handlers", [])  # those that a bundle's logging.conf adds
 
-    def shown(*options: str) -> list[str]:
+    def heard(*options: str) -> list[str]:
         assert main(["cases", "x", *options]) == 0
         printed = capsys.readouterr()
         assert printed.out == ""
         return printed.err.splitlines()
 
     usual = ["resumed", "warning: random weights", "error: study a failed"]
-    assert shown() == usual
-    assert shown("-q") == usual[2:]
+    assert heard() == usual
+    assert heard("-q") == usual[2:]
     with pytest.warns(UserWarning, match="_target_"):
-        verbose = shown("-v")
+        verbose = heard("-v")
     assert {"error ignite.engine: terminating", "info timm: loading"} <= set(verbose)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--device", "gpu"], "device 'gpu' is not known; choose cpu, cuda"),
-        (["--device", "cuda:99"], "device cuda:99 is not there"),
-    ],
-)
-def test_device_that_is_not_there_is_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert message in refused(capsys, "infer", "x", "--bundle", "b", "--out", "o", *arguments)
-
-
 @pytest.mark.usefixtures("opened")
-def test_threads_are_set_and_are_a_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_threads_are_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", threads.append)
-    train = ["train", "x", "--out", str(tmp_path / "o"), "--threads"]
-    assert main([*train, "3"]) == 0
+    assert main(["train", "x", "--out", str(tmp_path / "o"), "--threads", "3"]) == 0
     assert threads == [3]
-    assert "'0' is not a whole number from 1" in usage_error(capsys, *train, "0")
 
 
 def test_cases_explain_what_was_not_read(
@@ -242,20 +256,6 @@ def test_info_counts_parameters_that_add_up(capsys: pytest.CaptureFixture[str]) 
     assert all(n > 0 for n in encoder[2:] + head)
 
 
-def test_unknown_encoder_is_one_line_with_similar_names(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    message = refused(capsys, "info", "--encoder", "tf_efficientnet_b44")
-    assert "does not know the model 'tf_efficientnet_b44'" in message
-    assert "'tf_efficientnet_b4'" in message
-
-
-def test_model_that_is_missing_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "no packaged model" in refused(capsys, "info", "--model", str(tmp_path / "m.pt"))
-
-
 def test_prompts_are_shown_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prompts", "show"]) == 0
     assert tuple(capsys.readouterr().out.splitlines()) == normal_prompts()
@@ -274,39 +274,3 @@ def test_encoded_prompts_are_a_prior_that_loads(
     assert prior.prompts == normal_prompts()
     assert prior.provenance == encode_hashing(normal_prompts()).provenance
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_unknown_text_encoder_is_one_line_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = refused(
-        capsys, "prompts", "encode", "--encoder", "clip", "--out", str(tmp_path / "p")
-    )
-    assert "no text prior clip" in message
-    assert not list(tmp_path.iterdir())
-
-
-def test_message_about_a_missing_prior_names_a_command_that_exists(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    message = refused(capsys, "prompts", "encode", "--encoder", "clip")
-    assert re.findall(r"`mcmiad ([\w-]+)", message)[0] in COMMANDS
-
-
-@pytest.mark.parametrize("command", ["infer", "evaluate"])
-def test_folder_that_is_no_bundle_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    bundle, out = str(tmp_path / "none"), str(tmp_path / "out")
-    message = refused(capsys, command, str(tmp_path), "--bundle", bundle, "--out", out)
-    assert "has no trained model" in message
-
-
-@pytest.mark.parametrize("command", ["infer", "evaluate"])
-def test_unknown_setting_is_one_line_with_those_there_are(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    options = ["--bundle", "b", "--out", "o", "--set", "network#heads=2", "--set", "batch_size=2"]
-    message = refused(capsys, command, "x", *options)
-    assert "network#heads: no such setting. There are engine, " in message
-    assert "python -m monai.bundle run" in message

@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from mcmiad_monai.bundle import open_workflow
+from mcmiad_monai.errors import unwrap
 from mcmiad_monai.inference.cohort import CohortIncomplete
 
 
@@ -28,6 +29,14 @@ def shared_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path
             make(making)
             making.rename(target)
     return target
+
+
+def why_refused(root: Path, workflow: str, options: Mapping[str, Any], part: str = "") -> str:
+    """Run a workflow that MONAI's configuration must refuse, or build a part of it; the reason."""
+    opened = open_workflow(root, workflow, options)
+    with pytest.raises(RuntimeError) as caught:
+        opened.parser.get_parsed_content(part) if part else opened.run()
+    return str(unwrap(caught.value))
 
 
 def why_failed(root: Path, options: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -74,22 +73,21 @@ def test_shares_of_all_processes_together_are_the_batch_of_one(
         assert {len(part) for part in parts} == {8 // world_size}
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_batch_that_cannot_be_shared_evenly_is_filled_with_its_own_first(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
     dataset = kept({"brain_mri": 23})
     alone = epoch(dataset, 8)
     assert [len(batch) for batch in alone] == [8, 8, 7]
-    shares = epochs_of(monkeypatch, dataset, 8, 2)
-    for own in shares:
-        assert [len(part) for part in own] == [4, 4, 4]
-    last = Counter(shares[0][2] + shares[1][2])
-    assert last == Counter(alone[2] + alone[2][:1])
-    for step, parts in enumerate(zip(*epochs_of(monkeypatch, dataset, 8, 3), strict=True)):
-        missing = -len(alone[step]) % 3
-        assert {len(part) for part in parts} == {3}
-        together = Counter(i for part in parts for i in part)
-        assert together == Counter(alone[step] + alone[step][:missing])
+    shares = epochs_of(monkeypatch, dataset, 8, world_size)
+    for batch, parts in zip(alone, zip(*shares, strict=True), strict=True):
+        missing = -len(batch) % world_size
+        assert {len(part) for part in parts} == {(len(batch) + missing) // world_size}
+        assert Counter(i for part in parts for i in part) == Counter(batch + batch[:missing])
+    loader = training_loader(dataset, batch_size=8)  # of the last process
+    assert len(loader) == 3
+    assert [len(batch["label"]) for batch in loader] == [len(part) for part in shares[-1]]
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
@@ -188,7 +186,6 @@ def test_batch_smaller_than_the_processes_is_refused(
 def test_loader_gives_features_and_labels_in_that_order() -> None:
     dataset = kept({"brain_mri": 7}, anomalous=(2, 5))
     loader = training_loader(dataset, batch_size=3)
-    assert len(loader) == 3
     # the loader itself takes a number of the generator before its sampler does
     torch.manual_seed(3)
     torch.empty((), dtype=torch.int64).random_()
@@ -199,30 +196,6 @@ def test_loader_gives_features_and_labels_in_that_order() -> None:
     for rows, batch in zip(expected, batches, strict=True):
         assert torch.equal(batch["image"], dataset.batch(rows))
         assert batch["label"].tolist() == [int(row in (2, 5)) for row in rows]
-
-
-def test_loader_of_a_process_has_as_many_steps_as_that_of_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    dataset = kept({"brain_mri": 23})
-    pretend(monkeypatch, 1, 2)
-    loader = training_loader(dataset, batch_size=8)
-    assert len(loader) == 3
-    assert [len(batch["label"]) for batch in loader] == [4, 4, 4]
-
-
-def test_weights_draw_every_modality_alike() -> None:
-    dataset = kept({"brain_mri": 5, "liver_ct": 2, "retina_oct": 1})
-    weights: Any = dataset.weights()
-    kinds = np.array([r.modality for r in dataset.records])
-    sums = {kind: float(weights[kinds == kind].sum()) for kind in set(kinds)}
-    assert len(set(sums.values())) == 1
-    np.testing.assert_allclose(weights / weights.sum(), [1 / 15] * 5 + [1 / 6] * 2 + [1 / 3])
-
-
-def test_slices_of_one_modality_need_no_weights() -> None:
-    assert kept({"brain_mri": 5}).weights() is None
-    assert kept({"": 5}).weights() is None
 
 
 def balanced(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -250,23 +223,20 @@ def test_statistics_weigh_every_modality_alike(counts: dict[str, int], chunk: in
         assert abs(mean[0] - values[:, 0].mean()) > 5
 
 
-def test_statistics_are_those_of_normal_slices_of_each_modality() -> None:
+@pytest.mark.parametrize("anomalous", [(1, 2, 9), (6, 7, 8, 9)], ids=["some", "all of CT"])
+def test_statistics_are_those_of_normal_slices_of_each_modality(anomalous: Sequence[int]) -> None:
     values = features_of({"brain_mri": 6, "liver_ct": 4}).astype(np.float64)
-    values[[1, 2, 9]] = 500
+    values[list(anomalous)] = 500
     kinds = ["brain_mri"] * 6 + ["liver_ct"] * 4
-    dataset = kept_features(values, modalities=kinds, anomalous=(1, 2, 9))
-    mean, std = balanced({"brain_mri": values[[0, 3, 4, 5]], "liver_ct": values[[6, 7, 8]]})
-    found_mean, found_std = dataset.statistics()
-    np.testing.assert_allclose(found_mean, mean, rtol=1e-5)
-    np.testing.assert_allclose(found_std, std, rtol=1e-5)
-
-
-def test_modality_without_a_normal_slice_has_no_weight_in_the_statistics() -> None:
-    dataset = kept({"brain_mri": 6, "liver_ct": 2}, anomalous=(6, 7))
-    mean, std = balanced({"brain_mri": dataset.batch(range(6)).double().numpy()})
-    found_mean, found_std = dataset.statistics()
-    np.testing.assert_allclose(found_mean, mean, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found_std, std, rtol=1e-4)
+    normal = {
+        kind: values[[i for i in range(10) if kinds[i] == kind and i not in anomalous]]
+        for kind in set(kinds)
+    }
+    # a modality without a normal slice has no weight
+    expected = balanced({kind: own for kind, own in normal.items() if len(own)})
+    found = kept_features(values, modalities=kinds, anomalous=anomalous).statistics()
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
 
 
 def test_channel_that_never_changes_has_a_unit_deviation() -> None:

@@ -63,9 +63,11 @@ def stored(calibration: Calibration | UnifiedCalibration) -> dict[str, Any]:
     return content
 
 
-def test_each_modality_has_its_own_thresholds() -> None:
-    assert calibration_for(stored(UNIFIED), "brain_mri") == BRAIN
-    assert calibration_for(stored(UNIFIED), "liver_ct") == LIVER
+def test_each_modality_has_its_own_thresholds_and_unit() -> None:
+    assert UNIFIED.pixel_threshold == 2.0  # the network's own unit is the largest
+    for name, own, unit in (("brain_mri", BRAIN, 0.25), ("liver_ct", LIVER, 1.0)):
+        assert calibration_for(stored(UNIFIED), name) == own
+        assert heat_unit(stored(UNIFIED), name) == pytest.approx(unit)
 
 
 @pytest.mark.parametrize("modality", ["retina_oct", None, ""])
@@ -84,14 +86,6 @@ def test_model_of_one_modality_is_calibrated_in_itself(modality: Any) -> None:
 def test_model_without_calibration_has_neither_thresholds_nor_a_unit() -> None:
     assert calibration_for({}, "brain_mri") is None
     assert heat_unit({}, None) == 1.0
-
-
-def test_unit_of_the_network_is_the_largest_and_each_heatmap_is_brought_to_its_own() -> None:
-    assert UNIFIED.pixel_threshold == 2.0
-    assert heat_unit(stored(UNIFIED), "brain_mri") == pytest.approx(0.25)
-    assert heat_unit(stored(UNIFIED), "liver_ct") == 1.0
-    raw = 0.5  # the brain's threshold
-    assert raw / UNIFIED.pixel_threshold / heat_unit(stored(UNIFIED), "brain_mri") == 1.0
 
 
 def test_summary_has_a_line_for_each_modality() -> None:
@@ -214,20 +208,15 @@ def test_slice_and_volume_thresholds_are_in_the_unit_of_their_modality(
 def test_modalities_do_not_touch_each_other(detector: MCMIADDetector, both: FeatureDataset) -> None:
     together = calibrate_each(detector, both, ["brain_mri", "liver_ct"], unified=True, **OPTIONS)
     assert isinstance(together, UnifiedCalibration)
+    liver = calibrate(detector, both, modality="liver_ct", **OPTIONS)
+    assert liver == together.modalities["liver_ct"]
     alone = kept(("brain_mri", 1.0, 61))
-    assert calibrate(detector, alone, **OPTIONS) == together.modalities["brain_mri"]
-    assert (
-        calibrate(detector, both, modality="liver_ct", **OPTIONS)
-        == (together.modalities["liver_ct"])
-    )
-
-
-def test_one_modality_is_calibrated_as_ever(detector: MCMIADDetector) -> None:
-    alone = kept(("brain_mri", 1.0, 61))
-    found = calibrate_each(detector, alone, ["brain_mri"], unified=False, **OPTIONS)
-    assert isinstance(found, Calibration)
-    assert found == calibrate(detector, alone, **OPTIONS)
-    assert float(detector.heat_scale) == pytest.approx(found.pixel_threshold)
+    expected = calibrate(detector, alone, **OPTIONS)
+    assert expected == together.modalities["brain_mri"]
+    for dataset in (alone, both):  # a modality that was not trained has no part
+        found = calibrate_each(detector, dataset, ["brain_mri"], unified=False, **OPTIONS)
+        assert found == expected
+        assert float(detector.heat_scale) == pytest.approx(found.pixel_threshold)
 
 
 def test_unified_model_of_one_modality_has_no_thresholds_for_others(
@@ -238,14 +227,6 @@ def test_unified_model_of_one_modality_has_no_thresholds_for_others(
     assert calibration_for(stored(found), "brain_mri") is not None
     with pytest.raises(ValueError, match="no thresholds for 'liver_ct'"):
         calibration_for(stored(found), "liver_ct")
-
-
-def test_modality_that_was_not_trained_has_no_part_in_the_thresholds(
-    detector: MCMIADDetector, both: FeatureDataset
-) -> None:
-    expected = calibrate(detector, kept(("brain_mri", 1.0, 61)), **OPTIONS)
-    found = calibrate_each(detector, both, ["brain_mri"], unified=False, **OPTIONS)
-    assert calibration_for(stored(found), "brain_mri") == expected
 
 
 def packager(

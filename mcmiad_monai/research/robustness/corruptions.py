@@ -8,39 +8,22 @@ scale are changed alike. Shape and affine stay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
 from torch import Tensor
 
-from mcmiad_monai.modality import IntensityRecipe, Modality, get_modality
-from mcmiad_monai.research.robustness.effects import (
-    Effect,
-    Planes,
-    bias_field,
-    blur,
-    contrast,
-    gaussian_noise,
-    gibbs_ringing,
-    hounsfield_shift,
-    motion,
-    resolution,
-    rician_noise,
-    rotation,
-    rotation_of_mask,
-    thick_slices,
-)
+from mcmiad_monai.modality import IntensityRecipe, Modality
+from mcmiad_monai.research.robustness import effects
+from mcmiad_monai.research.robustness.effects import Effect, Planes
 from mcmiad_monai.transforms import VolumeError, normalizer
 from mcmiad_monai.transforms.foreground import subsample
 from mcmiad_monai.transforms.intensity import CT_WINDOW
 from mcmiad_monai.transforms.metadata import PICTURE, with_metadata_of
 
-#: Grades of a corruption; 0 is the study as it is.
+#: Grades of a corruption.
 SEVERITIES = (1, 2, 3, 4, 5)
 #: Ends of the robust range, in percent of the foreground.
 ROBUST_PERCENTILES = (1.0, 99.0)
@@ -50,108 +33,47 @@ MASKED_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of corruption.
-
-    Attributes
-    ----------
-    name : str
-        For options and files, e.g. ``"bias_field"``.
-    levels : tuple of five floats
-        Strength at the severities 1 to 5.
-    unit : str
-        What the levels are.
-    recipes : tuple of str
-        Intensity recipes of the modalities in which it occurs.
-    effect : callable
-        Of :mod:`mcmiad_monai.research.robustness.effects`.
-    mask_effect : callable, optional
-        What happens to the lesion mask, where the corruption moves the anatomy.
-    min_slices : int
-        A study with fewer slices cannot show it.
-    """
+    """One kind of corruption."""
 
     name: str
-    levels: tuple[float, float, float, float, float]
-    unit: str
-    recipes: tuple[IntensityRecipe, ...]
+    levels: tuple[float, float, float, float, float]  # strength at the severities 1 to 5
+    unit: str  # of the levels
+    recipes: tuple[IntensityRecipe, ...]  # of the modalities in which it occurs
     effect: Effect
-    mask_effect: Effect | None = None
-    min_slices: int = 1
-
-    def level(self, severity: int) -> float:
-        """Strength at a severity from 1 to 5.
-
-        Raises
-        ------
-        ValueError
-            If the severity is another.
-        """
-        if severity not in SEVERITIES:
-            raise ValueError(
-                f"severity {severity!r} is not known; choose from {SEVERITIES}, or 0 for the "
-                "study as it is."
-            )
-        return self.levels[severity - 1]
+    moves: bool = False  # whether anatomy, and with it the lesion mask, moves
+    min_slices: int = 1  # a study with fewer cannot show it
 
 
 _NOISE, _COARSER = (0.02, 0.04, 0.07, 0.11, 0.16), (1.5, 2, 2.5, 3, 4)
 _OF_RANGE, _OF_FIELD = "standard deviation / robust range", "standard deviation / field of view"
 _BIAS, _CUT = "largest coefficient of the log field", "share of the k-space diagonal cut off"
+_GAMMA, _SLICE = "gamma or its inverse", "times the slice thickness"
+_MRI: tuple[IntensityRecipe, ...] = ("mri",)
 _EVERY: tuple[IntensityRecipe, ...] = ("mri", "ct", "oct")
 
 CORRUPTIONS: dict[str, Corruption] = {
     c.name: c
     for c in (
-        Corruption("rician_noise", _NOISE, _OF_RANGE, ("mri",), rician_noise),
-        Corruption("gaussian_noise", _NOISE, _OF_RANGE, ("ct", "oct"), gaussian_noise),
-        Corruption("bias_field", (0.1, 0.2, 0.3, 0.4, 0.5), _BIAS, ("mri",), bias_field),
-        Corruption("gibbs_ringing", (0.3, 0.45, 0.6, 0.7, 0.8), _CUT, ("mri",), gibbs_ringing),
-        Corruption("motion", (1, 2, 3, 5, 8), "mm", ("mri",), motion),
-        Corruption("blur", (0.003, 0.006, 0.01, 0.015, 0.025), _OF_FIELD, _EVERY, blur),
-        Corruption("contrast", (1.2, 1.4, 1.7, 2.1, 2.7), "gamma or its inverse", _EVERY, contrast),
-        Corruption("resolution", _COARSER, "times the pixel size", _EVERY, resolution),
+        Corruption("rician_noise", _NOISE, _OF_RANGE, _MRI, effects.rician_noise),
+        Corruption("gaussian_noise", _NOISE, _OF_RANGE, ("ct", "oct"), effects.gaussian_noise),
+        Corruption("bias_field", (0.1, 0.2, 0.3, 0.4, 0.5), _BIAS, _MRI, effects.bias_field),
+        Corruption("gibbs_ringing", (0.3, 0.45, 0.6, 0.7, 0.8), _CUT, _MRI, effects.gibbs_ringing),
+        Corruption("motion", (1, 2, 3, 5, 8), "mm", _MRI, effects.motion),
+        Corruption("blur", (0.003, 0.006, 0.01, 0.015, 0.025), _OF_FIELD, _EVERY, effects.blur),
+        Corruption("contrast", (1.2, 1.4, 1.7, 2.1, 2.7), _GAMMA, _EVERY, effects.contrast),
+        Corruption("resolution", _COARSER, "times the pixel size", _EVERY, effects.resolution),
         Corruption(
-            "thick_slices",
-            _COARSER,
-            "times the slice thickness",
-            ("mri", "ct"),
-            thick_slices,
-            min_slices=2,
+            "thick_slices", _COARSER, _SLICE, ("mri", "ct"), effects.thick_slices, min_slices=2
         ),
-        Corruption(
-            "rotation",
-            (2, 5, 10, 15, 20),
-            "degrees",
-            _EVERY,
-            rotation,
-            mask_effect=rotation_of_mask,
-        ),
-        Corruption("hu_shift", (10, 20, 40, 60, 100), "HU", ("ct",), hounsfield_shift),
+        Corruption("rotation", (2, 5, 10, 15, 20), "degrees", _EVERY, effects.rotation, moves=True),
+        Corruption("hu_shift", (10, 20, 40, 60, 100), "HU", ("ct",), effects.hounsfield_shift),
     )
 }
 
 
-def corruptions_for(modality: Modality | str) -> tuple[Corruption, ...]:
+def corruptions_for(modality: Modality) -> dict[str, Corruption]:
     """Corruptions that occur in a modality: motion in MRI, a shift of Hounsfield units in CT."""
-    kind = get_modality(modality) if isinstance(modality, str) else modality
-    return tuple(c for c in CORRUPTIONS.values() if kind.intensity in c.recipes)
-
-
-def get_corruption(name: str, modality: Modality | str) -> Corruption:
-    """Look a corruption of a modality up by name.
-
-    Raises
-    ------
-    ValueError
-        If there is none of this name in the modality; the message lists those there are.
-    """
-    known = {c.name: c for c in corruptions_for(modality)}
-    if name not in known:
-        title = modality if isinstance(modality, str) else modality.name
-        raise ValueError(
-            f"corruption {name!r} is not one of {title}; choose from {', '.join(known)}."
-        )
-    return known[name]
+    return {name: c for name, c in CORRUPTIONS.items() if modality.intensity in c.recipes}
 
 
 class StudyCorruptor:
@@ -161,14 +83,11 @@ class StudyCorruptor:
     ----------
     volume : MetaTensor (1, X, Y, Z)
         In canonical orientation and in the units of the file.
-    modality : Modality or str
+    modality : Modality
         Decides the slice axis and what the foreground is.
     case : str
         Random numbers follow from it, from the corruption and from the seed, never from the order
         in which studies are done.
-    mask : MetaTensor (1, X, Y, Z), optional
-        Lesion, which turns with the image.
-    seed : int
 
     Raises
     ------
@@ -176,17 +95,8 @@ class StudyCorruptor:
         If no foreground is found.
     """
 
-    def __init__(
-        self,
-        volume: MetaTensor,
-        *,
-        modality: Modality | str,
-        case: str,
-        mask: MetaTensor | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.kind = get_modality(modality) if isinstance(modality, str) else modality
-        self.volume, self.mask, self.case, self.seed = volume, mask, case, seed
+    def __init__(self, volume: MetaTensor, *, modality: Modality, case: str, seed: int = 0) -> None:
+        self.volume, self.modality, self.case, self.seed = volume, modality, case, seed
         values = _values(volume)
         self._grey = _white(volume) if volume.meta.get(PICTURE, False) else None
         inside = self._foreground(values)
@@ -197,41 +107,28 @@ class StudyCorruptor:
 
     def applies(self, corruption: Corruption) -> bool:
         """Whether the study has slices enough to show a corruption."""
-        return int(self.volume.shape[1 + self.kind.slice_axis]) >= corruption.min_slices
+        return int(self.volume.shape[1 + self.modality.slice_axis]) >= corruption.min_slices
 
-    def __call__(
-        self, corruption: Corruption, severity: int
-    ) -> tuple[MetaTensor, MetaTensor | None]:
-        """Image and mask under a corruption; severity 0 gives the study itself.
-
-        Raises
-        ------
-        ValueError
-            If the severity is not 0 to 5.
-        """
-        mask = None if self.mask is None else self.moved(self.mask, corruption, severity)
-        if severity == 0:
-            return self.volume, mask
-        values = self._apply(corruption.effect, self.volume, corruption, corruption.level(severity))
-        if corruption.mask_effect is None and self._background is not None:
+    def __call__(self, corruption: Corruption, severity: int) -> MetaTensor:
+        """Image under a corruption of severity 1 to 5."""
+        values = self._apply(self.volume, self._zero, corruption, severity, "bilinear")
+        if not corruption.moves and self._background is not None:
             values = torch.where(self._background, _values(self.volume), values)
         values = values.clamp(0, self._grey) if self._grey else values  # a picture's greys
-        return with_metadata_of(values[None].to(self.volume.device), self.volume), mask
+        return with_metadata_of(values[None].to(self.volume.device), self.volume)
 
     def moved(self, mask: MetaTensor, corruption: Corruption, severity: int) -> MetaTensor:
         """A mask (1, X, Y, Z) of the study, turned with the image if the corruption moves it."""
-        if severity == 0 or corruption.mask_effect is None:
+        if not corruption.moves:
             return mask
-        level = corruption.level(severity)
-        moved = self._apply(corruption.mask_effect, mask, corruption, level)
-        return with_metadata_of(moved[None].to(mask.device), mask)
+        values = self._apply(mask, 0.0, corruption, severity, "nearest")
+        return with_metadata_of(values[None].to(mask.device), mask)
 
     def _apply(
-        self, effect: Effect, volume: MetaTensor, corruption: Corruption, level: float
+        self, volume: MetaTensor, zero: float, corruption: Corruption, severity: int, mode: str
     ) -> Tensor:
-        """Effect on the image, or on the mask, plane by plane: (X, Y, Z)."""
-        axis = self.kind.slice_axis
-        zero = self._zero if volume is self.volume else 0.0
+        """Effect on the image, or on a mask, plane by plane: (X, Y, Z)."""
+        axis = self.modality.slice_axis
         sizes = np.linalg.norm(self.volume.affine.cpu().numpy()[:3, :3], axis=0)
         x, y = (float(size) for a, size in enumerate(sizes) if a != axis)
         planes = Planes(
@@ -240,74 +137,22 @@ class StudyCorruptor:
             high=self._range[1] - zero,
             zooms=(x, y),
             hounsfield=self._grey / (CT_WINDOW[1] - CT_WINDOW[0]) if self._grey else 1.0,
+            mode=mode,
             rng=random_state(self.seed, corruption.name, self.case),
         )
-        out = effect(planes, level).float() + zero  # (n, X, Y)
+        out = corruption.effect(planes, corruption.levels[severity - 1]).float() + zero  # (n, X, Y)
         return out.movedim(0, axis).contiguous()
 
     def _foreground(self, values: Tensor) -> Tensor:
-        recipe = normalizer(self.kind.intensity)
+        recipe = normalizer(self.modality.intensity)
         inside = recipe.foreground(np.ascontiguousarray(values.numpy()), picture=bool(self._grey))
         if not inside.any():
             raise VolumeError(
-                f"{self.case} has no foreground for the recipe {self.kind.intensity!r}: its values "
-                f"go from {values.min():g} to {values.max():g}. Check that the modality and the "
-                "units are right; CT is expected in Hounsfield units."
+                f"{self.case} has no foreground for the recipe {self.modality.intensity!r}: its "
+                f"values go from {values.min():g} to {values.max():g}. Check that the modality and "
+                "the units are right; CT is expected in Hounsfield units."
             )
         return torch.from_numpy(inside)
-
-
-class Corruptd(MapTransform):
-    """Corrupt the volume under ``keys``, between orientation and normalisation in a transform.
-
-    Parameters
-    ----------
-    keys : str
-        The oriented volume (1, X, Y, Z).
-    corruption : str
-        Name of one of the modality's corruptions.
-    severity : int
-        0 to 5.
-    modality : str
-        Name of the modality.
-    mask_key : str
-        Key of the lesion mask, if there is one.
-    case_key : str
-        Key of the case's name.
-    seed : int
-    """
-
-    def __init__(
-        self,
-        keys: str = "image",
-        *,
-        corruption: str,
-        severity: int,
-        modality: str,
-        mask_key: str = "label",
-        case_key: str = "case",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(keys)
-        self.corruption = get_corruption(corruption, modality)
-        self.severity, self.modality, self.seed = severity, modality, seed
-        self.mask_key, self.case_key = mask_key, case_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Corrupt the volume, and turn its mask where the image turns."""
-        d = dict(data)
-        key = self.first_key(d)
-        corrupt = StudyCorruptor(
-            d[key],
-            modality=self.modality,
-            case=str(d[self.case_key]),
-            mask=d.get(self.mask_key),
-            seed=self.seed,
-        )
-        if corrupt.applies(self.corruption):
-            d[key], mask = corrupt(self.corruption, self.severity)
-            d.update({} if mask is None else {self.mask_key: mask})
-        return d
 
 
 def random_state(seed: int, corruption: str, case: str) -> np.random.RandomState:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import (
     AdjustContrast,
     Affine,
@@ -28,6 +27,8 @@ from monai.transforms import (
 from monai.transforms.utils import Fourier
 from torch import Tensor
 
+from mcmiad_monai.transforms.metadata import plain
+
 #: Polynomials of the bias field go up to this degree.
 BIAS_DEGREE = 3
 #: Times at which a patient moves during an acquisition.
@@ -36,28 +37,15 @@ MOVEMENTS = 6
 
 @dataclass(frozen=True)
 class Planes:
-    """A volume as an effect sees it.
+    """A volume, or a mask of it, as an effect sees it."""
 
-    Attributes
-    ----------
-    values : Tensor (n, X, Y)
-        Intensities above the volume's zero signal.
-    low, high : float
-        1st and 99th percentile of the foreground, above the same zero.
-    zooms : (float, float)
-        Pixel size in mm along X and Y.
-    hounsfield : float
-        Units of the volume in one Hounsfield unit; of CT only.
-    rng : RandomState
-        Random numbers of this study and corruption.
-    """
-
-    values: Tensor
-    low: float
+    values: Tensor  # (n, X, Y), above the volume's zero signal
+    low: float  # 1st and 99th percentile of the foreground, above the same zero
     high: float
-    zooms: tuple[float, float]
-    hounsfield: float
-    rng: np.random.RandomState
+    zooms: tuple[float, float]  # pixel size in mm along X and Y
+    hounsfield: float  # units of the volume in one Hounsfield unit; of CT only
+    mode: str  # "bilinear", or "nearest" of a mask, where the anatomy moves
+    rng: np.random.RandomState  # of this study and corruption
 
 
 Effect = Callable[[Planes, float], Tensor]
@@ -65,16 +53,19 @@ Effect = Callable[[Planes, float], Tensor]
 
 def gaussian_noise(planes: Planes, level: float) -> Tensor:
     """Noise with a standard deviation of ``level`` times the robust range."""
-    noise = RandGaussianNoise(prob=1, std=level * (planes.high - planes.low), sample_std=False)
-    noise.set_random_state(state=planes.rng)
-    return _each_plane(noise, planes.values)
+    return _noise(RandGaussianNoise, planes, level)
 
 
 def rician_noise(planes: Planes, level: float) -> Tensor:
     """Noise of a magnitude image, ``level`` times the robust range in either channel."""
-    noise = RandRicianNoise(prob=1, std=level * (planes.high - planes.low), sample_std=False)
+    return _noise(RandRicianNoise, planes, level)
+
+
+def _noise(kind: Any, planes: Planes, level: float) -> Tensor:
+    """Plane by plane: MONAI draws noise in float64, which would be several volumes at once."""
+    noise = kind(prob=1, std=level * (planes.high - planes.low), sample_std=False)
     noise.set_random_state(state=planes.rng)
-    return _each_plane(noise, planes.values)
+    return torch.cat([_tensor(noise(plane[None])) for plane in planes.values])
 
 
 def bias_field(planes: Planes, level: float) -> Tensor:
@@ -141,39 +132,16 @@ def hounsfield_shift(planes: Planes, level: float) -> Tensor:
 
 
 def rotation(planes: Planes, level: float) -> Tensor:
-    """Turn in the slice by ``level`` degrees to either side, by chance."""
-    return turn(planes.values, level * _sign(planes.rng), planes.zooms, mode="bilinear")
+    """Turn about the centre by ``level`` degrees to either side, by chance.
 
-
-def rotation_of_mask(planes: Planes, level: float) -> Tensor:
-    """The same turn of a mask, which stays 0 and 1."""
-    return turn(planes.values, level * _sign(planes.rng), planes.zooms, mode="nearest")
-
-
-def turn(values: Tensor, degrees: float, zooms: tuple[float, float], *, mode: str) -> Tensor:
-    """Turn planes (n, X, Y) about their centre, in mm, so that nothing shears.
-
-    What comes into view repeats the border.
-
-    Parameters
-    ----------
-    degrees : float
-        From X to Y.
-    zooms : (float, float)
-        Pixel size in mm.
-    mode : {"bilinear", "nearest"}
+    In mm, so that nothing shears. What comes into view repeats the border.
     """
-    angle = np.deg2rad(degrees)
+    angle = np.deg2rad(level * _sign(planes.rng))  # from X to Y
     back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     matrix = np.eye(3)
-    matrix[:2, :2] = np.diag(1 / np.array(zooms)) @ back @ np.diag(zooms)
-    affine = Affine(affine=matrix, mode=mode, padding_mode="border", image_only=True)
-    return _tensor(affine(values))
-
-
-def _each_plane(transform: Callable[[Tensor], Any], values: Tensor) -> Tensor:
-    """Plane by plane: MONAI draws noise in float64, which would be several volumes at once."""
-    return torch.cat([_tensor(transform(plane[None])) for plane in values])
+    matrix[:2, :2] = np.diag(1 / np.array(planes.zooms)) @ back @ np.diag(planes.zooms)
+    turn = Affine(affine=matrix, mode=planes.mode, padding_mode="border", image_only=True)
+    return _tensor(turn(planes.values))
 
 
 def _coarser(values: Tensor, factors: list[float]) -> Tensor:
@@ -205,5 +173,4 @@ def _sign(rng: np.random.RandomState) -> float:
 
 def _tensor(values: Any) -> Tensor:
     """Without the metadata and the trace that MONAI's transforms add."""
-    tensor: Tensor = values.as_tensor() if isinstance(values, MetaTensor) else values
-    return tensor
+    return plain(values)

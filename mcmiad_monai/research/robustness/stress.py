@@ -8,7 +8,6 @@ or conditions that are asked for later are added to the stored ones.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +23,15 @@ from mcmiad_monai.errors import root_message
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.inference.evaluation import counted_slices
 from mcmiad_monai.modality import MODALITIES, Modality, get_modality
+from mcmiad_monai.networks.weights import file_sha256
 from mcmiad_monai.predictor import MODEL, Predictor, load
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.robustness.corruptions import (
     SEVERITIES,
     StudyCorruptor,
     corruptions_for,
-    get_corruption,
 )
-from mcmiad_monai.research.robustness.stress_report import write_report
+from mcmiad_monai.research.robustness.stress_report import failures_of, write_report
 from mcmiad_monai.research.robustness.tally import Condition, Result, Store, Tally, study_result
 from mcmiad_monai.transforms import CanonicalOrientationd
 from mcmiad_monai.version import __version__
@@ -51,7 +50,6 @@ def run_stress(
     seed: int = 0,
     modality: str | None = None,
     device: str | torch.device | None = None,
-    batch_size: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure a trained model on studies under graded corruptions.
@@ -73,17 +71,9 @@ def run_stress(
         Names; all of the modality by default.
     severities : sequence of int
         From 1 to 5; the studies as they are, severity 0, are always measured.
-    seed : int
-        Seed of the corruptions.
     modality : str, optional
         Modality of the studies, for a unified model, which is measured in one at a time; by
         default the only one that the cases name. Cases that name another are left out.
-    device : str or torch.device, optional
-        By default a GPU if there is one.
-    batch_size : int, optional
-        Slices in one call of the network.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
@@ -98,31 +88,26 @@ def run_stress(
     WeightsError
         If the file is not a model of this project, or does not name the modality of its training.
     """
-    predictor = load(model, device=device, batch_size=batch_size)
+    predictor = load(model, device=device)
     kind = choose_modality(predictor.modality, modality, cases)
     calibration = predictor.calibration_of(kind.name)
     conditions = choose_conditions(kind, corruptions, severities)
     chosen = cases_of(cases, kind)
-    file = Path(model) / MODEL if Path(model).is_dir() else Path(model)
     options: dict[str, Any] = {
-        "model_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "model_sha256": file_sha256(Path(model) / MODEL if Path(model).is_dir() else Path(model)),
         "modality": kind.name,
         "slice_range": list(predictor.slice_range),
         "engine": predictor.engine,
         "seed": seed,
     }
     store = Store(Path(out) / "partial", {**options, "version": __version__})
-    bench = StressBench(predictor, kind, conditions=conditions, store=store, seed=seed)
+    bench = StressBench(predictor, kind, conditions, store, seed)
     bench.run(chosen, progress=progress)
     report = {
         **options,
         "rows": [
-            {
-                **condition.to_dict(),
-                **tally.figures(calibration),
-                "failed": bench.failures[condition],
-            }
-            for condition, tally in bench.tallies.items()
+            {**c.row(), **tally.figures(calibration), "failed": bench.failures[c]}
+            for c, tally in bench.tallies.items()
         ],
         "failed": bench.unread,
         "calibration": calibration.to_dict() if calibration else {},
@@ -134,13 +119,7 @@ def run_stress(
 
 
 def choose_modality(trained: Modality, modality: str | None, cases: Sequence[Case]) -> Modality:
-    """Modality to measure: that of the model or, for a unified one, that of the studies.
-
-    Raises
-    ------
-    ValueError
-        If the model was trained for another, or the studies of a unified model are of several.
-    """
+    """Modality to measure: that of the model or, for a unified one, that of the studies."""
     if not trained.is_unified:
         if modality not in (None, trained.name):
             raise ValueError(
@@ -161,13 +140,7 @@ def choose_modality(trained: Modality, modality: str | None, cases: Sequence[Cas
 
 
 def cases_of(cases: Sequence[Case], kind: Modality) -> list[Case]:
-    """Cases that name this modality or none; each must have a name of its own.
-
-    Raises
-    ------
-    ValueError
-        If there are none, or two have one name.
-    """
+    """Cases that name this modality or none; each must have a name of its own."""
     kept = [case for case in cases if case.get("modality") in (None, kind.name)]
     if len(kept) < len(cases):
         logger.info("%d cases of other modalities are left out", len(cases) - len(kept))
@@ -184,43 +157,35 @@ def cases_of(cases: Sequence[Case], kind: Modality) -> list[Case]:
 def choose_conditions(
     kind: Modality, corruptions: Sequence[str] | None, severities: Sequence[int]
 ) -> list[Condition]:
-    """The clean condition, and every corruption at every severity, in order.
-
-    Raises
-    ------
-    ValueError
-        If a corruption or severity is not known or there is none.
-    """
-    if corruptions is None:
-        chosen = list(corruptions_for(kind))
-    else:
-        chosen = [get_corruption(name, kind) for name in dict.fromkeys(corruptions)]
+    """The clean condition, and every corruption at every severity, in order."""
+    known = corruptions_for(kind)
+    names = list(known if corruptions is None else dict.fromkeys(corruptions))
     grades = sorted(set(severities) - {0})  # 0 is the clean condition, which is always there
-    if not chosen or not grades:
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"corruption {name!r} is not one of {kind.name}; choose from {', '.join(known)}."
+            )
+    for grade in grades:
+        if grade not in SEVERITIES:
+            raise ValueError(
+                f"severity {grade!r} is not known; choose from {SEVERITIES}, or 0 for the study "
+                "as it is."
+            )
+    if not names or not grades:
         raise ValueError(
-            f"got {len(chosen)} corruptions and severities {list(severities)}; at least one of "
+            f"got {len(names)} corruptions and severities {list(severities)}; at least one of "
             "each is needed."
         )
-    conditions = [Condition(corruption, grade) for corruption in chosen for grade in grades]
-    for condition in conditions:
-        _ = condition.level  # refuses a severity that is not known before anything runs
-    return [Condition(), *conditions]
+    return [Condition(), *(Condition(known[name], grade) for name in names for grade in grades)]
 
 
 def require_complete(report: Mapping[str, Any]) -> None:
-    """Raise if a study failed.
-
-    Raises
-    ------
-    CohortIncomplete
-        If one did, in any condition; the figures of the others have been written.
-    """
-    lines = [f"\n  {name}: {message}" for name, message in report["failed"].items()]
-    for row in report["rows"]:
-        place = f"{row['corruption']} {row['severity']}"
-        lines += [f"\n  {name}, {place}: {message}" for name, message in row["failed"].items()]
+    """Raise CohortIncomplete if a study failed in any condition; the others have been written."""
+    lines = failures_of(report)
     if lines:
-        raise CohortIncomplete(f"stress test incomplete, {len(lines)} failures:{''.join(lines)}")
+        text = "".join(f"\n  {line}" for line in lines)
+        raise CohortIncomplete(f"stress test incomplete, {len(lines)} failures:{text}")
 
 
 def split_steps(predictor: Predictor) -> tuple[Compose, Compose]:
@@ -231,17 +196,7 @@ def split_steps(predictor: Predictor) -> tuple[Compose, Compose]:
 
 
 class StressBench:
-    """A model that runs over studies under conditions.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    kind : Modality
-        Modality of the studies.
-    conditions : sequence of Condition
-    store : Store
-        Keeps results between runs.
-    seed : int
+    """A model that runs over studies of one modality under conditions.
 
     Attributes
     ----------
@@ -257,10 +212,9 @@ class StressBench:
         self,
         predictor: Predictor,
         kind: Modality,
-        *,
         conditions: Sequence[Condition],
         store: Store,
-        seed: int = 0,
+        seed: int,
     ) -> None:
         self.predictor, self.kind, self.store, self.seed = predictor, kind, store, seed
         self.read, self.finish = split_steps(predictor)
@@ -293,9 +247,7 @@ class StressBench:
         name = str(case["case"])
         try:
             sample = prepare_study({**case, "modality": self.kind.name}, self.read)
-            corrupt = StudyCorruptor(
-                sample["image"], modality=self.kind, case=name, mask=sample["label"], seed=self.seed
-            )
+            corrupt = StudyCorruptor(sample["image"], modality=self.kind, case=name, seed=self.seed)
         except Exception as error:
             self.unread[name] = _report(name, error)
             advance(len(conditions))
@@ -305,7 +257,7 @@ class StressBench:
                 try:
                     results[condition.key] = self._measure(sample, corrupt, condition)
                 except Exception as error:
-                    place = f"{name}, {condition.name} {condition.severity},"
+                    place = f"{name}, {condition.row()['corruption']} {condition.severity},"
                     self.failures[condition][name] = _report(place, error)
                 advance(1)
         finally:  # an interruption keeps what is done
@@ -315,14 +267,13 @@ class StressBench:
         self, sample: Mapping[str, Any], corrupt: StudyCorruptor, condition: Condition
     ) -> Result | None:
         """Result of a study under a condition; None if the study cannot show it."""
-        changed = dict(sample)
-        if condition.corruption is not None:
-            if not corrupt.applies(condition.corruption):
+        changed, corruption = dict(sample), condition.corruption
+        if corruption is not None:
+            if not corrupt.applies(corruption):
                 return None
-            at = (condition.corruption, condition.severity)
-            changed["image"], changed["label"] = corrupt(*at)
-            if "organ" in changed:
-                changed["organ"] = corrupt.moved(changed["organ"], *at)
+            changed["image"] = corrupt(corruption, condition.severity)
+            for key in {"label", "organ"} & set(changed):
+                changed[key] = corrupt.moved(changed[key], corruption, condition.severity)
         changed["image"] = self.finish(changed)["image"]
         axis, slice_range = self.predictor.slice_axis, self.predictor.slice_range
         found = {**changed, "pred": self.predictor.heat(changed["image"])}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcmiad_monai.files import replace_atomically, write_csv, write_text
-from mcmiad_monai.research.robustness.tally import CLEAN
 from mcmiad_monai.research.tables import MISSING, markdown_table
 
 if TYPE_CHECKING:
@@ -48,11 +48,10 @@ def write_report(report: Mapping[str, Any], studies: Sequence[Row], out: Path) -
     rows: list[Row] = report["rows"]
     content = {**report, "undefined": "null: one class only, or no threshold"}
     write_text(out / "stress.json", json.dumps(content, indent=1, default=str))
-    flat = [{**row, "failed": len(row["failed"])} for row in rows]
-    write_csv(out / "stress.csv", flat)
+    write_csv(out / "stress.csv", [{**row, "failed": len(row["failed"])} for row in rows])
     write_csv(out / "studies.csv", studies)
     write_text(out / "stress.md", markdown(report))
-    draw_curves(rows, out / "stress.png", nominal=nominal_rates(report["calibration"]))
+    draw_curves(rows, report["calibration"], out / "stress.png")
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -61,10 +60,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     header = ["corruption", "severity", "level", "studies", *(title for _, title in AUROCS)]
     header += [title for _, title, _ in RATES]
     units = {row["corruption"]: row["unit"] for row in rows if row["unit"]}
-    failed = [f"- {name}: {message}" for name, message in report["failed"].items()]
-    for row in rows:
-        place = f"{_title(row)} {row['severity']}"
-        failed += [f"- {name}, {place}: {message}" for name, message in row["failed"].items()]
+    failed = [f"- {line}" for line in failures_of(report)]
     lines = [
         f"# Stress test, {report['modality']}",
         "",
@@ -78,26 +74,17 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def nominal_rates(calibration: Mapping[str, Any]) -> dict[str, float]:
-    """Rates that the thresholds promise, by the names of :data:`RATES`."""
-    if not calibration:
-        return {}
-    rates = {key: float(calibration["false_positive_rate"]) for key, _, _ in RATES}
-    return {**rates, "pixel_false_positive": float(calibration["pixel_false_positive_rate"])}
+def failures_of(report: Mapping[str, Any]) -> list[str]:
+    """Which study failed, in which condition, and why."""
+    lines = [f"{name}: {message}" for name, message in report["failed"].items()]
+    for row in report["rows"]:
+        place = f"{_title(row)} {row['severity']}"
+        lines += [f"{name}, {place}: {message}" for name, message in row["failed"].items()]
+    return lines
 
 
-def draw_curves(rows: Sequence[Row], path: str | Path, *, nominal: Mapping[str, float]) -> Path:
-    """AUROCs above and false-positive rates below, over severity, one line a corruption.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-        Figures of the conditions, the clean one first.
-    path : path
-        Picture to write.
-    nominal : mapping
-        Rates that the thresholds promise, drawn as a dotted line.
-    """
+def draw_curves(rows: Sequence[Row], calibration: Mapping[str, Any], path: Path) -> None:
+    """AUROCs above and false-positive rates below, over severity, one line a corruption."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -115,8 +102,10 @@ def draw_curves(rows: Sequence[Row], path: str | Path, *, nominal: Mapping[str, 
     for cell, (key, title, _) in zip(axes[1], RATES, strict=True):
         _panel(cell, rows, f"{key}_rate", title)
         cell.set_xlabel("severity")
-        if key in nominal:
-            cell.axhline(nominal[key], **REFERENCE)
+        if calibration:  # the rate that the threshold promises
+            of_pixels = key == "pixel_false_positive"
+            promised = "pixel_false_positive_rate" if of_pixels else "false_positive_rate"
+            cell.axhline(calibration[promised], **REFERENCE)
         top = max(cell.get_ylim()[1], 0.01)
         cell.set_ylim(-0.03 * top, top)
         cell.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -126,28 +115,24 @@ def draw_curves(rows: Sequence[Row], path: str | Path, *, nominal: Mapping[str, 
     )
     names = [name.replace("_", " ") for name in lines]
     figure.legend(list(lines.values()), names, loc="outside right center", frameon=False)
-    target = Path(path)
-    replace_atomically(target, figure.savefig)
-    return target
+    replace_atomically(path, figure.savefig)
 
 
 def _panel(cell: Axes, rows: Sequence[Row], key: str, title: str) -> dict[str, Line2D]:
     """Draw a figure over severity; every line starts at the clean studies."""
-    clean = next(row for row in rows if row["corruption"] == CLEAN)
-    names = dict.fromkeys(row["corruption"] for row in rows if row["corruption"] != CLEAN)
+    clean, *others = rows
     lines = {}
-    for number, name in enumerate(names):
-        own = [clean, *(row for row in rows if row["corruption"] == name)]
-        severities = [row["severity"] for row in own]
+    names = dict.fromkeys(row["corruption"] for row in others)
+    for name, colour, marker in zip(names, cycle(COLOURS), cycle(MARKERS), strict=False):
+        own = [clean, *(row for row in others if row["corruption"] == name)]
         values = [float("nan") if row[key] is None else row[key] for row in own]
-        (lines[name],) = cell.plot(
-            severities,
-            values,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linewidth=1.6,
-            markersize=5,
-        )
+        style: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "linewidth": 1.6,
+            "markersize": 5,
+        }
+        (lines[name],) = cell.plot([row["severity"] for row in own], values, **style)
     cell.set_title(title, fontsize=11)
     cell.grid(color="#e6e6e6", linewidth=0.6)
     cell.set_xticks(range(6))

@@ -33,56 +33,33 @@ class Study:
     anomalous: bool
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """Attributes of cases: their names, and by case all columns of the file."""
-
-    columns: tuple[str, ...]
-    rows: dict[str, dict[str, str]]
+#: By case, its attributes and ROLES by the name of the column.
+Attributes = dict[str, dict[str, str]]
 
 
 def read_attributes(path: str | Path) -> Attributes:
-    """Read attributes, one line a case.
-
-    Raises
-    ------
-    SubgroupError
-        If there is no column ``case`` or no other, or a case is there twice.
-    """
+    """Read attributes, one line a case."""
     table = _read_csv(path)
-    columns = tuple(name for name in table[0] if name not in ROLES)
-    if not columns:
+    if not set(table[0]) - set(ROLES):
         raise SubgroupError(
             f"{path} has no attribute; beside {', '.join(ROLES)} at least one column such as "
             "scanner, site, sex or age is needed."
         )
     _refuse_repeated(path, table)
-    return Attributes(columns, {row["case"]: row for row in table})
+    return {row["case"]: row for row in table}
 
 
 def read_studies(path: str | Path, attributes: Attributes) -> tuple[list[Study], list[str]]:
     """Read scores, and names of the cases that have none.
 
-    Parameters
-    ----------
-    path : path
-        ``studies.csv`` of an evaluation or stress test, or ``scores.csv`` or ``scores.json`` of an
-        inference.
-    attributes : Attributes
-        Their columns ``patient`` and ``anomalous`` override those of the scores.
-
-    Raises
-    ------
-    SubgroupError
-        If a column is missing, a case is there twice, it is not known whether a study is anomalous,
-        or no case has attributes.
+    The columns ``patient`` and ``anomalous`` of the attributes override those of the scores.
     """
     is_json = Path(path).suffix.lower() == ".json"
     table = _one_row_a_study(path, _read_scores_json(path) if is_json else _read_csv(path))
-    if not set(attributes.rows) & {row["case"] for row in table}:
+    if not set(attributes) & {row["case"] for row in table}:
         raise SubgroupError(
             f"no case of {path} has attributes: it has {_some([r['case'] for r in table])}, and "
-            f"the attributes are of {_some(list(attributes.rows))}. Use the names of the cases as "
+            f"the attributes are of {_some(list(attributes))}. Use the names of the cases as "
             "`mcmiad cases` lists them."
         )
     # an evaluation gives 0 to a study of which no slice was looked at
@@ -90,7 +67,7 @@ def read_studies(path: str | Path, attributes: Attributes) -> tuple[list[Study],
     unscored = sorted({row["case"] for row in table} - {row["case"] for row in scored})
     studies, unknown = [], []
     for row in scored:
-        own = {**row, **{k: v for k, v in attributes.rows.get(row["case"], {}).items() if v}}
+        own = {**row, **{k: v for k, v in attributes.get(row["case"], {}).items() if v}}
         truth = _truth(own, path)
         if truth is None:
             unknown.append(row["case"])

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from mcmiad_monai.files import write_csv, write_text
-from mcmiad_monai.metrics.bootstrap import DRAWS, bootstrap_auroc
+from mcmiad_monai.metrics.bootstrap import bootstrap_auroc
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.robustness.subgroup_tables import (
+    ROLES,
     Attributes,
     Study,
     SubgroupError,
@@ -41,6 +42,8 @@ MOST_VALUES = 8
 #: A column of text with more distinct values makes no groups: names, dates and numbers do not.
 MOST_GROUPS = 20
 NOT_GIVEN = "not given"
+#: Of the intervals.
+LEVEL = 0.95
 NOTES = (
     "AUROC intervals are percentile bootstraps over patients. Intervals of rates are exact "
     "(Clopper–Pearson) and take studies for independent. Many groups are compared at once: some "
@@ -54,9 +57,6 @@ def subgroup_report(
     *,
     out: str | Path,
     threshold: float | None = None,
-    level: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Figures of every group of every attribute; writes ``subgroups.json``, ``.csv`` and ``.md``.
 
@@ -74,10 +74,6 @@ def subgroup_report(
     threshold : float, optional
         Volume threshold. By default that of the model, where the report beside the scores has it;
         without a finite one there are no rates.
-    level : float
-        Of the intervals.
-    draws, seed : int
-        Of the bootstrap.
 
     Returns
     -------
@@ -96,22 +92,18 @@ def subgroup_report(
     limit = limit if limit is not None and math.isfinite(limit) else None
     groups, skipped = group_studies(studies, table)
     rows = [
-        {
-            "attribute": attribute,
-            "group": group,
-            **figures(members, limit, level=level, draws=draws, seed=seed),
-        }
+        {"attribute": attribute, "group": group, **figures(members, limit)}
         for attribute, group, members in groups
     ]
     report = {
         "rows": rows,
         "volume_threshold": limit,
-        "level": level,
+        "level": LEVEL,
         "notes": NOTES,
         "undefined": "null: one class only, no study, or no threshold",
         "columns_without_groups": skipped,
-        "cases_without_attributes": [s.case for s in studies if s.case not in table.rows],
-        "cases_without_scores": sorted(set(table.rows) - {s.case for s in studies} - set(unscored)),
+        "cases_without_attributes": [s.case for s in studies if s.case not in table],
+        "cases_without_scores": sorted(set(table) - {s.case for s in studies} - set(unscored)),
         "cases_not_scored": unscored,
         "measured_with": produced_with(),
     }
@@ -134,9 +126,9 @@ def group_studies(
     """
     groups = [("all", "all", list(studies))]
     skipped: dict[str, str] = {}
-    known = [study for study in studies if study.case in attributes.rows]
-    for column in attributes.columns:
-        values = [attributes.rows[study.case][column] for study in known]
+    known = [study for study in studies if study.case in attributes]
+    for column in (name for name in next(iter(attributes.values())) if name not in ROLES):
+        values = [attributes[study.case][column] for study in known]
         labels, order = labels_of(column, values)
         if len(order) > MOST_GROUPS:
             skipped[column] = f"{len(order)} distinct values; at most {MOST_GROUPS} make groups"
@@ -172,30 +164,28 @@ def labels_of(column: str, values: Sequence[str]) -> tuple[list[str], list[str]]
     return labels, [name for name in [*names, NOT_GIVEN] if name in labels]
 
 
-def figures(
-    members: Sequence[Study], threshold: float | None, *, level: float, draws: int, seed: int
-) -> dict[str, Any]:
+def figures(members: Sequence[Study], threshold: float | None) -> dict[str, Any]:
     """Counts, AUROC, false-positive rate and sensitivity of a group; None is undefined."""
     normal = [study for study in members if not study.anomalous]
     anomalous = [study for study in members if study.anomalous]
+    few = [
+        f"{len(part)} {name}, fewer than {fewest}"
+        for part, name, fewest in (
+            (normal, "normals", FEWEST_NORMALS),
+            (anomalous, "anomalous", FEWEST_ANOMALOUS),
+        )
+        if len(part) < fewest
+    ]
     return {
         "studies": len(members),
         "patients": len({study.patient for study in members}),
         "normal": len(normal),
         "anomalous": len(anomalous),
-        **_auroc(members, level=level, draws=draws, seed=seed),
-        **_rate("false_positive_rate", "false_positives", normal, threshold, level),
-        **_rate("sensitivity", "detections", anomalous, threshold, level),
-        "warning": _warning(len(normal), len(anomalous)),
+        **_auroc(members),
+        **_rate("false_positive_rate", "false_positives", normal, threshold),
+        **_rate("sensitivity", "detections", anomalous, threshold),
+        "warning": "; ".join(few),
     }
-
-
-def clopper_pearson(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a share (Clopper & Pearson, 1934)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, total).proportion_ci(level, method="exact")
-    return float(interval.low), float(interval.high)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -216,46 +206,33 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _auroc(members: Sequence[Study], *, level: float, draws: int, seed: int) -> dict[str, Any]:
+def _auroc(members: Sequence[Study]) -> dict[str, Any]:
     """AUROC of volume scores with its interval over patients."""
+    names = ("volume_auroc", "volume_auroc_low", "volume_auroc_high")
     if not members:
-        return dict.fromkeys(("volume_auroc", "volume_auroc_low", "volume_auroc_high"))
+        return dict.fromkeys(names)
     interval = bootstrap_auroc(
         np.array([study.score for study in members]),
         np.array([study.anomalous for study in members]),
         [study.patient for study in members],
-        level=level,
-        draws=draws,
-        seed=seed,
+        level=LEVEL,
     ).to_dict()
-    return {
-        "volume_auroc": interval["value"],
-        "volume_auroc_low": interval["low"],
-        "volume_auroc_high": interval["high"],
-    }
+    return dict(zip(names, (interval[key] for key in ("value", "low", "high")), strict=True))
 
 
 def _rate(
-    name: str, counted: str, members: Sequence[Study], threshold: float | None, level: float
+    name: str, counted: str, members: Sequence[Study], threshold: float | None
 ) -> dict[str, Any]:
-    """Share of studies above the threshold, with its interval and count."""
+    """Share of studies above the threshold, its exact interval (Clopper & Pearson), and count."""
+    from scipy.stats import binomtest
+
     names = (name, f"{name}_low", f"{name}_high", counted)
-    if threshold is None:
-        return dict.fromkeys(names)
+    if threshold is None or not members:
+        return {**dict.fromkeys(names), counted: None if threshold is None else 0}
     count = sum(study.score > threshold for study in members)
-    if not members:
-        return {**dict.fromkeys(names), counted: 0}
-    low, high = clopper_pearson(count, len(members), level)
-    return dict(zip(names, (count / len(members), low, high, count), strict=True))
-
-
-def _warning(normal: int, anomalous: int) -> str:
-    parts = []
-    if normal < FEWEST_NORMALS:
-        parts.append(f"{normal} normals, fewer than {FEWEST_NORMALS}")
-    if anomalous < FEWEST_ANOMALOUS:
-        parts.append(f"{anomalous} anomalous, fewer than {FEWEST_ANOMALOUS}")
-    return "; ".join(parts)
+    ends = binomtest(count, len(members)).proportion_ci(LEVEL)
+    found = (count / len(members), float(ends.low), float(ends.high), count)
+    return dict(zip(names, found, strict=True))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mcmiad_monai.calibration import Calibration
+from mcmiad_monai.data.cache_key import file_stamp
 from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.files import save_torch
 from mcmiad_monai.inference.cohort import to_plain
@@ -22,7 +23,6 @@ from mcmiad_monai.inference.evaluation import CountedSlices
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
 from mcmiad_monai.metrics.histogram import ScoreHistogram, bin_count
 from mcmiad_monai.metrics.studies import Scored, StudyFigures
-from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.research.robustness.corruptions import Corruption
 
 logger = logging.getLogger(__name__)
@@ -36,54 +36,35 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """A corruption at a severity; the study as it is where there is none.
-
-    Attributes
-    ----------
-    corruption : Corruption or None
-    severity : int
-        0 without a corruption.
-    """
+    """A corruption at a severity from 1 to 5; without one, the study as it is, at severity 0."""
 
     corruption: Corruption | None = None
     severity: int = 0
 
-    @property
-    def name(self) -> str:
-        """Name of the corruption."""
-        return CLEAN if self.corruption is None else self.corruption.name
-
-    @property
-    def level(self) -> float:
-        """Strength in the corruption's unit."""
-        return 0.0 if self.corruption is None else self.corruption.level(self.severity)
+    def row(self) -> dict[str, Any]:
+        """Name, severity, level and unit, for a row of the report."""
+        found = self.corruption
+        if found is None:
+            return {"corruption": CLEAN, "severity": 0, "level": 0.0, "unit": None}
+        level = found.levels[self.severity - 1]
+        names = {"corruption": found.name, "severity": self.severity}
+        return {**names, "level": level, "unit": found.unit}
 
     @property
     def key(self) -> str:
         """Key of its results; another one if the level of a severity is ever redefined."""
-        return f"{self.name}/{self.level:g}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Name, severity, level and unit, for a row of the report."""
-        unit = None if self.corruption is None else self.corruption.unit
-        names = ("corruption", "severity", "level", "unit")
-        return dict(zip(names, (self.name, self.severity, self.level, unit), strict=True))
+        return "{corruption}/{level:g}".format(**self.row())
 
 
 def study_result(found: CountedSlices, axis: int) -> Result:
-    """What is stored of a study under a condition: tensors and numbers, about 10 kB.
-
-    Raises
-    ------
-    ValueError
-        If a score is negative or not finite.
-    """
+    """What is stored of a study under a condition: tensors and numbers, about 10 kB."""
     normal = (~found.labels).nonzero().flatten()
     heat, image = (volume.index_select(1 + axis, normal) for volume in (found.heat, found.image))
     hot = (heat > HEATMAP_THRESHOLD) & (image > 0)
     return {
         "scores": found.scores.double(),
         "labels": found.labels,
+        "volume": found.volume_score,
         "lesion": _histogram(found.heat[found.lesion > 0]),
         "normal": _histogram(found.heat[found.lesion <= 0]),
         # foreground pixels of slices without lesion: above the threshold, and all
@@ -105,10 +86,8 @@ class Tally:
         if result is None:
             self.not_applicable += 1
             return
-        scores, labels, patient = result["scores"], result["labels"], patient_of(dict(case))
-        # in float32, as an evaluation has it; a study without slices has no score
-        volume = float(volume_score(scores.float())) if scores.numel() else None
-        self._figures.add_scores(patient, scores, labels, volume)
+        scores, labels, patient = result["scores"], result["labels"], patient_of(case)
+        self._figures.add_scores(patient, scores, labels, result["volume"])
         self._figures.pixels.add_counts(_dense(result["lesion"]), _dense(result["normal"]))
         self._hot_pixels += result["pixels"][0]
         self._normal_pixels += result["pixels"][1]
@@ -118,7 +97,7 @@ class Tally:
                 "patient": patient,
                 "slices": int(labels.numel()),
                 "anomalous_slices": int(labels.sum()),
-                "volume_score": volume or 0.0,
+                "volume_score": result["volume"] or 0.0,
             }
         )
 
@@ -144,15 +123,11 @@ class Tally:
 class Store:
     """Results between runs, one file a study, so that studies and conditions can be added.
 
-    Parameters
-    ----------
-    folder : path
-    options : mapping
-        What all results depend on, fit for JSON. Results of other options are not used.
+    Results of other options, which must be fit for JSON, are not used.
     """
 
-    def __init__(self, folder: str | Path, options: Mapping[str, Any]) -> None:
-        self.folder, self.options = Path(folder), dict(options)
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self.folder, self.options = folder, dict(options)
 
     def load(self, case: Mapping[str, Any]) -> dict[str, Result | None]:
         """Results of a study by the key of the condition, as far as there are any."""
@@ -179,32 +154,26 @@ class Store:
         return self.folder / f"{case['case']}.pt"
 
     def _fingerprint(self, case: Mapping[str, Any]) -> str:
-        text = json.dumps([self.options, _stamp(case)], sort_keys=True)
+        """Of the options, the case, and size and time of its files."""
+        values = {key: str(value) for key, value in case.items()}
+        stamps = [file_stamp(case.get(key)) for key in ("image", "label", "organ")]
+        text = json.dumps([self.options, values, stamps], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _stamp(case: Mapping[str, Any]) -> list[str]:
-    """Values of a case, and size and time of its files: other ones if the case has changed."""
-    stamp = [f"{key}={case[key]}" for key in sorted(case)]
-    for key in ("image", "label", "organ"):
-        if case.get(key) is not None and Path(case[key]).exists():
-            stat = Path(case[key]).stat()
-            stamp.append(f"{stat.st_size}/{stat.st_mtime_ns}")
-    return stamp
 
 
 def _rates(what: str, scored: Sequence[Scored], threshold: float) -> dict[str, Any]:
     """False positives and detections at a threshold; None where it could not be set."""
     finite = math.isfinite(threshold)
     normal, anomalous = ([row.score for row in scored if row.label == kind] for kind in (0, 1))
-    wrong, right = (sum(score > threshold for score in part) for part in (normal, anomalous))
-    false_positives, detections = (wrong, right) if finite else (None, None)
+    wrong, right = (
+        sum(score > threshold for score in part) if finite else None for part in (normal, anomalous)
+    )
     return {
-        f"{what}_false_positive_rate": _share(false_positives, len(normal)),
-        f"{what}_false_positives": false_positives,
+        f"{what}_false_positive_rate": _share(wrong, len(normal)),
+        f"{what}_false_positives": wrong,
         f"normal_{what}s": len(normal),
-        f"{what}_sensitivity": _share(detections, len(anomalous)),
-        f"{what}_detections": detections,
+        f"{what}_sensitivity": _share(right, len(anomalous)),
+        f"{what}_detections": right,
         f"anomalous_{what}s": len(anomalous),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,41 @@ from PIL import Image
 from stressed import FEW, RANGE, make_model, rows_of
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.calibration import Calibration, UnifiedCalibration
+from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.inference.evaluation import EvaluationReport
 from mcmiad_monai.inference.evaluator import StudyEvaluator
 from mcmiad_monai.inference.inferer import SliceHeatmapInferer
-from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.modality import get_modality
+from mcmiad_monai.networks.package import load_package, save_package
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.predictor import load
-from mcmiad_monai.research.robustness.corruptions import CORRUPTIONS, Corruptd
+from mcmiad_monai.research.robustness.corruptions import CORRUPTIONS, StudyCorruptor
 from mcmiad_monai.research.robustness.stress import require_complete, run_stress, split_steps
+from mcmiad_monai.runtime.export import export_model
+
+Straight = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def cases(cohort: Path) -> list[dict[str, Any]]:
+    return find_cases(cohort / "datalist.json", "test")
+
+
+@pytest.fixture(scope="module")
+def straight(
+    model: Path, cases: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Straight:
+    """Folder and report of a test in one go."""
+    out = tmp_path_factory.mktemp("stress")
+    return out, run_stress(model, cases, out=out, **FEW)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -43,7 +69,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_clean_figures_are_those_of_an_evaluation_of_the_bundle(
-    model: Path, cohort: Path, straight: tuple[Path, dict[str, Any]], tmp_path: Path
+    model: Path, cohort: Path, straight: Straight, tmp_path: Path
 ) -> None:
     root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
     shutil.copy(model, root / "models" / "model.pt")
@@ -70,12 +96,17 @@ def test_clean_figures_are_those_of_an_evaluation_of_the_bundle(
 
 
 def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
-    model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]], tmp_path: Path
+    model: Path, cases: list[dict[str, Any]], straight: Straight, tmp_path: Path
 ) -> None:
     network = load_package(model)
     read, normalise = split_steps(load(model, device="cpu"))
-    corrupt = Corruptd(corruption="rotation", severity=5, modality="brain_mri")
-    dataset = StudyDataset(cases, Compose([read, corrupt, normalise]))
+
+    def turn(sample: dict[str, Any]) -> dict[str, Any]:
+        image, label, place = sample["image"], sample["label"], (CORRUPTIONS["rotation"], 5)
+        corrupt = StudyCorruptor(image, modality=get_modality("brain_mri"), case=sample["case"])
+        return {**sample, "image": corrupt(*place), "label": corrupt.moved(label, *place)}
+
+    dataset = StudyDataset(cases, Compose([read, turn, normalise]))
     evaluator = StudyEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1),
@@ -90,7 +121,7 @@ def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
     assert row["pixel_auroc"] != rows_of(straight[1])["clean", 0]["pixel_auroc"]
 
 
-def test_rates_count_what_exceeds_the_thresholds(straight: tuple[Path, dict[str, Any]]) -> None:
+def test_rates_count_what_exceeds_the_thresholds(straight: Straight) -> None:
     out, report = straight
     studies = list(csv.DictReader((out / "studies.csv").open()))
     clean = report["rows"][0]
@@ -113,7 +144,7 @@ def test_rates_count_what_exceeds_the_thresholds(straight: tuple[Path, dict[str,
 
 
 def test_pixel_rate_is_of_the_foreground_of_slices_without_lesion(
-    model: Path, cases: list[dict[str, Any]], straight: tuple[Path, dict[str, Any]]
+    model: Path, cases: list[dict[str, Any]], straight: Straight
 ) -> None:
     network = load_package(model)
     read, normalise = split_steps(load(model, device="cpu"))
@@ -134,7 +165,7 @@ def test_pixel_rate_is_of_the_foreground_of_slices_without_lesion(
 
 
 def test_everything_is_written_and_json_has_no_nan(
-    straight: tuple[Path, dict[str, Any]],
+    straight: Straight,
 ) -> None:
     out, report = straight
 
@@ -159,7 +190,7 @@ def test_everything_is_written_and_json_has_no_nan(
 def test_finished_conditions_are_not_repeated_and_new_ones_are_added(
     model: Path,
     cases: list[dict[str, Any]],
-    straight: tuple[Path, dict[str, Any]],
+    straight: Straight,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -181,7 +212,7 @@ def test_finished_conditions_are_not_repeated_and_new_ones_are_added(
 def test_killed_run_goes_on_after_the_studies_that_are_counted(
     model: Path,
     cases: list[dict[str, Any]],
-    straight: tuple[Path, dict[str, Any]],
+    straight: Straight,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -206,7 +237,7 @@ def test_killed_run_goes_on_after_the_studies_that_are_counted(
 def test_counts_of_another_model_or_a_damaged_file_are_not_used(
     model: Path,
     cases: list[dict[str, Any]],
-    straight: tuple[Path, dict[str, Any]],
+    straight: Straight,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -238,8 +269,7 @@ def test_bad_study_is_reported_and_stops_nothing(
 
     read, _ = split_steps(load(model, device="cpu"))
     limit = min(float(read(dict(case))["image"].max()) for case in cases[:2])
-    unlucky_noise = type(noise)(noise.name, noise.levels, noise.unit, noise.recipes, unlucky)
-    monkeypatch.setitem(CORRUPTIONS, "rician_noise", unlucky_noise)
+    monkeypatch.setitem(CORRUPTIONS, "rician_noise", replace(noise, effect=unlucky))
     few = {**FEW, "severities": [5]}
     report = run_stress(model, [bad, *cases[:2]], out=tmp_path, **few)
     assert list(report["failed"]) == ["broken"]
@@ -302,3 +332,66 @@ def test_wrong_requests_are_refused_before_anything_runs(
         run_stress(unknown, cases, out=tmp_path, **FEW)
     with pytest.raises(ValueError, match="trained for brain_mri, and the studies are said to be l"):
         run_stress(model, cases, out=tmp_path, modality="liver_ct", **FEW)
+
+
+@pytest.fixture(scope="module")
+def unified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `model`, unified, with twice its pixel threshold for brain MRI's neighbour."""
+    path = make_model(tmp_path_factory.mktemp("unified") / "model.pt", modality="unified")
+    detector = load_package(path)
+    mri = Calibration.from_dict(detector.calibration)
+    other = replace(mri, pixel_threshold=2 * mri.pixel_threshold)
+    both = UnifiedCalibration({"brain_mri": mri, "retina_oct": other})
+    # the network's own unit is the larger of the two thresholds
+    detector.heat_scale.mul_(2)
+    save_package(path, detector, calibration=both.to_dict(), provenance={**detector.provenance})
+    return path
+
+
+def test_unified_model_is_measured_as_a_model_of_the_modality(
+    unified: Path,
+    cases: list[dict[str, Any]],
+    straight: Straight,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stranger = {**cases[0], "case": "stranger", "modality": "liver_ct"}
+    caplog.set_level("INFO", logger="mcmiad_monai")
+    report = run_stress(unified, [stranger, *cases], out=tmp_path, modality="brain_mri", **FEW)
+    assert "1 cases of other modalities are left out" in caplog.text
+    assert report["modality"] == "brain_mri"
+    assert report["calibration"] == straight[1]["calibration"]
+    few = {name: pytest.approx(value) for name, value in rows_of(straight[1])["clean", 0].items()}
+    assert rows_of(report)["clean", 0] == few
+    assert report["rows"][0]["pixel_false_positive_rate"] > 0
+
+
+def test_unified_model_takes_the_modality_that_cases_name(
+    unified: Path, cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    few = {**FEW, "corruptions": ["blur"], "severities": [1]}
+    untold = [{**case, "modality": None} for case in cases]
+    told = [{**untold[0], "modality": "brain_mri"}]
+    assert run_stress(unified, told, out=tmp_path, **few)["modality"] == "brain_mri"
+    mixed = [*told, {**untold[1], "modality": "liver_ct"}]
+    for which, says in ((untold, "none"), (mixed, "'brain_mri', 'liver_ct'")):
+        with pytest.raises(ValueError, match=f"one modality at a time.*{says}.*--modality"):
+            run_stress(unified, which, out=tmp_path, **few)
+    with pytest.raises(ValueError, match="no thresholds for 'liver_ct'"):
+        run_stress(unified, mixed, out=tmp_path, modality="liver_ct", **few)
+
+
+def test_export_beside_the_model_computes_and_is_told(
+    model: Path, cases: list[dict[str, Any]], tmp_path: Path, straight: Straight
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    copied = shutil.copy(model, tmp_path / "model.pt")
+    export_model(load_package(copied), tmp_path / "model.onnx")
+    few = {**FEW, "corruptions": ["rotation"]}
+    report = run_stress(copied, cases, out=tmp_path / "out", **few)
+    assert straight[1]["engine"].startswith("PyTorch")
+    assert report["engine"].startswith("onnxruntime")
+    exact = rows_of(straight[1])
+    for place, row in rows_of(report).items():
+        figures = {n: v for n, v in exact[place].items() if "auroc" in n}
+        assert {n: row[n] for n in figures} == pytest.approx(figures, abs=1e-3)

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ignite.engine import Engine
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
+from mcmiad_monai.inference.cohort import CohortReport
 from mcmiad_monai.research.robustness.subgroup_tables import SubgroupError
-from mcmiad_monai.research.robustness.subgroups import clopper_pearson, labels_of, subgroup_report
+from mcmiad_monai.research.robustness.subgroups import labels_of, subgroup_report
 
 HEADER = ["case", "slices", "anomalous_slices", "volume_score"]
 
@@ -47,15 +49,19 @@ def make_tables(tmp_path: Path) -> tuple[Path, Path]:
     )
 
 
-def report_of(tmp_path: Path, **options: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    studies, attributes = make_tables(tmp_path)
-    chosen = {"threshold": 1.3, "draws": 50, **options}
-    report = subgroup_report(studies, attributes, out=tmp_path / "out", **chosen)
+def rows_of(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["attribute"], row["group"]): row for row in report["rows"]}
 
 
+def report_of(tmp_path: Path, **options: Any) -> dict[str, Any]:
+    studies, attributes = make_tables(tmp_path)
+    return subgroup_report(
+        studies, attributes, out=tmp_path / "out", **{"threshold": 1.3} | options
+    )
+
+
 def test_figures_of_a_group_are_those_of_its_studies(tmp_path: Path) -> None:
-    row = report_of(tmp_path)["scanner", "A"]
+    row = rows_of(report_of(tmp_path))["scanner", "A"]
     own = make_studies()[:40]
     truth = np.array([study[2] > 0 for study in own])
     scores = np.array([float(study[3]) for study in own])
@@ -72,18 +78,8 @@ def test_figures_of_a_group_are_those_of_its_studies(tmp_path: Path) -> None:
     assert row["warning"] == ""
 
 
-@pytest.mark.parametrize(("count", "total"), [(0, 7), (7, 7), (3, 20)])
-def test_clopper_pearson_agrees_with_quantiles_of_the_beta_distribution(
-    count: int, total: int
-) -> None:
-    low = beta.ppf(0.05, count, total - count + 1) if count else 0.0
-    high = beta.ppf(0.95, count + 1, total - count) if count < total else 1.0
-    assert clopper_pearson(count, total, 0.9) == pytest.approx((low, high))
-
-
 def test_everyone_stands_first_and_who_is_missing_is_listed(tmp_path: Path) -> None:
-    studies, attributes = make_tables(tmp_path)
-    report = subgroup_report(studies, attributes, out=tmp_path / "out", threshold=1.3, draws=20)
+    report = report_of(tmp_path)
     assert (report["rows"][0]["attribute"], report["rows"][0]["studies"]) == ("all", 60)
     assert report["cases_without_attributes"] == ["c59"]
     assert report["cases_without_scores"] == ["absent"]
@@ -98,10 +94,9 @@ def test_everyone_stands_first_and_who_is_missing_is_listed(tmp_path: Path) -> N
 
 
 def test_small_groups_are_warned_of_and_an_empty_value_is_a_group(tmp_path: Path) -> None:
-    rows = report_of(tmp_path)
-    assert (
-        rows["scanner", "B"]["warning"] == "13 normals, fewer than 20; 6 anomalous, fewer than 10"
-    )
+    rows = rows_of(report_of(tmp_path))
+    told = "13 normals, fewer than 20; 6 anomalous, fewer than 10"
+    assert rows["scanner", "B"]["warning"] == told
     alone = rows["sex", "not given"]
     assert (alone["studies"], alone["normal"]) == (1, 1)
     assert alone["volume_auroc"] is None
@@ -132,7 +127,7 @@ def test_column_of_names_makes_no_groups_and_is_not_written(
     names = [[row[0], f"secret{k}", "A"] for k, row in enumerate(make_studies())]
     table = write(tmp_path / "a.csv", [["case", "name", "site"], *names])
     with caplog.at_level(logging.DEBUG):
-        report = subgroup_report(studies, table, out=tmp_path / "out", draws=5)
+        report = subgroup_report(studies, table, out=tmp_path / "out")
     assert report["columns_without_groups"] == {
         "name": "60 distinct values; at most 20 make groups"
     }
@@ -144,8 +139,8 @@ def test_studies_of_a_patient_are_drawn_together(tmp_path: Path) -> None:
     studies = write(tmp_path / "studies.csv", [HEADER, *make_studies()])
     rows = [[row[0], "A", f"p{k // 20}"] for k, row in enumerate(make_studies())]
     table = write(tmp_path / "a.csv", [["case", "site", "patient"], *rows])
-    whole = subgroup_report(studies, table, out=tmp_path / "out", draws=4000)["rows"][0]
-    single = report_of(tmp_path)["all", "all"]
+    whole = subgroup_report(studies, table, out=tmp_path / "out")["rows"][0]
+    single = report_of(tmp_path)["rows"][0]
     assert (whole["patients"], single["patients"]) == (3, 60)
     assert whole["volume_auroc"] == single["volume_auroc"]
     # of the ten ways to draw three patients, the rarest comes in 1 of 27 draws, more than a tail
@@ -157,14 +152,6 @@ def test_studies_of_a_patient_are_drawn_together(tmp_path: Path) -> None:
         ways.append(roc_auc_score([r[2] > 0 for r in drawn], [float(r[3]) for r in drawn]))
     assert whole["volume_auroc_low"] == pytest.approx(min(ways))
     assert whole["volume_auroc_high"] == pytest.approx(max(ways))
-
-
-def test_without_a_threshold_there_are_no_rates(tmp_path: Path) -> None:
-    for threshold in (None, float("inf")):
-        row = report_of(tmp_path, threshold=threshold)["all", "all"]
-        assert row["false_positive_rate"] is row["sensitivity"] is row["detections"] is None
-        assert row["volume_auroc"] is not None
-    assert "Volume threshold: not set" in (tmp_path / "out" / "subgroups.md").read_text("utf-8")
 
 
 def test_scores_of_an_inference_need_to_be_told_what_is_anomalous(tmp_path: Path) -> None:
@@ -182,30 +169,81 @@ def test_scores_of_an_inference_need_to_be_told_what_is_anomalous(tmp_path: Path
     told = [[*row, truth] for row, truth in zip(plain, ("anomalous", "no", 1, ""), strict=True)]
     report = subgroup_report(scores, write(tmp_path / "b.csv", told), out=tmp_path, threshold=1.5)
     row = report["rows"][1]
-    assert (row["group"], row["studies"], row["false_positives"], row["detections"]) == (
-        *("A", 2),
-        *(0, 1),
-    )
-    assert row["volume_auroc"] == 1
+    assert (row["group"], row["studies"], row["volume_auroc"]) == ("A", 2, 1)
+    assert (row["false_positives"], row["detections"]) == (0, 1)
     assert report["cases_not_scored"] == ["bad"]
 
 
-def test_threshold_is_that_of_the_report_beside_the_scores(tmp_path: Path) -> None:
-    studies, attributes = make_tables(tmp_path)
-    stress = tmp_path / "stress.json"
-    for stored, expected in ((1.3, 1.3), ("inf", None)):
-        stress.write_text(json.dumps({"calibration": {"volume_threshold": stored}}))
-        report = subgroup_report(studies, attributes, out=tmp_path / "out", draws=5)
-        assert report["volume_threshold"] == expected
-    report = subgroup_report(studies, attributes, out=tmp_path / "out", threshold=2.0, draws=5)
-    assert report["volume_threshold"] == 2.0
+@pytest.mark.parametrize(
+    ("file", "stored", "given", "expected"),
+    [
+        ("stress.json", 1.3, None, 1.3),
+        ("metrics.json", 1.3, None, 1.3),
+        ("stress.json", 1.3, 2.0, 2.0),
+        ("stress.json", "inf", None, None),  # it could not be set
+        ("other.json", 1.3, None, None),
+        ("other.json", 1.3, float("inf"), None),
+    ],
+)
+def test_threshold_is_that_of_the_report_beside_the_scores_and_without_one_are_no_rates(
+    tmp_path: Path, file: str, stored: Any, given: float | None, expected: float | None
+) -> None:
+    (tmp_path / file).write_text(json.dumps({"calibration": {"volume_threshold": stored}}))
+    report = report_of(tmp_path, threshold=given)
+    assert report["volume_threshold"] == expected
+    row, text = report["rows"][0], (tmp_path / "out" / "subgroups.md").read_text("utf-8")
+    for name in ("false_positive_rate", "sensitivity", "detections"):
+        assert (row[name] is None) == (expected is None)
+    assert row["volume_auroc"] is not None
+    assert ("Volume threshold: not set" in text) == (expected is None)
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.json"])
+def test_either_file_of_an_inference_gives_the_same_figures(tmp_path: Path, name: str) -> None:
+    """Twelve studies and one that failed, as the report of a cohort writes them."""
+    items = []
+    for k in range(12):
+        slices = [{"index": z, "score": 0.1 * z, "anomalous": k < 2} for z in range(3)]
+        scores = {"case": f"c{k}", "volume_score": 0.25 * k, "slices": slices, "slices_scored": 3}
+        items.append({"scores": scores})
+    engine = Engine(lambda _engine, item: [item])
+    engine.failures = {"bad": "VolumeError: 4-D"}  # type: ignore[attr-defined]
+    CohortReport(tmp_path, calibration={"volume_threshold": 1.2}).attach(engine)
+    engine.run(items)
+    table = [[f"c{k}", "FM"[k % 2], int(k >= 6)] for k in range(12)]
+    header = ["case", "sex", "anomalous"]
+    attributes = write(tmp_path / "a.csv", [header, *table, ["bad", "F", 0]])
+    report = subgroup_report(tmp_path / name, attributes, out=tmp_path / "out")
+    assert report["volume_threshold"] == 1.2
+    assert report["cases_not_scored"] == ["bad"]
+    everyone = rows_of(report)["all", "all"]
+    assert (everyone["normal"], everyone["anomalous"]) == (6, 6)
+    assert everyone["volume_auroc"] == 1
+    assert (everyone["false_positives"], everyone["detections"]) == (1, 6)  # 1.25 of a normal
+    assert rows_of(report)["sex", "F"]["studies"] == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"rows": []}', r"has \['rows'\] and no list of scores"),
+        ("case,volume_score", "is not JSON"),
+        ("[1, 2]", "holds a list; an object is needed"),
+        ('{"scores": []}', "volume_score is needed"),
+    ],
+)
+def test_other_json_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    attributes = write(tmp_path / "a.csv", [["case", "sex"], ["c0", "F"]])
+    with pytest.raises(SubgroupError, match=told):
+        subgroup_report(tmp_path / "scores.json", attributes, out=tmp_path / "out")
 
 
 def test_study_without_slices_is_not_scored(tmp_path: Path) -> None:
     rows = [["a", 5, 0, 1.0], ["b", 5, 2, 2.0], ["empty", 0, 0, 0.0]]
     studies = write(tmp_path / "studies.csv", [HEADER, *rows])
     table = write(tmp_path / "a.csv", [["case", "site"], ["a", "A"], ["b", "A"], ["empty", "A"]])
-    report = subgroup_report(studies, table, out=tmp_path, draws=5)
+    report = subgroup_report(studies, table, out=tmp_path)
     assert report["rows"][0]["studies"] == 2
     assert report["cases_not_scored"] == ["empty"]
 
@@ -253,5 +291,5 @@ def test_table_of_a_spreadsheet_with_a_mark_and_blanks_is_read(tmp_path: Path) -
     studies = write(tmp_path / "studies.csv", [HEADER, ["a", 5, 0, 1.0], ["b", 5, 1, 2.0]])
     table = tmp_path / "attributes.csv"
     table.write_text("\ufeffcase, site\na, A\nb , A \n", encoding="utf-8")
-    report = subgroup_report(studies, table, out=tmp_path, draws=5)
+    report = subgroup_report(studies, table, out=tmp_path)
     assert [(row["group"], row["studies"]) for row in report["rows"]] == [("all", 2), ("A", 2)]
