@@ -12,8 +12,8 @@ from mcmiad_monai.provenance import produced_with
 
 #: Licence and limits of OpenAI's weights.
 OPENAI = (
-    " OpenAI publishes the code and weights of CLIP under the MIT licence. Its model card calls any "
-    "deployed use out of scope, and advises against other use without thorough testing in the "
+    " OpenAI publishes the code and weights of CLIP under the MIT licence. Its model card calls "
+    "any deployed use out of scope, and advises against other use without thorough testing in the "
     "domain."
 )
 CARD = """\
