@@ -31,7 +31,6 @@ from mcmiad_monai.transforms.slices import (
 )
 from mcmiad_monai.transforms.volume import (
     LoadMaskd,
-    LoadVolume,
     LoadVolumed,
     load_heatmap,
     load_mask,
@@ -47,7 +46,6 @@ __all__ = [
     "ExtractSlices",
     "LoadMaskd",
     "LoadOrganMaskd",
-    "LoadVolume",
     "LoadVolumed",
     "NormalizeCT",
     "NormalizeCTd",

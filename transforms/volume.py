@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform
 
 from mcmiad_monai.transforms.checks import (
     VolumeError,
@@ -25,7 +25,6 @@ from mcmiad_monai.transforms.readers import Image, read_image
 
 __all__ = [
     "LoadMaskd",
-    "LoadVolume",
     "LoadVolumed",
     "VolumeError",
     "load_heatmap",
@@ -141,14 +140,6 @@ def load_heatmap(path: PathLike) -> MetaTensor:
 def _as_float32(image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:
     with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
         return np.ascontiguousarray(image.values, dtype=np.float32)
-
-
-class LoadVolume(Transform):
-    """`load_volume` as a MONAI transform."""
-
-    def __call__(self, study: Study) -> MetaTensor:
-        """Load the volume (1, X, Y, Z)."""
-        return load_volume(study)
 
 
 class LoadVolumed(MapTransform):

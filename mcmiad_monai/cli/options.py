@@ -13,6 +13,8 @@ from mcmiad_monai.modality import MODALITIES
 #: What `add_subparsers` returns; argparse has no public name for it.
 Commands = Any
 SPLITS = ("train", "val", "test", "all")
+#: Names of the method's presets; `mcmiad_monai.training.method` has them, and imports torch.
+PRESETS = ("default", "paper", "moead")
 
 
 def add_command(

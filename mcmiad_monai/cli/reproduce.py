@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.cli.options import (
+    PRESETS,
     Commands,
     add_command,
     add_computing,
@@ -39,6 +40,9 @@ def add_commands(commands: Commands) -> None:
         "--seeds", type=numbers, default=[0, 1, 2], help="seeds of the runs, e.g. 0,1,2"
     )
     reproduce.add_argument("--shots", type=numbers, default=[1], help="normal images of Table 3")
+    reproduce.add_argument(
+        "--preset", choices=PRESETS, default="paper", help="settings of the method"
+    )
     reproduce.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
     reproduce.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
     reproduce.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
@@ -103,4 +107,4 @@ def _method(options: argparse.Namespace) -> Any:
         "max_epochs": options.epochs,
         **{key.removeprefix("head."): value for key, value in options.overrides},
     }
-    return preset("paper", **given)
+    return preset(options.preset, **given)

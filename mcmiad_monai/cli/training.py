@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mcmiad_monai.cli.console import print_json
 from mcmiad_monai.cli.options import (
+    PRESETS,
     Commands,
     add_command,
     add_computing,
@@ -26,8 +27,7 @@ def add_commands(commands: Commands) -> None:
     add_source(train, "folder of studies or datalist JSON")
     train.add_argument("--out", type=Path, required=True, help="folder of the trained bundle")
     train.add_argument("--bundle", default=DEFAULT_BUNDLE, help="shipped bundle to start from")
-    presets = ["default", "paper", "moead"]
-    train.add_argument("--preset", choices=presets, help="settings of the method")
+    train.add_argument("--preset", choices=PRESETS, help="settings of the method")
     train.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
     train.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
     train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")

@@ -69,7 +69,7 @@ class MCMIADDetector(nn.Module):
         return dict(self.provenance.get("training", {}))
 
     @property
-    def image_options(self) -> dict[str, bool]:
+    def image_options(self) -> dict[str, Any]:
         """Options of :func:`~mcmiad_monai.transforms.preprocessing` that the training had."""
         method = self.trained_with.get("method", {})
         # a model that does not say them was trained before there was a choice

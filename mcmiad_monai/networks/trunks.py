@@ -215,8 +215,7 @@ def hub_file(repository: str, file: str) -> Path:
     OSError
         If the hub cannot be reached, or does not give the file.
     """
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session, hf_hub_download
 
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))

@@ -115,7 +115,7 @@ class Method:
         return asdict(self)
 
     @property
-    def image_options(self) -> dict[str, bool]:
+    def image_options(self) -> dict[str, Any]:
         """Options of the images, for :func:`~mcmiad_monai.transforms.preprocessing`."""
         return {
             "keep_colours": self.keep_colours,

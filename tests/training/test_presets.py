@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mcmiad_monai.cli import options
 from mcmiad_monai.networks.decoder import DecoderConfig
 from mcmiad_monai.networks.head import HeadConfig
 from mcmiad_monai.training.method import HEAD_OPTIONS, PRESETS, Method, preset
@@ -96,6 +97,10 @@ def test_optimiser_of_a_preset_has_its_numbers(name: str) -> None:
     assert group["weight_decay"] == method.weight_decay == 1e-4
     schedule = method.build_schedule(optimizer, steps_per_epoch=2)
     assert schedule.get_last_lr() == [method.learning_rate]
+
+
+def test_commands_name_the_presets_that_there_are() -> None:
+    assert set(options.PRESETS) == set(PRESETS)
 
 
 def test_defaults_of_the_decoder_are_those_of_a_method_without_options() -> None:

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from monai.transforms import Compose
 
@@ -119,7 +119,7 @@ class ImageSet:
     problems: tuple[str, ...] = ()
     masks: Masks = "any"
 
-    def transform(self, **options: bool) -> Compose:
+    def transform(self, **options: Any) -> Compose:
         """From a case to its volume ``image``, prepared by `options`, and its mask ``label``."""
         lesion = WHITE if self.masks == "white" else None
         return preprocessing(self.modality, mask_key="label", mask_label=lesion, **options)
