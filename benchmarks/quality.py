@@ -214,8 +214,9 @@ def add_intervals(
         for row, values in found.items():
             table[row][f"slice_{name}_interval"] = ends(values, len(drawn[0]))
             if OURS in table and row not in SCORES:
-                away = ends(values - found[OURS], len(drawn[0]))
-                table[row][f"slice_{name}_minus_ours"] = away
+                away = values - found[OURS]
+                table[row][f"slice_{name}_minus_ours"] = float(away[0])
+                table[row][f"slice_{name}_minus_ours_interval"] = ends(away, len(drawn[0]))
 
 
 def drawn_aurocs(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -230,9 +231,9 @@ def drawn_aurocs(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) ->
 
 
 def ends(values: np.ndarray, patients: int) -> list[float]:
-    """Figure over all patients, then the ends of its 95 % interval, of (1 + draws,) values."""
+    """Ends of the 95 % interval of (1 + draws,) values, the first of which is over all patients."""
     found = percentile_interval(float(values[0]), values[1:].tolist(), 0.95, patients)
-    return [found.value, found.low, found.high]
+    return [found.low, found.high]
 
 
 def show(table: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> None:
