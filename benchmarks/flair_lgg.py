@@ -1,6 +1,6 @@
 """Quality on real FLAIR with real ImageNet features: every scoring option, beside its peers.
 
-    python benchmarks/flair_lgg.py DATA --encoder tf_efficientnetv2_b0 --peers \
+    python benchmarks/flair_lgg.py DATA --encoder tf_efficientnetv2_b0 --peers --seeds 0 1 2 \
         --weights tf_efficientnetv2_b0.imagenet.stride16.safetensors
 
 DATA holds one folder a patient with ``flair.nii.gz`` and ``mask.nii.gz`` (TCGA-LGG; masks: Buda,
@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from quality import (
+    add_intervals,
     add_options,
     cached,
     encoder_of,
@@ -68,11 +69,12 @@ def main() -> None:
     table = {"raw intensity": measure(intensity(test, testing), testing, rows, labels)}
     for name, maps in peer_maps(options, training, testing).items():
         table[name] = measure(maps, testing, rows, labels)
-    each = []
+    each, steps, seconds = [], 0, 0.0
     for seed in options.seeds:
         ours, steps, seconds = our_maps(options, training, testing, seed)
         each.append({k: measure(maps, testing, rows, labels) for k, maps in ours.items()})
     table.update(over_seeds(each))
+    add_intervals(table, labels, [testing.records[row].patient for row in rows])
 
     good, anomalous = int((~labels).sum()), int(labels.sum())
     print(f"{len(training)} training slices; {options.part}: {good} good, {anomalous} anomalous")

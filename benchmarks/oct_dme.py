@@ -1,6 +1,6 @@
 """Quality on real OCT of diabetic macular oedema: does the heat lie on the fluid.
 
-    python benchmarks/oct_dme.py DATA --encoder tf_efficientnetv2_b0 --peers \
+    python benchmarks/oct_dme.py DATA --encoder tf_efficientnetv2_b0 --peers --seeds 0 1 2 \
         --weights tf_efficientnetv2_b0.imagenet.stride16.safetensors
 
 DATA holds ``img/img_<k>.png`` and ``mask/`` of the same names (Duke DME B-scans; Chiu et al.,
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers import Maps
 from PIL import Image
 from quality import (
     add_options,
@@ -26,6 +27,7 @@ from quality import (
     encoder_of,
     measure,
     our_maps,
+    over_seeds,
     peer_maps,
     show,
     write,
@@ -48,9 +50,10 @@ def main() -> None:
     patients = sorted({case["patient"] for case in cases})
     encoder = encoder_of(options)
     kept: dict[str, Any] = {"modality": "retina_oct", "min_foreground": 0.0, **cached(options)}
-    pooled: dict[str, list[Tensor]] = {}
+    # by seed of our head, None for what has none
+    pooled: dict[int | None, dict[str, list[Tensor]]] = {}
     lesions: list[Tensor] = []
-    counts = []
+    counts, steps, seconds = [], 0, 0.0
     for fold in range(0, len(patients), PATIENTS_LEFT_OUT):
         left = set(patients[fold : fold + PATIENTS_LEFT_OUT])
         train = [c for c in cases if c["patient"] not in left and not c["anomalous"]]
@@ -60,22 +63,32 @@ def main() -> None:
         training = FeatureDataset(train, encoder, **kept)
         testing = FeatureDataset(test, encoder, **kept)
         rows = list(range(len(testing)))
-        ours, steps, seconds = our_maps(options, training, testing, options.seeds[0])
-        found = {"raw intensity, dark": dark(test), **peer_maps(options, training, testing), **ours}
+        found: dict[int | None, dict[str, Maps]] = {
+            None: {"raw intensity, dark": dark(test), **peer_maps(options, training, testing)}
+        }
+        for seed in options.seeds:
+            found[seed], steps, seconds = our_maps(options, training, testing, seed)
         with torch.inference_mode():
-            for name, maps in found.items():
-                pooled.setdefault(name, []).append(maps(rows))
+            for seed, ways in found.items():
+                parts = pooled.setdefault(seed, {})
+                for name, maps in ways.items():
+                    parts.setdefault(name, []).append(maps(rows))
         lesions.append(testing.lesion(rows))
         counts.append({"left_out": sorted(left), "train": len(training), "test": len(testing)})
         print(f"fold without {sorted(left)}: {len(training)} scans to fit, {len(testing)} to find")
     everything = Pooled(torch.cat(lesions))
-    table = {
-        name: measure(everything.maps(torch.cat(parts)), everything, everything.rows, None)
-        for name, parts in pooled.items()
+    tables = {
+        seed: {
+            name: measure(everything.maps(torch.cat(heat)), everything, everything.rows, None)
+            for name, heat in parts.items()
+        }
+        for seed, parts in pooled.items()
     }
-    print(f"{steps} steps in {seconds:.0f} s a fold; no normal eyes: pixel figures alone")
+    table = {**tables.pop(None), **over_seeds(list(tables.values()))}
+    print(f"{steps} steps in {seconds:.0f} s a fold; seeds {options.seeds}; pixel figures alone")
     show(table, COLUMNS)
-    write(options.out, options, {"folds": counts, "encoder": encoder.provenance, "table": table})
+    provenance = {"encoder": encoder.provenance, "steps": steps, "seconds": seconds}
+    write(options.out, options, {"folds": counts, **provenance, "table": table})
 
 
 class Pooled:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not have it
-    from peers import nearest_neighbour
+    from peers import nearest_neighbour, upsampled
 
     from mcmiad_monai.data.cases.find import find_cases
     from mcmiad_monai.data.feature_store import FeatureBlock, SliceRecord
@@ -298,7 +298,8 @@ def open_neighbour(spec: Any, one: Contender) -> Callable[[Tensor], Any]:
     encoder = build_encoder(spec.name, weights=spec.folder / "encoder.pt", pool="area")
     features = torch.load(spec.folder / one.file, weights_only=True)["features"].numpy()
     asked: Any = SimpleNamespace(encoder=encoder, size=224, batch=encoder.to(spec.device))
-    return nearest_neighbour(kept(encoder, features), asked, spec.device)  # type: ignore[return-value]
+    bank = nearest_neighbour(kept(encoder, features), asked, spec.device)
+    return upsampled(bank, asked.size)  # type: ignore[return-value]
 
 
 def anomalib_model(spec: Any, one: Contender) -> Any:

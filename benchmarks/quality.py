@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -10,11 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import Maps, nearest_neighbour, position_gaussian
+from peers import Maps, nearest_neighbour, position_gaussian, upsampled
 from torch import Tensor
 
+from mcmiad_monai.cli.options import add_overrides
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.metrics.bootstrap import bootstrap_auroc
+from mcmiad_monai.metrics.bootstrap import (
+    DRAWS,
+    aurocs,
+    draw_patients,
+    percentile_interval,
+)
 from mcmiad_monai.metrics.curves import auroc
 from mcmiad_monai.metrics.pixels import PixelMetrics
 from mcmiad_monai.modality import normal_prompts
@@ -24,10 +31,16 @@ from mcmiad_monai.networks.text_prior import resolve_text_prior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.protocols.scores import SCORES
 from mcmiad_monai.training.fit import fit_head
-from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.method import PRESETS, Method, preset
 
-#: Slice scores: Eq. 7, the maximum, and the mean of the hottest 5 % of the foreground.
+#: Eq. 7, the maximum, and the mean of the hottest share of the foreground.
+SLICE_SCORES = ("eq7", "max", "hottest")
 HOTTEST = 0.05
+#: What the others are compared with: the score of the bundles.
+OURS = "S_cos"
+SMOOTH_SIGMA = SCORES["S_cos, smoothed"]["smooth_sigma"]
+#: Of the other ideas, and whether their tokens have one length.
+DISTANCES = {"L2": False, "cosine": True}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,50 +49,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", default="tf_efficientnet_b4.aa_in1k")
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--text-prior", default="hashing")
-    parser.add_argument("--pool", default="bilinear", choices=["bilinear", "area"])
-    parser.add_argument("--standardize", action="store_true")
-    parser.add_argument("--stage-weights", type=float, nargs="+")
-    parser.add_argument("--cosine-weight", type=float, default=0.0, help="cosine term of the loss")
-    parser.add_argument("--jitter", type=float, default=20.0)
-    parser.add_argument("--jitter-position", default="fused", choices=["fused", "features"])
-    parser.add_argument("--no-text-fusion", action="store_true")
-    parser.add_argument("--ffn-per-round", type=int, default=1, choices=[1, 2])
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--preset", default="default", choices=sorted(PRESETS))
+    add_overrides(parser, "another value for an option of the preset")
+    parser.add_argument("--epochs", type=int, default=80)
+    seeds = "of our head; --seeds alone trains none and leaves its rows out"
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help=seeds)
     parser.add_argument("--peers", action="store_true", help="also the scores of other ideas")
     parser.add_argument("--anomalib", action="store_true", help="also anomalib's own PatchCore")
     parser.add_argument("--cache", type=Path, help="keep features here")
+    parser.add_argument("--checkpoints", type=Path, help="keep heads here, and go on from them")
     parser.add_argument("--out", type=Path, help="also write the table as JSON")
 
 
 def method_of(options: argparse.Namespace) -> Method:
     """Method that the options describe."""
-    return Method(
-        encoder_name=options.encoder,
-        weights=options.weights,
-        pool=options.pool,
-        text_prior=options.text_prior,
-        stage_weights=tuple(options.stage_weights) if options.stage_weights else None,
-        cosine_weight=options.cosine_weight,
-        head={
-            "standardize_features": options.standardize,
-            "jitter_scale": options.jitter,
-            "jitter_position": options.jitter_position,
-            "use_text_fusion": not options.no_text_fusion,
-            "ffn_per_round": options.ffn_per_round,
-        },
-        max_epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        batch_size=options.batch_size,
-        min_steps_per_epoch=1,
-    )
+    given = {
+        "encoder_name": options.encoder,
+        "weights": options.weights,
+        "text_prior": options.text_prior,
+        "max_epochs": options.epochs,
+        "min_steps_per_epoch": 1,
+    }
+    return preset(options.preset, **{**given, **dict(options.overrides)})
 
 
 def encoder_of(options: argparse.Namespace) -> FrozenEncoder:
     """Encoder with weights."""
-    return build_encoder(options.encoder, weights=options.weights, pool=options.pool)
+    return build_encoder(options.encoder, weights=options.weights, pool=method_of(options).pool)
 
 
 def our_maps(
@@ -89,7 +85,8 @@ def our_maps(
     method, encoder = method_of(options), training.encoder
     prior = resolve_text_prior(method.text_prior, normal_prompts())
     start = time.monotonic()
-    head, steps = fit_head(method, training, prior, seed=seed)
+    kept = checkpoints_of(options, training, seed)
+    head, steps = fit_head(method, training, prior, seed=seed, checkpoints=kept)
     seconds = time.monotonic() - start
 
     def maps_of(name: str) -> Maps:
@@ -104,19 +101,43 @@ def our_maps(
     return {name: maps_of(name) for name in SCORES}, steps, seconds
 
 
+def checkpoints_of(options: argparse.Namespace, training: FeatureDataset, seed: int) -> Path | None:
+    """Folder of the checkpoints of this method, data and seed."""
+    if options.checkpoints is None:
+        return None
+    slices = [(record.case, record.index) for record in training.records]
+    what = [method_of(options).to_dict(), training.encoder.provenance, slices, seed]
+    digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
+    folder: Path = options.checkpoints / digest[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def peer_maps(
     options: argparse.Namespace, training: FeatureDataset, testing: FeatureDataset
 ) -> dict[str, Maps]:
-    """Heatmaps of the other ideas on the same features."""
+    """Heatmaps of the other ideas on the same features, with our distances and our smoothing."""
     found: dict[str, Maps] = {}
-    if options.peers:
-        found["nearest neighbour, every token"] = nearest_neighbour(training, testing)
-        found["Gaussian at each position"] = position_gaussian(training, testing)
+    ideas = {"nearest neighbour": nearest_neighbour, "Gaussian at each position": position_gaussian}
+    for idea, fit in ideas.items() if options.peers else ():
+        for distance, cosine in DISTANCES.items():
+            maps = kept_maps(fit(training, testing, cosine=cosine), len(testing))
+            for ending, sigma in {"": 0.0, ", smoothed": SMOOTH_SIGMA}.items():
+                found[f"{idea}, {distance}{ending}"] = upsampled(maps, testing.size, sigma)
     if options.anomalib:
         from peers_anomalib import patchcore
 
-        found["anomalib PatchCore, 10 % coreset"] = patchcore(training, testing)
+        for distance, cosine in DISTANCES.items():
+            maps = patchcore(training, testing, cosine=cosine)
+            found[f"anomalib PatchCore, 10 % coreset, {distance}"] = maps
     return found
+
+
+def kept_maps(maps: Maps, count: int) -> Maps:
+    """The same maps of all rows, computed once."""
+    chunks = torch.arange(count).split(32)
+    everything = torch.cat([maps(chunk.tolist()) for chunk in chunks])
+    return lambda rows: everything[rows]
 
 
 @torch.inference_mode()
@@ -128,7 +149,7 @@ def measure(
 ) -> dict[str, Any]:
     """Slice and pixel figures within the foreground; no slice figures without labels (n,)."""
     pixels, plain = PixelMetrics(), AnomalyScore()
-    slices: dict[str, list[Tensor]] = {"eq7": [], "max": [], "hottest": []}
+    slices: dict[str, list[Tensor]] = {name: [] for name in SLICE_SCORES}
     for start in range(0, len(rows), 32):
         chosen = rows[start : start + 32]
         inside = dataset.foreground(chosen)
@@ -142,12 +163,10 @@ def measure(
     figures = pixels.compute()
     del figures["pixel_dice_at_threshold"], figures["pixel_f1_max_threshold"]
     if labels is not None:
-        patients = [dataset.records[row].patient for row in rows]
         for name, parts in slices.items():
             scores = torch.cat(parts).numpy()
             figures[f"slice_{name}"] = auroc(scores, labels)
-        interval = bootstrap_auroc(torch.cat(slices["max"]).numpy(), labels, patients)
-        figures["slice_max_interval"] = [interval.low, interval.high]
+            figures[f"scores_{name}"] = scores  # until `add_intervals`
     return figures
 
 
@@ -160,34 +179,83 @@ def hottest(heat: Tensor, inside: Tensor) -> Tensor:
 def over_seeds(tables: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Mean of every figure over seeds, with ``<figure>_sd`` where there are several."""
     merged: dict[str, dict[str, Any]] = {}
-    for name in tables[0]:
+    for name in tables[0] if tables else ():
         rows = [table[name] for table in tables]
         merged[name] = dict(rows[0])
-        if len(rows) > 1:
-            for key, value in rows[0].items():
-                if isinstance(value, float):
-                    values = [row[key] for row in rows]
-                    merged[name][key] = float(np.mean(values))
-                    merged[name][f"{key}_sd"] = float(np.std(values, ddof=1))
+        for key, value in rows[0].items():
+            values = np.array([row[key] for row in rows])
+            if isinstance(value, np.ndarray):
+                merged[name][key] = values  # (seeds, n)
+            elif len(rows) > 1:
+                merged[name][key] = float(values.mean())
+                merged[name][f"{key}_sd"] = float(values.std(ddof=1))
     return merged
+
+
+def add_intervals(
+    table: dict[str, dict[str, Any]], labels: np.ndarray, patients: list[str]
+) -> None:
+    """Intervals over patients of the slice AUROCs, and of their difference to our own score.
+
+    The scores of slices, which they are computed from, leave the table. Of several seeds the AUROC
+    is the mean, in every draw of patients.
+    """
+    _, member = np.unique(patients, return_inverse=True)  # (n,)
+    drawn = draw_patients(int(member.max()) + 1, DRAWS, seed=0)  # (draws, patients)
+    weights = np.concatenate([np.ones((1, len(labels))), drawn[:, member]])  # (1 + draws, n)
+    for name in SLICE_SCORES:
+        found = {
+            row: np.mean(
+                [drawn_aurocs(s, labels, weights) for s in np.atleast_2d(f.pop(f"scores_{name}"))],
+                axis=0,
+            )
+            for row, f in table.items()
+        }  # (1 + draws,) each
+        for row, values in found.items():
+            table[row][f"slice_{name}_interval"] = ends(values, len(drawn[0]))
+            if OURS in table and row not in SCORES:
+                away = values - found[OURS]
+                table[row][f"slice_{name}_minus_ours"] = float(away[0])
+                table[row][f"slice_{name}_minus_ours_interval"] = ends(away, len(drawn[0]))
+
+
+def drawn_aurocs(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC of scores (n,) with each weighting (draws, n) of the slices."""
+    order = np.argsort(scores, kind="stable")
+    ranked, weights = scores[order], weights[:, order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    positive, negative = (
+        np.add.reduceat(weights * kind[order], starts, axis=1) for kind in (labels, ~labels)
+    )
+    return aurocs(positive, negative)
+
+
+def ends(values: np.ndarray, patients: int) -> list[float]:
+    """Ends of the 95 % interval of (1 + draws,) values, the first of which is over all patients."""
+    found = percentile_interval(float(values[0]), values[1:].tolist(), 0.95, patients)
+    return [found.low, found.high]
 
 
 def show(table: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> None:
     """One line a score."""
-    print(f"{'score':<36}" + "".join(f"{name:>16}" for name in columns))
+    print(f"{'score':<44}" + "".join(f"{name:>16}" for name in columns))
     for name, figures in table.items():
         cells = []
         for column in columns:
             spread = figures.get(f"{column}_sd")
             tail = "" if spread is None else f" ±{spread:.3f}"
             cells.append(f"{figures[column]:.3f}{tail}" if column in figures else "-")
-        print(f"{name:<36}" + "".join(f"{cell:>16}" for cell in cells))
+        print(f"{name:<44}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 def write(path: Path | None, options: argparse.Namespace, content: dict[str, Any]) -> None:
     """Everything that the table rests on, as JSON."""
     if path is not None:
-        kept = {k: v for k, v in vars(options).items() if k not in ("data", "out", "cache")}
+        kept = {
+            k: v
+            for k, v in vars(options).items()
+            if k not in ("data", "out", "cache", "checkpoints")
+        }
         kept["weights"] = Path(options.weights).name
         report = {"options": kept, **content, **produced_with()}
         path.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
