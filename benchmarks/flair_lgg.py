@@ -26,6 +26,7 @@ from quality import (
     add_options,
     cached,
     encoder_of,
+    images_of,
     measure,
     our_maps,
     over_seeds,
@@ -58,6 +59,7 @@ def main() -> None:
     encoder = encoder_of(options)
     kept: dict[str, Any] = {
         "modality": "brain_mri",
+        "transform": images_of(options, "brain_mri"),
         "slice_range": SLICE_RANGE,
         "min_foreground": 0.0,
         **cached(options),

@@ -25,6 +25,7 @@ from quality import (
     add_options,
     cached,
     encoder_of,
+    images_of,
     measure,
     our_maps,
     over_seeds,
@@ -49,7 +50,12 @@ def main() -> None:
     cases = scans(options.data)
     patients = sorted({case["patient"] for case in cases})
     encoder = encoder_of(options)
-    kept: dict[str, Any] = {"modality": "retina_oct", "min_foreground": 0.0, **cached(options)}
+    kept: dict[str, Any] = {
+        "modality": "retina_oct",
+        "transform": images_of(options, "retina_oct"),
+        "min_foreground": 0.0,
+        **cached(options),
+    }
     # by seed of our head, None for what has none
     pooled: dict[int | None, dict[str, list[Tensor]]] = {}
     lesions: list[Tensor] = []

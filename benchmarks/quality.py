@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 from peers import Maps, nearest_neighbour, position_gaussian, upsampled
 from torch import Tensor
 
@@ -25,13 +26,14 @@ from mcmiad_monai.metrics.bootstrap import (
 from mcmiad_monai.metrics.curves import auroc
 from mcmiad_monai.metrics.pixels import PixelMetrics
 from mcmiad_monai.modality import normal_prompts
-from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
+from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import resolve_text_prior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.protocols.scores import SCORES
 from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import PRESETS, Method, preset
+from mcmiad_monai.transforms import preprocessing
 
 #: Eq. 7, the maximum, and the mean of the hottest share of the foreground.
 SLICE_SCORES = ("eq7", "max", "hottest")
@@ -75,7 +77,12 @@ def method_of(options: argparse.Namespace) -> Method:
 
 def encoder_of(options: argparse.Namespace) -> FrozenEncoder:
     """Encoder with weights."""
-    return build_encoder(options.encoder, weights=options.weights, pool=method_of(options).pool)
+    return method_of(options).build_encoder()
+
+
+def images_of(options: argparse.Namespace, modality: str) -> Compose:
+    """Transforms of a case that the method's images need."""
+    return preprocessing(modality, mask_key="label", **method_of(options).image_options)
 
 
 def our_maps(

@@ -169,7 +169,12 @@ def test_pretrained_weights_without_a_network_name_the_way_out(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     root = copy_bundle(NAME, tmp_path / NAME)
     message = why_refused(root, "train", brain.small(weights="pretrained"))
-    for needed in ("test_efficientnet.r160_in1k", "model.safetensors", "weights="):
+    for needed in (
+        "test_efficientnet.r160_in1k",
+        "model.safetensors",
+        "--weights packaged",
+        "--weights FILE",
+    ):
         assert needed in message
     assert not (root / "models" / "model.pt").exists()
 

@@ -273,4 +273,6 @@ def test_encoded_prompts_are_a_prior_that_loads(
     prior = TextPrior.load(path)
     assert prior.prompts == normal_prompts()
     assert prior.provenance == encode_hashing(normal_prompts()).provenance
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    card = path.with_suffix(".md")
+    assert set(path.parent.iterdir()) == {path, card}
+    assert prior.prompts[0] in card.read_text()

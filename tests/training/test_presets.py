@@ -17,7 +17,7 @@ from mcmiad_monai.training.method import HEAD_OPTIONS, PRESETS, Method, preset
 
 #: Every option of the method as the paper has it, with the section that says so.
 PAPER: dict[str, tuple[Any, str]] = {
-    "encoder_name": ("tf_efficientnet_b4.aa_in1k", "§4.2: EfficientNet-B4; weights as MoEAD's"),
+    "encoder_name": ("auto", "§4.2: EfficientNet-B4, where weights are not packaged"),
     "weights": ("pretrained", "§4.2: ImageNet"),
     "pool": ("bilinear", "§3.2"),
     "keep_colours": (True, "§4.2: images are resized and normalised by ImageNet statistics"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -16,8 +17,8 @@ from mcmiad_monai.training.schedule_choice import validation_metric
 
 logger = logging.getLogger(__name__)
 
-#: The choice, for the next run.
-CHOICE = "schedule.json"
+#: The choice, for the next run; its folder is named after what it depends on.
+CHOICE = "choice.json"
 
 
 def choose_schedule(method: Method, lab: Laboratory, out: Path, *, seed: int) -> Method:
@@ -29,20 +30,22 @@ def choose_schedule(method: Method, lab: Laboratory, out: Path, *, seed: int) ->
     Parameters
     ----------
     out : Path
-        ``schedule.json`` in it keeps the choice and its figures.
+        ``schedules`` in it keeps the choice and its figures.
     """
     if method.schedule != "auto":
         return method
-    options = json.loads(json.dumps([method.to_dict(), lab.data, seed]))
-    path = out / CHOICE
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    if found.get("options") != options:
+    options = json.dumps([method.to_dict(), lab.data, seed], sort_keys=True)
+    path = out / "schedules" / hashlib.sha256(options.encode()).hexdigest()[:10] / CHOICE
+    found: dict[str, Any] = {}
+    if path.is_file():
+        found = json.loads(path.read_text("utf-8"))
+    else:
         order = sorted(lab.sets, key=lambda name: lab.sets[name].modality != LIVER_CT.name)
         name = next((name for name in order if lab.sets[name].cases("val")), None)
-        figures = {} if name is None else _figures(method, lab, name, out / "schedules", seed)
+        figures = {} if name is None else _figures(method, lab, name, path.parent, seed)
         step = bool(figures) and figures["step"] > figures["cosine"]
         found = {"schedule": "step" if step else "cosine", "set": name, "validation": figures}
-        write_text(path, json.dumps({**found, "options": options}, indent=1))
+        write_text(path, json.dumps(found, indent=1))
     logger.info(
         "schedule of the learning rate: %s (validation of %s: %s)",
         *(found[key] for key in ("schedule", "set", "validation")),
