@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from mcmiad_monai.networks.hub import cached_file, require_hub
 from mcmiad_monai.networks.weights import WeightsError, require_file
 
 # Errors of OpenCLIP for a file that torch reads, but that is no state dict.
@@ -122,6 +123,11 @@ def _file(model: str, source: str) -> Path:
             "give the path of a checkpoint."
         )
     try:
+        repository, file = _hub_names(cfg)
+        if repository and (found := cached_file(repository, file)):
+            return found
+        if repository:
+            require_hub()
         return Path(pretrained.download_pretrained(cfg))
     except (OSError, RuntimeError, ValueError) as error:
         where = _where(cfg)
@@ -129,16 +135,21 @@ def _file(model: str, source: str) -> Path:
         named = f", naming the model {model}-quickgelu, which has their activation" if quick else ""
         raise WeightsError(
             f"the weights {source!r} of OpenCLIP's {model} could not be downloaded "
-            f"({type(error).__name__}). On a machine with a network, download them from {where} "
+            f"({error}). On a machine with a network, download them from {where} "
             f"and give the path of the file instead{named}. For text prompts alone, "
-            "`--encoder hashing` needs no weights."
+            "`mcmiad train ... --text-prior hashing` needs no weights, and a prior file of "
+            "`mcmiad prompts encode` needs none here."
         ) from error
+
+
+def _hub_names(cfg: dict[str, Any]) -> tuple[str, str]:
+    """Repository and file of a tag's weights in the hub; no repository if they are elsewhere."""
+    owner, _, rest = str(cfg.get("hf_hub") or "").partition("/")
+    repository, _, file = rest.partition("/")
+    return f"{owner}/{repository}" if repository else "", file or "open_clip_model.safetensors"
 
 
 def _where(cfg: dict[str, Any]) -> str:
     """Repository and file that hold the weights of a tag."""
-    owner, _, rest = str(cfg.get("hf_hub") or "").partition("/")
-    repository, _, file = rest.partition("/")
-    if not repository:
-        return str(cfg.get("url"))
-    return f"https://huggingface.co/{owner}/{repository} ({file or 'open_clip_model.safetensors'})"
+    repository, file = _hub_names(cfg)
+    return f"https://huggingface.co/{repository} ({file})" if repository else str(cfg.get("url"))

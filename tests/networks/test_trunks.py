@@ -14,7 +14,7 @@ import timm
 import torch
 
 from mcmiad_monai.networks.encoder import build_encoder, empty_encoder, encoder_from_config
-from mcmiad_monai.networks.trunks import hub_file
+from mcmiad_monai.networks.hub import hub_file
 from mcmiad_monai.networks.weights import WeightsError
 
 DINOV2 = "vit_small_patch14_reg4_dinov2"
