@@ -1,4 +1,4 @@
-"""Files of the model hub: from its cache, or downloaded; an unreachable hub fails within seconds."""
+"""Files of the model hub: cached or downloaded; an unreachable hub fails within seconds."""
 
 from __future__ import annotations
 
