@@ -91,6 +91,7 @@ def _reproduce(options: argparse.Namespace) -> None:
         encoders=dict(options.compare_encoder),
         adaptation=not options.no_adaptation,
         device=chosen_device(options),
+        progress=not options.quiet,
     )
     report = report_folder(options.out, options.masks) / "report.md"
     print(report.read_text(encoding="utf-8").split("## Details")[0])

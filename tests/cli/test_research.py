@@ -75,8 +75,11 @@ def test_reproduce_prints_the_tables(small: Path, capsys: pytest.CaptureFixture[
 
 def test_reproduce_takes_own_folders(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = ["reproduce", "--own", f"brain_mri={small / 'Brain_AD'}", "--out"]
-    assert main([*source, str(small.parent / "own"), "--tables", "1", "--seeds", "0", *TINY]) == 0
-    assert "| Brain_AD |" in capsys.readouterr().out
+    quiet = [*source, str(small.parent / "own"), "--tables", "1", "--seeds", "0", "-q", *TINY]
+    assert main(quiet) == 0
+    printed = capsys.readouterr()
+    assert "| Brain_AD |" in printed.out
+    assert printed.err == ""
 
 
 def test_reproduce_measures_white_masks_beside_all_others(
