@@ -15,7 +15,6 @@ from monai.transforms import Compose
 from peers import Maps, nearest_neighbour, position_gaussian, upsampled
 from torch import Tensor
 
-from mcmiad_monai.cli.options import add_overrides
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.metrics.bootstrap import (
     DRAWS,
@@ -52,7 +51,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--text-prior", default="hashing")
     parser.add_argument("--preset", default="default", choices=sorted(PRESETS))
-    add_overrides(parser, "another value for an option of the preset")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="NAME=VALUE",
+        type=setting,
+        action="append",
+        default=[],
+        help="an option of the method; may be repeated",
+    )
     parser.add_argument("--epochs", type=int, default=80)
     seeds = "of our head; --seeds alone trains none and leaves its rows out"
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help=seeds)
@@ -61,6 +68,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, help="keep features here")
     parser.add_argument("--checkpoints", type=Path, help="keep heads here, and go on from them")
     parser.add_argument("--out", type=Path, help="also write the table as JSON")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` with a YAML value."""
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
 
 
 def method_of(options: argparse.Namespace) -> Method:
