@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from monai.transforms import Compose
 from peers import Maps, nearest_neighbour, position_gaussian, upsampled
 from torch import Tensor
