@@ -2,6 +2,7 @@
 # make bundles  the four bundles from their one source, bundles/source
 # make docs     the documentation as a site, into build/docs
 # make test     every check: ruff, mypy, pytest with coverage, and MONAI Label in a second environment
+# make test-all the same, and what a release needs besides: the documentation and the demo
 #
 # MONAI Label pins pydicom below 3 and so numpy below 2, which the package itself does not need: its
 # tests run in an environment of their own, and all others with the newest versions.
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LABEL_BIN := $(LABEL_VENV)/bin
 TYPECHECK := build/typecheck
 
-.PHONY: demo bundles docs test lint types unit label install install-dev install-docs install-label clean
+.PHONY: demo bundles docs test test-all lint types unit label install install-dev install-docs install-label clean
 
 demo: install
 	$(BIN)/mcmiad demo --out $(DEMO_OUT)
@@ -30,6 +31,8 @@ docs: install-docs
 	@echo "build/docs/index.html"
 
 test: install-dev lint types unit label
+
+test-all: test docs demo
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
