@@ -89,6 +89,11 @@ def run_stress(
         If the file is not a model of this project, or does not name the modality of its training.
     """
     predictor = load(model, device=device)
+    if predictor.detector.channels != 1:
+        raise ValueError(
+            f"{model} was trained on colours, and corruptions are of grey images. Stress a model "
+            "that was trained with keep_colours false."
+        )
     kind = choose_modality(predictor.modality, modality, cases)
     calibration = predictor.calibration_of(kind.name)
     conditions = choose_conditions(kind, corruptions, severities)

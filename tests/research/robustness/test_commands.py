@@ -10,6 +10,8 @@ from stressed import make_model
 
 from mcmiad_monai.cli.parser import main
 from mcmiad_monai.data.cases.find import find_cases
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.research.robustness.stress import run_stress
 
 
 def test_commands_print_what_they_write(
@@ -29,3 +31,9 @@ def test_commands_print_what_they_write(
     report = json.loads(capsys.readouterr().out)
     assert {row["attribute"] for row in report["rows"]} >= {"site"}
     assert (tmp_path / "subgroups.md").read_text() == (out / "subgroups.md").read_text()
+
+
+def test_model_of_colours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MCMIADDetector, "channels", 3)
+    with pytest.raises(ValueError, match="trained on colours"):
+        run_stress(make_model(tmp_path / "model.pt"), [], out=tmp_path / "out")
