@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +19,13 @@ from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.trainer import HeadValidator
 
 logger = logging.getLogger(__name__)
+
+Schedule = Literal["cosine", "step"]
+
+
+def better(figures: Mapping[str, float]) -> Schedule:
+    """Cosine, unless the step schedule validates better."""
+    return "step" if figures and figures["step"] > figures["cosine"] else "cosine"
 
 
 class OtherSchedule:
@@ -80,7 +88,7 @@ class OtherSchedule:
         )
         paths = {"cosine": self.checkpoints.best, "step": folder / "best.pt"}
         figures = {kind: self.checkpoints.read(path)["best_metric"] for kind, path in paths.items()}
-        kind = "step" if figures["step"] > figures["cosine"] else "cosine"
+        kind = better(figures)
         self.best, self.chosen = paths[kind], {"schedule": kind, "validation": figures}
         logger.info("schedule of the learning rate: %s (best validation %s)", kind, figures)
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mcmiad_monai import load
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.inference.cohort import infer_cohort
 from mcmiad_monai.inference.evaluation import evaluate
+from mcmiad_monai.training.schedule_choice import better
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,12 @@ def test_schedule_was_chosen_on_validation(paper: Any) -> None:
     training = load(paper.root, device="cpu").detector.trained_with
     figures = training["schedule"]["validation"]
     assert set(figures) == {"cosine", "step"}
-    assert training["schedule"]["schedule"] == max(figures, key=lambda k: (figures[k], k))
+    assert training["schedule"]["schedule"] == better(figures)
+    kept = paper.root / "models"
+    best = kept / "best.pt" if better(figures) == "cosine" else kept / "step" / "best.pt"
+    packaged = load(paper.root, device="cpu").detector.head.state_dict()
+    weights = torch.load(best, weights_only=True)["network"]
+    assert all(torch.equal(packaged[name], weights[name]) for name in weights)
     assert training["method"]["schedule"] == "auto"
 
 

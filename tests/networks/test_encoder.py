@@ -263,3 +263,19 @@ def test_real_pretrained_trunk_loads_and_tells_images_apart(shared):
     assert isinstance(encoder, FrozenEncoder)
     assert features.shape == (2, 208, 14, 14)
     assert features.std() > 0.01
+
+
+def test_aligned_corners_are_kept_in_configuration_and_provenance() -> None:
+    plain, aligned = (empty_encoder(SMALL, align_corners=value) for value in (False, True))
+    assert "align_corners" not in plain.config
+    assert aligned.provenance["align_corners"]  # features on disk are told apart by it
+    rebuilt = encoder_from_config(json.loads(json.dumps(aligned.config)))
+    rebuilt.load_state_dict(aligned.state_dict())
+    features = aligned(images())
+    torch.testing.assert_close(rebuilt(images()), features, rtol=0, atol=0)
+    assert not torch.equal(plain(images()), features)
+    rgb = images().expand(-1, 3, -1, -1)
+    stages = aligned.trunk((rgb - aligned.mean) / aligned.std)
+    size = (aligned.grid, aligned.grid)
+    each = [F.interpolate(s, size, mode="bilinear", align_corners=True) for s in stages]
+    torch.testing.assert_close(features, torch.cat(each, dim=1))

@@ -23,6 +23,7 @@ COSINE_DISTANCE = 1 - 9 / math.sqrt(5 * 38)
         ({}, SQUARED + COSINE_DISTANCE),
         ({"mse_reduction": "mean"}, SQUARED / 3 + COSINE_DISTANCE),
         ({"terms": "mse"}, SQUARED),
+        ({"terms": "mse", "mse_reduction": "norm"}, math.sqrt(SQUARED)),
         ({"terms": "cos"}, COSINE_DISTANCE),
         ({"mse_weight": 0.7}, 0.7 * SQUARED + 0.3 * COSINE_DISTANCE),
     ],
@@ -61,6 +62,12 @@ def test_upsampling_is_bilinear_between_cell_centres():
     score_map = torch.tensor([[0.0, 4.0]]).view(1, 1, 1, 2)
     found = AnomalyScore().upsample(score_map, (1, 4))
     assert found.flatten().tolist() == [0, 1, 3, 4]
+
+
+def test_aligned_corners_put_the_first_cell_on_the_first_pixel():
+    small = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
+    found = AnomalyScore(align_corners=True).upsample(small, (10, 10))[0, 0, 0]
+    np.testing.assert_allclose(found, np.linspace(0, 3, 10), atol=1e-6)
 
 
 def test_smoothing_agrees_with_scipy():

@@ -14,6 +14,7 @@ from mcmiad_monai.cli import options
 from mcmiad_monai.networks.decoder import DecoderConfig
 from mcmiad_monai.networks.head import HeadConfig
 from mcmiad_monai.training.method import HEAD_OPTIONS, PRESETS, Method, preset
+from mcmiad_monai.training.schedule_choice import better
 
 #: Every option of the method as the paper has it, with the section that says so.
 PAPER: dict[str, tuple[Any, str]] = {
@@ -105,3 +106,31 @@ def test_commands_name_the_presets_that_there_are() -> None:
 
 def test_defaults_of_the_decoder_are_those_of_a_method_without_options() -> None:
     assert HeadConfig.from_options(preset("paper").head).decoder == DecoderConfig()
+
+
+def test_k_of_the_score_is_set_by_its_name_and_leaves_the_experts_alone() -> None:
+    method = preset("default", top_k=0.05)
+    assert method.score_options()["top_k"] == 0.05
+    assert HeadConfig.from_options(method.head).decoder.top_k == DecoderConfig().top_k
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"cosine": 0.7, "step": 0.8}, "step"),
+        ({"cosine": 0.8, "step": 0.7}, "cosine"),
+        ({"cosine": 0.8, "step": 0.8}, "cosine"),
+        ({}, "cosine"),
+    ],
+)
+def test_schedule_that_validates_better_is_chosen(figures: dict[str, float], expected: str) -> None:
+    assert better(figures) == expected
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_corners_are_aligned_in_stages_and_map_by_one_option(name: str) -> None:
+    method = preset(name, encoder_name="test_efficientnet.r160_in1k", weights="random")
+    with pytest.warns(UserWarning, match="RANDOM"):
+        encoder = method.build_encoder()
+    assert encoder.align_corners == (name != "default")
+    assert method.build_score(encoder).align_corners == (name != "default")

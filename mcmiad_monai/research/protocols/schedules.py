@@ -13,7 +13,7 @@ from mcmiad_monai.modality import LIVER_CT
 from mcmiad_monai.research.protocols.experiment import Laboratory
 from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import Method
-from mcmiad_monai.training.schedule_choice import validation_metric
+from mcmiad_monai.training.schedule_choice import better, validation_metric
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ def choose_schedule(method: Method, lab: Laboratory, out: Path, *, seed: int) ->
         order = sorted(lab.sets, key=lambda name: lab.sets[name].modality != LIVER_CT.name)
         name = next((name for name in order if lab.sets[name].cases("val")), None)
         figures = {} if name is None else _figures(method, lab, name, path.parent, seed)
-        step = bool(figures) and figures["step"] > figures["cosine"]
-        found = {"schedule": "step" if step else "cosine", "set": name, "validation": figures}
+        found = {"schedule": better(figures), "set": name, "validation": figures}
         write_text(path, json.dumps(found, indent=1))
     logger.info(
         "schedule of the learning rate: %s (validation of %s: %s)",
