@@ -132,6 +132,20 @@ def test_offline_clip_names_what_to_bring_and_the_way_without():
         assert word in str(caught.value)
 
 
+def test_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    def no_answer():
+        raise OSError("no answer")
+
+    def download(cfg):
+        raise AssertionError("OpenCLIP's own client tries again and again")
+
+    monkeypatch.setattr("mcmiad_monai.networks.clip.cached_file", lambda *_: None)
+    monkeypatch.setattr("mcmiad_monai.networks.clip.require_hub", no_answer)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", download)
+    with pytest.raises(WeightsError, match=r"no answer.*--text-prior hashing"):
+        resolve_text_prior("open_clip", ["a brain"])
+
+
 def test_unknown_model_and_tag_are_refused():
     with pytest.raises(ValueError, match="does not know the model"):
         encode_open_clip(["a brain"], model="ViT-X")

@@ -54,6 +54,21 @@ def test_engine_gives_the_heatmaps_of_pytorch_for_any_number_of_slices(
             torch.testing.assert_close(network(images), detector(images), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_model_of_colours_runs_by_every_engine(tmp_path: Path, engine: str) -> None:
+    if engine != "torch":
+        pytest.importorskip(engine, reason="the extra export is not installed")
+    colours = exportable(seed=1)
+    colours.provenance["training"] = {"method": {"keep_colours": True}}
+    path = tmp_path / "model.onnx"
+    if engine != "torch":
+        export_model(colours, path, size=SIZE)
+    network = open_network(colours, engine=engine, path=path)  # type: ignore[arg-type]
+    images = torch.rand(3, 3, SIZE, SIZE)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), colours(images), rtol=0, atol=1e-4)
+
+
 def test_encoder_whose_norms_stay_is_exported_all_the_same(
     detector: MCMIADDetector,
     tmp_path: Path,

@@ -25,6 +25,7 @@ from mcmiad_monai.research.protocols.reproduce import reproduce
 from mcmiad_monai.research.protocols.scores import SCORES, score_name
 from mcmiad_monai.training import fit as fit_room
 from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.schedule_choice import better
 
 SIZE = 64
 TINY = Method(
@@ -101,6 +102,12 @@ def test_all_tables_over_two_seeds_and_a_second_call_repeats_nothing(
     variants = [row[0] for row in read_table(out / "table4.csv")]
     assert "w/o CLIP fusion" in variants
     assert [f"score {name}" in variants for name in SCORES] == [True] * len(SCORES)
+    report = (out / "report.md").read_text()
+    assert "images: colours kept, not normalised; pixels that count: all" in report
+    assert "masks: all above 0 is lesion" in report
+    (choice,) = (json.loads(path.read_text()) for path in out.glob("schedules/*/choice.json"))
+    assert choice["schedule"] == better(choice["validation"])
+    assert {r["experiment"]["method"]["schedule"] for r in results} >= {choice["schedule"]}
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished experiment was repeated")
