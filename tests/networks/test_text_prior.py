@@ -136,7 +136,7 @@ def test_hub_that_does_not_answer_is_asked_once(monkeypatch):
     def no_answer():
         raise OSError("no answer")
 
-    def download(cfg):
+    def download(_):
         raise AssertionError("OpenCLIP's own client tries again and again")
 
     monkeypatch.setattr("mcmiad_monai.networks.clip.cached_file", lambda *_: None)
