@@ -25,8 +25,6 @@ CORESET = 5_000
 POOL = 12_000
 #: Dimensions of the random projection in which tokens are compared while they are chosen.
 PROJECTION = 48
-#: A cell of the grid is foreground if this share of its pixels is.
-CELL_FOREGROUND = 0.5
 #: Slices that are read at once.
 CHUNK = 64
 
@@ -150,10 +148,8 @@ def k_centre(tokens: Tensor, size: int, seed: int = 0) -> Tensor:
 
 
 def cells_in_foreground(foreground: Tensor, grid: int) -> Tensor:
-    """Cells (n, grid²), bool, of which half is foreground (n, 1, S, S); at least the fullest."""
-    share = F.adaptive_avg_pool2d(foreground.float(), grid).flatten(1)  # (n, grid²)
-    fullest = share.amax(1, keepdim=True)
-    return (share >= torch.minimum(fullest, torch.tensor(CELL_FOREGROUND))) & (share > 0)
+    """Cells (n, grid²), bool, that have a pixel of the foreground (n, 1, S, S)."""
+    return F.adaptive_max_pool2d(foreground.float(), grid).flatten(1) > 0
 
 
 def _pool(

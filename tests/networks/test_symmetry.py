@@ -51,7 +51,7 @@ def test_a_head_that_is_wider_than_long_is_not_mirrored_from_front_to_back() -> 
 
 def test_a_round_foreground_is_mirrored_about_an_upright_line() -> None:
     found = mirrored(spot(14, -8, 0, (48, 48)), head(wide=34))
-    assert torch.allclose(found, spot(-14, -8, 0, (48, 48)) * head(wide=34), atol=1e-2)
+    assert torch.allclose(found, spot(-14, -8, 0, (48, 48)), atol=2e-2)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 10.0])
