@@ -31,14 +31,14 @@ from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
-from mcmiad_monai.training.method import Method
-from mcmiad_monai.training.packaging import (
+from mcmiad_monai.training.calibrating import (
     CalibrationError,
-    Packager,
     calibrate,
     calibrate_each,
     normal_rows,
 )
+from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.packaging import Packager
 
 BRAIN = Calibration(
     pixel_threshold=0.5,
