@@ -23,6 +23,7 @@ from mcmiad_monai.calibration import (
 )
 from mcmiad_monai.data.feature_store import SliceRecord
 from mcmiad_monai.data.features import FeatureDataset
+from mcmiad_monai.data.odd import log_odd, odd_studies
 from mcmiad_monai.metrics.histogram import LOWEST, ScoreHistogram
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.score import volume_score
@@ -71,6 +72,7 @@ def calibrate(
     device: str | torch.device = "cpu",
     batch_size: int = 32,
     modality: str | None = None,
+    odd: dict[str, str] | None = None,
 ) -> Calibration:
     """Set the detector's unit and thresholds from the normal slices of held-out studies.
 
@@ -86,6 +88,9 @@ def calibrate(
         Validation slices: studies the head was not trained on.
     modality : str, optional
         Use the slices of this one only.
+    odd : dict, optional
+        Gets the studies that are unlike the others, case → reason; see `odd_studies`. They are
+        logged as well, and stay among those that set the thresholds.
 
     Raises
     ------
@@ -105,6 +110,10 @@ def calibrate(
     calibration = thresholds(heat, pixel_false_positive_rate, false_positive_rate)
     detector.heat_scale.fill_(calibration.pixel_threshold)
     logger.info("calibrated: %s", calibration.summary())
+    found = odd_studies(dataset, rows, heat.studies)
+    log_odd("held-out", found)
+    if odd is not None:
+        odd |= found
     return calibration
 
 
