@@ -28,10 +28,10 @@ from mcmiad_monai.research.bmad.sets import ImageSet, Masks
 from mcmiad_monai.research.protocols.measure import measure
 from mcmiad_monai.research.protocols.scores import score_name
 from mcmiad_monai.research.protocols.shots import choose_shots
+from mcmiad_monai.training.calibrating import calibrate
 from mcmiad_monai.training.encoders import CALIBRATION_SLICES, calibration_slices
 from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import Method
-from mcmiad_monai.training.packaging import calibrate
 
 #: Figures of an experiment by the masks they were made with; both are of one model.
 RESULTS: dict[Masks, str] = {"any": "result.json", "white": "result_white_masks.json"}
