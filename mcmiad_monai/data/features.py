@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from mcmiad_monai.data.feature_store import (
     open_block,
     unpack,
 )
-from mcmiad_monai.data.studies import batches, iterate_slices, stack_images
+from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.runtime.cpu import encoding, slices_at_once
 from mcmiad_monai.transforms import MIN_FOREGROUND, preprocessing
@@ -126,7 +126,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             writer = FeatureWriter(shape, size, folder)
             samples = iterate_slices(cases, transform=prepare, failures=writer.failures, **options)
             shown = tqdm(samples, description, unit=" slices", disable=not progress)
-            return _encode(shown, encoder, writer, batch_size, torch.device(device))
+            return encode_slices(shown, encoder, writer, batch_size, device)
 
         if cache == "disk":
             folder = Path(str(cache_dir)) / cache_key(cases, prepare, options, encoder.provenance)
@@ -250,14 +250,21 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
 
 @torch.inference_mode()
-def _encode(
-    samples: Any,
+def encode_slices(
+    samples: Iterable[SliceSample],
     encoder: FrozenEncoder,
     writer: FeatureWriter,
-    batch_size: int | None,
-    device: torch.device,
+    batch_size: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> FeatureBlock:
-    """Run the encoder over all slices."""
+    """Features of slices, which go through the encoder batch by batch, into a writer.
+
+    Raises
+    ------
+    TrainingDataError
+        If a feature does not fit into float16.
+    """
+    device = torch.device(device)
     encode = encoding(encoder, device)
     try:
         for group in batches(samples, batch_size or slices_at_once(encode, device)):
