@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcmiad_monai.calibration import PIXEL_FALSE_POSITIVE_RATE
 from mcmiad_monai.data.features import FeatureDataset, TrainingDataError
+from mcmiad_monai.metrics.histogram import ScoreHistogram
 from mcmiad_monai.networks.memory import Distance, NormalMemory, prepare
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,10 @@ POOL = 12_000
 PROJECTION = 48
 #: Slices that are read at once.
 CHUNK = 64
+
+
+#: Held-out distances are kept as so many quantiles, from the least to the largest.
+QUANTILES = 101
 
 
 class Drawn(NamedTuple):
@@ -122,6 +128,56 @@ def build_memory(
         origin=torch.cat([part.origin for part in kept]),
     )
     return BuiltMemory(memory, sorted(numbers, key=numbers.__getitem__))
+
+
+@torch.inference_mode()
+def measure_memory(
+    memory: NormalMemory,
+    data: FeatureDataset,
+    rows: Sequence[int],
+    *,
+    rate: float = PIXEL_FALSE_POSITIVE_RATE,
+    device: str | torch.device = "cpu",
+) -> list[float]:
+    """Set the units of a memory's groups, and find what distances held-out normals have.
+
+    Parameters
+    ----------
+    memory : NormalMemory
+        Of an ensemble it gets units: what a share `rate` of normal foreground cells exceeds in each
+        group. One group keeps the unit 1.
+    data : FeatureDataset
+        Held-out slices.
+    rows : sequence of int
+        Its normal ones.
+
+    Returns
+    -------
+    list of float
+        Quantiles 0, 1, …, 100 % of the distances of foreground cells.
+    """
+    memory.to(device)
+    if len(memory.groups) > 1:
+        found = [ScoreHistogram() for _ in memory.groups]
+        for features, inside in _held_out(data, rows, device):
+            for histogram, each in zip(found, memory.group_distances(features), strict=True):
+                histogram.update(each.flatten(1)[inside])
+        memory.units.copy_(torch.tensor([h.quantile(1 - rate) for h in found]))
+    histogram = ScoreHistogram()
+    for features, inside in _held_out(data, rows, device):
+        histogram.update(memory(features).flatten(1)[inside])
+    return [histogram.quantile(q) for q in np.linspace(0, 1, QUANTILES)]
+
+
+def _held_out(
+    data: FeatureDataset, rows: Sequence[int], device: str | torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (n, C, g, g) and foreground cells (n, g²) of slices, part by part."""
+    for start in range(0, len(rows), CHUNK):
+        part = list(rows[start : start + CHUNK])
+        features = data.batch(part).to(device)
+        inside = cells_in_foreground(data.foreground(part), features.shape[-1])
+        yield features, inside.to(device)
 
 
 def k_centre(tokens: Tensor, size: int, seed: int = 0) -> Tensor:

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, build_encoder
 from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
+from mcmiad_monai.networks.memory import DISTANCES, Distance
 from mcmiad_monai.networks.score import SOURCES, AnomalyScore, ImageScore, MSEReduction, Terms
-from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
+from mcmiad_monai.networks.text_prior import TextPrior, encode_hashing, resolve_text_prior
 from mcmiad_monai.training.schedule import learning_rate_schedule
 
 #: Options of the head that can be chosen. Its channels and grid are those of the encoder, and
@@ -172,6 +173,8 @@ class Method:
 
     def build_prior(self, prompts: Sequence[str]) -> TextPrior:
         """Text prior of prompts; one that is read from a file brings its own."""
+        if not self.trains_head:
+            return encode_hashing(prompts)  # nothing reads it
         return resolve_text_prior(self.text_prior, prompts)
 
     def build_head(self, encoder: FrozenEncoder, prior: TextPrior, seed: int = 0) -> MCMIADHead:
@@ -193,6 +196,12 @@ class Method:
             stage_weights=self.stage_weights,
             stage_channels=encoder.stage_channels,
         )
+
+    @property
+    def memories(self) -> list[Distance]:
+        """Distances of the memories that the score is made of, or may be."""
+        names = self.possible_sources if self.score == AUTO_SCORE else self.score.split("+")
+        return [d for d in DISTANCES if f"memory-{d}" in names]
 
     def score_options(self) -> dict[str, Any]:
         """Options of the score, without those of the stages.
@@ -243,6 +252,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool": "area",  # averages where bilinear resizing samples, and aliases less
         "head": {"standardize_features": True, "jitter_scale": 5.0},
         "cosine_weight": 5.0,
+        "parts": "both",
+        "score": AUTO_SCORE,  # no score is best on every set of images
+        "smooth_sigma": None,
+        "symmetry": None,
+        "image_score": None,
         "score_terms": "cos",
         "learning_rate": 1e-3,  # the paper's training sets give tens of thousands of steps
         "schedule": "cosine",
