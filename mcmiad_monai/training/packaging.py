@@ -13,10 +13,9 @@ import torch
 from mcmiad_monai.calibration import (
     FALSE_POSITIVE_RATE,
     PIXEL_FALSE_POSITIVE_RATE,
-    Calibration,
-    UnifiedCalibration,
 )
 from mcmiad_monai.data.features import FeatureDataset
+from mcmiad_monai.data.odd import log_odd, odd_training_studies
 from mcmiad_monai.files import write_text
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -25,7 +24,9 @@ from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.calibrating import calibrate_each, normal_rows
 from mcmiad_monai.training.handlers import Checkpoints
+from mcmiad_monai.training.mask_check import check_masks
 from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.model_card import model_card
 from mcmiad_monai.training.schedule_choice import OtherSchedule
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Packager:
         device: str | torch.device = "cpu",
     ) -> None:
         self.detector, self.prior, self.checkpoints = detector, prior, checkpoints
-        self.calibration_data, self.path = calibration_data, Path(path)
+        self.training_data, self.calibration_data = training_data, calibration_data
+        self.path = Path(path)
         self.other_schedule = other_schedule
         self.modalities = sorted({r.modality for r in training_data.records})
         options = method.to_dict()
@@ -112,18 +114,33 @@ class Packager:
         choice = self.other_schedule
         best = self.checkpoints.load_network(choice.best if choice else self.checkpoints.best)
         chosen = {"schedule": choice.chosen} if choice and choice.chosen else {}
+        odd: dict[str, dict[str, str]] = {
+            "training": odd_training_studies(self.training_data),
+            "held-out": {},
+        }
+        log_odd("training", odd["training"])
         calibration = calibrate_each(
             self.detector,
             self.calibration_data,
             self.modalities,
             unified=get_modality(str(self.training["modality"])).is_unified,
             device=self.device,
+            odd=odd["held-out"],
             **self.rates,
         )
+        masks = check_masks(self.detector, self.calibration_data, calibration, device=self.device)
+        if masks.finds_nothing:
+            logger.warning("the masks are empty: %s", masks.summary())
         provenance = {
             **self.detector.provenance,
             "text_prior": self.prior.provenance,
-            "training": {**self.training, **chosen, "best_epoch": best["best_epoch"]},
+            "training": {
+                **self.training,
+                **chosen,
+                "best_epoch": best["best_epoch"],
+                # no names: the file may be passed on
+                "odd_studies": {part: len(found) for part, found in odd.items()},
+            },
             **produced_with(),
         }
         save_package(
@@ -132,31 +149,12 @@ class Packager:
             calibration=calibration.to_dict(),
             provenance=provenance,
         )
-        write_text(self.path.with_name("MODEL_CARD.md"), model_card(provenance, calibration))
+        card = model_card(provenance, calibration, odd=odd, masks=masks)
+        write_text(self.path.with_name("MODEL_CARD.md"), card)
         if self.metadata is not None and self.metadata.is_file():
             known = json.loads(self.metadata.read_text(encoding="utf-8"))
-            known |= {"calibration": calibration.to_dict(), "provenance": provenance}
+            described = calibration.to_dict(scores=False)  # which would be thousands of lines
+            known |= {"calibration": described, "provenance": provenance}
             write_text(self.metadata, json.dumps(known, indent=4, default=str) + "\n")
         logger.info("packaged %s", self.path)
         return self.path
-
-
-def model_card(provenance: Mapping[str, Any], calibration: Calibration | UnifiedCalibration) -> str:
-    """Markdown that says what the model is made of, warnings first."""
-    encoder, prior = provenance["encoder"], provenance["text_prior"]
-    warnings = []
-    if str(encoder["weights"]).startswith("random"):
-        warnings.append(
-            "**The encoder has random weights.** Its features were never trained on any image; "
-            "the model shows that the software works and detects nothing that can be relied on."
-        )
-    if "hashing" in prior["encoder"]:
-        warnings.append(
-            "**The text prior is not CLIP.** It is made of hashed words, which carry no meaning "
-            "across words; it stands in where CLIP cannot be had."
-        )
-    lines = ["# Model card", "", "Research software, not a medical device.", ""]
-    lines += [f"> {w}\n" for w in warnings]
-    lines += ["## Thresholds", "", f"{calibration.summary()}.", "", "## Provenance", ""]
-    lines += ["```json", json.dumps(provenance, indent=1, default=str), "```", ""]
-    return "\n".join(lines)
