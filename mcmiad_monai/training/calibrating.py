@@ -18,6 +18,7 @@ from mcmiad_monai.calibration import (
     Calibration,
     UnifiedCalibration,
     conformal_threshold,
+    kept_scores,
     median_interval,
     pixel_threshold_of,
 )
@@ -167,6 +168,8 @@ def thresholds(
         normal_patients=len(set(patients)),
         pixel_interval=interval,
         pixel_confidence=confidence,
+        slice_scores=kept_scores(slices),
+        volume_scores=kept_scores(volumes),
     )
 
 

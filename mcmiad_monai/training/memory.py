@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mcmiad_monai.calibration import PIXEL_FALSE_POSITIVE_RATE
 from mcmiad_monai.data.features import FeatureDataset, TrainingDataError
 from mcmiad_monai.metrics.histogram import ScoreHistogram
 from mcmiad_monai.networks.memory import Distance, NormalMemory, prepare
+from mcmiad_monai.training.method import Method
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,67 @@ def build_memory(
         origin=torch.cat([part.origin for part in kept]),
     )
     return BuiltMemory(memory, sorted(numbers, key=numbers.__getitem__))
+
+
+@dataclass(frozen=True)
+class BuiltMemories:
+    """Memories of one training.
+
+    Attributes
+    ----------
+    memories : dict of str to NormalMemory
+        By distance.
+    studies : list of str
+        As of `BuiltMemory`; the same for all.
+    description : dict
+        Plain values for the provenance: ``tokens``, ``studies`` (a number), ``left_out``, and
+        ``held_out_distances``, quantiles by distance.
+    """
+
+    memories: dict[str, NormalMemory]
+    studies: list[str]
+    description: dict[str, Any]
+
+
+def build_memories(
+    method: Method,
+    data: FeatureDataset,
+    held_out: FeatureDataset,
+    held_out_rows: Sequence[int],
+    *,
+    seed: int = 0,
+    without: Collection[str] = (),
+    device: str | torch.device = "cpu",
+) -> BuiltMemories:
+    """Build the memories that a method names, and measure them on held-out normal slices.
+
+    Parameters
+    ----------
+    data, held_out : FeatureDataset
+        Training slices, and others.
+    held_out_rows : sequence of int
+        Normal ones of those.
+    without : collection of str
+        Training studies to leave out.
+    """
+    built = {
+        d: build_memory(data, d, size=method.coreset, seed=seed, without=without)
+        for d in method.memories
+    }
+    one = next(iter(built.values()))
+    return BuiltMemories(
+        {d: b.memory for d, b in built.items()},
+        one.studies,
+        {
+            "tokens": len(one.memory.tokens),
+            "studies": len(one.studies),
+            "left_out": len(without),
+            "held_out_distances": {
+                d: measure_memory(b.memory, held_out, held_out_rows, device=device)
+                for d, b in built.items()
+            },
+        },
+    )
 
 
 @torch.inference_mode()

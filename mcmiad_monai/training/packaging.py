@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ import torch
 from mcmiad_monai.calibration import (
     FALSE_POSITIVE_RATE,
     PIXEL_FALSE_POSITIVE_RATE,
-    Calibration,
-    UnifiedCalibration,
 )
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.odd import log_odd, odd_training_studies
@@ -26,10 +24,12 @@ from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.calibrating import calibrate_each, normal_rows
 from mcmiad_monai.training.handlers import Checkpoints
-from mcmiad_monai.training.memory import build_memory, measure_memory
+from mcmiad_monai.training.mask_check import check_masks
+from mcmiad_monai.training.memory import build_memories
 from mcmiad_monai.training.method import Method
+from mcmiad_monai.training.model_card import model_card
 from mcmiad_monai.training.schedule_choice import OtherSchedule
-from mcmiad_monai.training.score_choice import ScoreChoice, ScoreChooser, choice_table
+from mcmiad_monai.training.score_choice import ScoreChooser
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class Packager:
         device: str | torch.device = "cpu",
     ) -> None:
         self.detector, self.prior, self.checkpoints = detector, prior, checkpoints
-        self.calibration_data, self.path = calibration_data, Path(path)
+        self.training_data, self.calibration_data = training_data, calibration_data
+        self.path = Path(path)
         self.other_schedule, self.chooser, self.method = other_schedule, chooser, method
-        self.training_data = training_data
         self.studies_path = None if studies_path is None else Path(studies_path)
         self.studies: list[str] = []
         self.modalities = sorted({r.modality for r in training_data.records})
@@ -123,14 +123,19 @@ class Packager:
     def run(self) -> Path:
         """Load the best epoch, build the memory, choose the score, calibrate, and write the files.
 
-        Beside the package are its model card, and which of the training studies the numbers in the
-        memory stand for, under ``studies_path``.
+        Beside the package is its model card; under ``studies_path``, which training studies the
+        numbers in the memory stand for.
         """
-        learned = self._take_head()
-        learned |= self._add_memories()
+        odd: dict[str, dict[str, str]] = {
+            "training": odd_training_studies(self.training_data),
+            "held-out": {},
+        }
+        log_odd("training", odd["training"])
+        learned = {**self._take_head(), **self._add_memories(odd["training"])}
         self.chooser.run(self.detector)
-        learned |= {"score": self.chooser.chosen} if self.chooser.chosen else {}
-        self._leave_out_what_is_not_used()
+        if self.chooser.chosen:
+            learned["score"] = self.chooser.chosen
+        self._keep_what_is_used()
         calibration = calibrate_each(
             self.detector,
             self.calibration_data,
@@ -138,12 +143,21 @@ class Packager:
             unified=get_modality(str(self.training["modality"])).is_unified,
             patients=self.chooser.threshold_patients,
             device=self.device,
+            odd=odd["held-out"],
             **self.rates,
         )
+        masks = check_masks(self.detector, self.calibration_data, calibration, device=self.device)
+        if masks.finds_nothing:
+            logger.warning("the masks are empty: %s", masks.summary())
         provenance = {
             **self.detector.provenance,
             "text_prior": self.prior.provenance if self.method.trains_head else None,
-            "training": {**self.training, **learned},
+            "training": {
+                **self.training,
+                **learned,
+                # no names: the file may be passed on
+                "odd_studies": {part: len(found) for part, found in odd.items()},
+            },
             **produced_with(),
         }
         save_package(
@@ -152,7 +166,7 @@ class Packager:
             calibration=calibration.to_dict(),
             provenance=provenance,
         )
-        card = model_card(provenance, calibration, self.chooser.choice)
+        card = model_card(provenance, calibration, odd=odd, masks=masks, choice=self.chooser.choice)
         write_text(self.path.with_name("MODEL_CARD.md"), card)
         if self.metadata is not None and self.metadata.is_file():
             known = json.loads(self.metadata.read_text(encoding="utf-8"))
@@ -171,76 +185,28 @@ class Packager:
         schedule = {"schedule": choice.chosen} if choice and choice.chosen else {}
         return {**schedule, "best_epoch": best["best_epoch"]}
 
-    def _add_memories(self) -> dict[str, Any]:
-        """Build the memories that the score may need; returns what is to be told of them."""
-        names = self.method.memories
-        if not names:
+    def _add_memories(self, without: Collection[str]) -> dict[str, Any]:
+        """Build the memories that the score is made of, or may be; returns what is to be told."""
+        if not self.method.memories:
             return {}
-        odd = odd_training_studies(self.training_data)
-        log_odd("training", odd)
-        held_out = normal_rows(self.calibration_data)
-        told: dict[str, Any] = {"distances": {}, "odd_studies_left_out": len(odd)}
-        for name in names:
-            built = build_memory(
-                self.training_data,
-                name,
-                size=self.method.coreset,
-                seed=int(self.training["seed"]),
-                without=odd,
-            )
-            self.detector.set_memories({**dict(self.detector.memories), name: built.memory})
-            told["distances"][name] = measure_memory(
-                built.memory, self.calibration_data, held_out, device=self.device
-            )
-            told |= {"tokens": len(built.memory.tokens), "studies": len(built.studies)}
-            self.studies = built.studies
-        return {"memory": told}
+        built = build_memories(
+            self.method,
+            self.training_data,
+            self.calibration_data,
+            normal_rows(self.calibration_data),
+            seed=int(self.training["seed"]),
+            without=without,
+            device=self.device,
+        )
+        self.detector.set_memories(built.memories)
+        self.studies = built.studies
+        return {"memory": built.description}
 
-    def _leave_out_what_is_not_used(self) -> None:
-        """Keep the memories of the chosen score alone; the head always stays."""
+    def _keep_what_is_used(self) -> None:
+        """Leave out memories that the score is not made of; the head always stays."""
         used = self.detector.score.sources
         kept = {n: m for n, m in self.detector.memories.items() if f"memory-{n}" in used}
         self.detector.set_memories(kept)
         if kept and self.studies_path is not None:
             rows = [{"number": n, "case": case} for n, case in enumerate(self.studies)]
             write_csv(self.studies_path, rows)
-
-
-def model_card(
-    provenance: Mapping[str, Any],
-    calibration: Calibration | UnifiedCalibration,
-    choice: ScoreChoice | None = None,
-) -> str:
-    """Markdown that says what the model is made of, warnings first."""
-    encoder, prior = provenance["encoder"], provenance["text_prior"]
-    warnings = []
-    if str(encoder["weights"]).startswith("random"):
-        warnings.append(
-            "**The encoder has random weights.** Its features were never trained on any image; "
-            "the model shows that the software works and detects nothing that can be relied on."
-        )
-    if prior and "hashing" in prior["encoder"]:
-        warnings.append(
-            "**The text prior is not CLIP.** It is made of hashed words, which carry no meaning "
-            "across words; it stands in where CLIP cannot be had."
-        )
-    lines = ["# Model card", "", "Research software, not a medical device.", ""]
-    lines += [f"> {w}\n" for w in warnings]
-    lines += ["## Thresholds", "", f"{calibration.summary()}.", ""]
-    if choice is not None:
-        lines += ["## Score", "", *choice_table(choice)]
-    if memory := provenance["training"].get("memory"):
-        lines += ["## What the file holds of training images", "", memory_note(memory), ""]
-    lines += ["## Provenance", ""]
-    lines += ["```json", json.dumps(provenance, indent=1, default=str), "```", ""]
-    return "\n".join(lines)
-
-
-def memory_note(memory: Mapping[str, Any]) -> str:
-    """What a model file holds of its training images."""
-    return (
-        f"Features of {memory['tokens']} places in slices of {memory['studies']} healthy training "
-        "studies, with the number of the study, the slice and the place of each. Names are not in "
-        "the file. Whoever gets the file can compare images with these features: ask what the "
-        "owners of the training images allow before it is passed on."
-    )
