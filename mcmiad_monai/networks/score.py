@@ -155,6 +155,15 @@ class AnomalyScore(nn.Module):
         return self.weights.float()
 
 
+def foreground_of(images: Tensor) -> Tensor:
+    """Foreground of slices (B, 1 or 3, H, W): → (B, 1, H, W), bool.
+
+    It is where the middle channel is above 0: the slice itself among its neighbours; in colours all
+    three channels have the same foreground.
+    """
+    return images[:, images.shape[1] // 2, None] > 0
+
+
 def volume_score(slice_scores: Tensor) -> Tensor:
     """Mean of the top 5 % of a volume's slice scores (S,), rounded, at least one: a scalar.
 
