@@ -21,6 +21,8 @@ from mcmiad_monai.networks.memory import DISTANCES, Distance
 from mcmiad_monai.networks.score import SOURCES, AnomalyScore, ImageScore, MSEReduction, Terms
 from mcmiad_monai.networks.text_prior import TextPrior, encode_hashing, resolve_text_prior
 from mcmiad_monai.training.schedule import learning_rate_schedule
+from mcmiad_monai.transforms.recipes import View, crops
+from mcmiad_monai.transforms.slices import check_context
 
 #: Options of the head that can be chosen. Its channels and grid are those of the encoder, and
 #: `top_k` is the K of the score.
@@ -43,6 +45,11 @@ class Method:
         See :func:`~mcmiad_monai.networks.encoder.build_encoder` (§3.2, §4.2).
     keep_colours, normalize_images, mask_background : bool
         Of the images; see :func:`~mcmiad_monai.transforms.preprocessing` (§4.2).
+    field_of_view : {"whole", "foreground"}
+        The whole image (§4.2), or a square around its foreground; see
+        :class:`~mcmiad_monai.transforms.FieldOfView`.
+    context : {1, 3}
+        The slice alone (§3.1), or as the middle one of three channels, between its neighbours.
     align_corners : bool
         Of stages and score map; see `FrozenEncoder`.
     text_prior : str
@@ -79,6 +86,8 @@ class Method:
     keep_colours: bool = True
     normalize_images: bool = False
     mask_background: bool = False
+    field_of_view: View = "whole"
+    context: Literal[1, 3] = 1
     align_corners: bool = True
     text_prior: str = "open_clip"
     parts: Literal["head", "memory", "both"] = "head"
@@ -115,6 +124,8 @@ class Method:
                 f"of {', '.join(possible)}, with + between them."
             )
         AnomalyScore(**self.score_options())  # raises where an option is not known
+        crops(self.field_of_view)
+        check_context(self.context, colours=self.keep_colours)
         if min(self.max_epochs, self.batch_size, self.min_steps_per_epoch) < 1:
             raise ValueError(
                 f"max_epochs {self.max_epochs}, batch_size {self.batch_size} and "
@@ -159,6 +170,7 @@ class Method:
             "keep_colours": self.keep_colours,
             "normalize_images": self.normalize_images,
             "mask_background": self.mask_background,
+            "field_of_view": self.field_of_view,
         }
 
     def build_encoder(self, **options: Any) -> FrozenEncoder:
