@@ -28,6 +28,8 @@ PIXEL_FALSE_POSITIVE_RATE = 0.005
 PATIENT_RATE = 0.5
 #: Confidence of the interval of the pixel threshold, where there are patients enough for it.
 CONFIDENCE = 0.95
+#: Held-out scores that a model keeps; of more, as many quantiles, from the smallest to the largest.
+KEPT_SCORES = 1000
 #: Share of normal slices and volumes above their thresholds.
 FALSE_POSITIVE_RATE = 0.05
 
@@ -124,6 +126,14 @@ def median_interval(
     return ends, float(1 - missed[rank - 1])
 
 
+def kept_scores(scores: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+    """Scores as a model keeps them: sorted, at most 1000, rounded to 4 significant digits."""
+    values = np.sort(np.asarray(scores, dtype=np.float64))
+    if values.size > KEPT_SCORES:
+        values = np.quantile(values, np.linspace(0, 1, KEPT_SCORES))
+    return tuple(float(f"{value:.4g}") for value in values)
+
+
 def _codes(groups: Sequence[Hashable]) -> np.ndarray:
     """Groups as numbers from 0, in the order in which they come up."""
     known: dict[Hashable, int] = {}
@@ -165,6 +175,9 @@ class Calibration:
         told apart.
     pixel_confidence : float
         Of the interval: 0.95 from 6 patients on, less with fewer.
+    slice_scores, volume_scores : tuple of float
+        Of the held-out normals, sorted, in units of calibrated heatmaps, with 4 digits. At most
+        1000, which are quantiles of a larger set. Empty in models of older versions.
     """
 
     pixel_threshold: float
@@ -178,10 +191,13 @@ class Calibration:
     normal_patients: int
     pixel_interval: tuple[float, float] | None = None
     pixel_confidence: float = 0.0
+    slice_scores: tuple[float, ...] = ()
+    volume_scores: tuple[float, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; an infinite threshold is the string ``"inf"``."""
-        return {name: _to_json(value) for name, value in asdict(self).items()}
+    def to_dict(self, *, scores: bool = True) -> dict[str, Any]:
+        """JSON-able form, with the scores or without; an infinite threshold is ``"inf"``."""
+        left_out = () if scores else ("slice_scores", "volume_scores")
+        return {k: _to_json(v) for k, v in asdict(self).items() if k not in left_out}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
@@ -246,9 +262,9 @@ class UnifiedCalibration:
         """The largest unit of a modality: above it, none has more than its rate of normals."""
         return max(c.pixel_threshold for c in self.modalities.values())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, *, scores: bool = True) -> dict[str, Any]:
         """JSON-able form, from which `calibration_for` and `heat_unit` read."""
-        each = {name: c.to_dict() for name, c in self.modalities.items()}
+        each = {name: c.to_dict(scores=scores) for name, c in self.modalities.items()}
         return {"pixel_threshold": self.pixel_threshold, "modalities": each}
 
     def summary(self) -> str:

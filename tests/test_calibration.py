@@ -11,6 +11,7 @@ import pytest
 from mcmiad_monai.calibration import (
     Calibration,
     conformal_threshold,
+    kept_scores,
     median_interval,
     pixel_threshold_of,
 )
@@ -27,6 +28,8 @@ THRESHOLDS = Calibration(
     normal_patients=20,
     pixel_interval=(11.1, 14.2),
     pixel_confidence=0.9586,
+    slice_scores=(0.5, 0.75, 1.25),
+    volume_scores=(2.5,),
 )
 #: What a model of version 0.1 keeps.
 OLDER = {
@@ -99,6 +102,25 @@ def test_summary_tells_thresholds_rates_and_what_was_counted() -> None:
         "slice threshold 1.250 (80 normals); volume threshold 2.500 (20 normals); "
         "false-positive rate 5% over 20 patients"
     )
+
+
+def test_kept_scores_are_sorted_short_and_do_not_grow_with_the_cohort() -> None:
+    assert kept_scores([3.0, 0.123456, 20.0]) == (0.1235, 3.0, 20.0)
+    rng = np.random.default_rng(0)
+    many = rng.lognormal(size=50_000)
+    kept = np.array(kept_scores(many))
+    assert len(kept) == 1000
+    assert np.all(np.diff(kept) >= 0)
+    for rate in (0.01, 0.05, 0.5):  # what a report reads from them is what all scores say
+        assert np.mean(many > np.quantile(kept, 1 - rate)) == pytest.approx(rate, abs=1e-3)
+    thresholds = replace(THRESHOLDS, slice_scores=tuple(kept), volume_scores=tuple(kept))
+    assert len(json.dumps(thresholds.to_dict())) < 20_000
+
+
+def test_thresholds_are_described_without_the_scores_where_people_read_them() -> None:
+    short = THRESHOLDS.to_dict(scores=False)
+    assert set(THRESHOLDS.to_dict()) - set(short) == {"slice_scores", "volume_scores"}
+    assert Calibration.from_dict(short).slice_threshold == THRESHOLDS.slice_threshold
 
 
 def test_summary_says_that_one_patient_tells_nothing_of_others() -> None:

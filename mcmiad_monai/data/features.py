@@ -31,6 +31,7 @@ from mcmiad_monai.data.feature_store import (
 )
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.score import foreground_of
 from mcmiad_monai.runtime.cpu import encoding, slices_at_once
 from mcmiad_monai.transforms import MIN_FOREGROUND, preprocessing
 
@@ -52,7 +53,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     cases : sequence of dict
         Case dictionaries (``case``, ``image``, ``label``, ``anomalous``).
     encoder : FrozenEncoder
-        Gives (B, C, g, g) for (B, 1, size, size).
+        Gives (B, C, g, g) for (B, 1 or 3, size, size).
     modality : str
         Name of the modality, which has the slice axis.
     transform : callable, optional
@@ -64,6 +65,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         Slices in one call of the encoder; by default what suits the device.
     slice_range : (float, float)
         Share of the slices of each study to use.
+    context : {1, 3}
+        3 shows the encoder each slice between its neighbours.
     cache : {"memory", "disk"}
         Where features are kept. On disk they are found again by a key over encoder weights,
         transforms, options, and path, size and time of every file.
@@ -104,6 +107,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         batch_size: int | None = None,
         slice_range: Sequence[float] = (0.0, 1.0),
         min_foreground: float = MIN_FOREGROUND,
+        context: int = 1,
         cache: Literal["memory", "disk"] = "memory",
         cache_dir: str | Path | None = None,
         device: str | torch.device = "cpu",
@@ -119,6 +123,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             "size": size,
             "slice_range": (float(slice_range[0]), float(slice_range[1])),
             "min_foreground": min_foreground,
+            "context": context,
         }
         shape = (encoder.out_channels, encoder.grid, encoder.grid)
 
@@ -268,7 +273,7 @@ def encode_slices(
     encode = encoding(encoder, device)
     try:
         for group in batches(samples, batch_size or slices_at_once(encode, device)):
-            images = stack_images(group)  # (B, 1, S, S)
+            images = stack_images(group)  # (B, 1 or 3, S, S)
             features = encode(images.to(device)).half().cpu().numpy()  # (B, C, g, g)
             if not np.isfinite(features).all():
                 raise TrainingDataError(
@@ -279,7 +284,7 @@ def encode_slices(
                 SliceRecord(s.case, s.index, s.anomalous, s.patient, s.modality) for s in group
             ]
             writer.append(
-                records, features, images[:, :1] > 0, torch.stack([s.lesion for s in group])
+                records, features, foreground_of(images), torch.stack([s.lesion for s in group])
             )
         return writer.finish()
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from mcmiad_monai.calibration import (
     Calibration,
     UnifiedCalibration,
     conformal_threshold,
+    kept_scores,
     median_interval,
     pixel_threshold_of,
 )
@@ -72,6 +73,7 @@ def calibrate(
     device: str | torch.device = "cpu",
     batch_size: int = 32,
     modality: str | None = None,
+    patients: Collection[str] | None = None,
     odd: dict[str, str] | None = None,
 ) -> Calibration:
     """Set the detector's unit and thresholds from the normal slices of held-out studies.
@@ -88,6 +90,8 @@ def calibrate(
         Validation slices: studies the head was not trained on.
     modality : str, optional
         Use the slices of this one only.
+    patients : collection of str, optional
+        Use the slices of these only.
     odd : dict, optional
         Gets the studies that are unlike the others, case → reason; see `odd_studies`. They are
         logged as well, and stay among those that set the thresholds.
@@ -97,7 +101,7 @@ def calibrate(
     CalibrationError
         If the dataset has no normal slice, or half of its patients have no heat.
     """
-    rows = normal_rows(dataset, modality)
+    rows = normal_rows(dataset, modality, patients)
     detector.heat_scale.fill_(1.0)
     heat = normal_heat(
         detector,
@@ -164,6 +168,8 @@ def thresholds(
         normal_patients=len(set(patients)),
         pixel_interval=interval,
         pixel_confidence=confidence,
+        slice_scores=kept_scores(slices),
+        volume_scores=kept_scores(volumes),
     )
 
 
@@ -238,8 +244,12 @@ def heated(
         yield from zip(chosen, maps, inside, scores, strict=True)
 
 
-def normal_rows(dataset: FeatureDataset, modality: str | None = None) -> list[int]:
-    """Rows of the normal slices, of one modality or of all.
+def normal_rows(
+    dataset: FeatureDataset,
+    modality: str | None = None,
+    patients: Collection[str] | None = None,
+) -> list[int]:
+    """Rows of the normal slices, of one modality or of all, of some patients or of all.
 
     Raises
     ------
@@ -249,7 +259,9 @@ def normal_rows(dataset: FeatureDataset, modality: str | None = None) -> list[in
     wanted = [
         i
         for i, r in enumerate(dataset.records)
-        if not r.anomalous and modality in (None, r.modality)
+        if not r.anomalous
+        and modality in (None, r.modality)
+        and (patients is None or r.patient in patients)
     ]
     if not wanted:
         of = f" of {modality}" if modality else ""

@@ -236,7 +236,8 @@ class ScoreChooser:
         self.method, self.cases, self.validation = method, list(cases), validation
         self.modality, self.seed, self.device = modality, seed, device
         self._images: dict[str, Any] = {"transform": transform, "context": context, **slices}
-        self._open = method.score == AUTO_SCORE
+        # the units of a sum are found by the same figures
+        self._open = method.score == AUTO_SCORE or "+" in method.score
         apart = split_patients(validation.records, false_positive_rate, seed)
         self._deciding, self.threshold_patients = apart if self._open else (None, None)
         self.choice: ScoreChoice | None = None

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from heat_of_features import GRID, SIZE, HeatOfFeatures
 from kept_features import kept_features
-from torch import Tensor
 
 from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.data.feature_store import SliceRecord
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.training.calibrating import (
     CalibrationError,
     NormalHeat,
@@ -23,24 +21,9 @@ from mcmiad_monai.training.calibrating import (
     thresholds,
 )
 
-RATE, GRID, SIZE = 0.01, 4, 32
+RATE = 0.01
 #: Heat of an odd study, in heats of an ordinary one.
 ODD = 5.0
-
-
-class HeatOfFeatures(torch.nn.Module):
-    """A detector whose heat is its first feature."""
-
-    heat_scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.score = AnomalyScore()
-        self.register_buffer("heat_scale", torch.ones(()))
-
-    def heatmap_from_features(self, features: Tensor, _where: Any) -> Tensor:
-        heat = features[:, :1].repeat_interleave(SIZE // GRID, 2)
-        return heat.repeat_interleave(SIZE // GRID, 3) / self.heat_scale
 
 
 def calibrated(dataset: FeatureDataset, **options: Any) -> tuple[Calibration, Any]:
@@ -195,3 +178,15 @@ def test_studies_without_heat_are_refused_and_told_what_to_do() -> None:
         CalibrationError, match=r"9 normal patients .* smaller pixel_false_positive"
     ):
         calibrated(drawn(9, zeros=1.0))
+
+
+def test_odd_held_out_study_is_named_and_still_counts(caplog: pytest.LogCaptureFixture) -> None:
+    odd: dict[str, str] = {}
+    found, _ = calibrated(drawn(20, odd=True), odd=odd)
+    assert list(odd) == ["p19s0"]
+    assert "odd healthy study among the held-out ones: p19s0 (heat" in caplog.text
+    plain, _ = calibrated(drawn(20), odd=(none := {}))
+    assert not none
+    assert found.normal_patients == plain.normal_patients == 20
+    assert found.pixel_threshold == pytest.approx(plain.pixel_threshold, rel=0.1)
+    assert found.volume_scores[-1] > 3 * plain.volume_scores[-1]

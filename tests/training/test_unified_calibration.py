@@ -290,7 +290,34 @@ def test_package_and_metadata_carry_the_thresholds_of_every_modality(
         assert max(shares) > RATE
     told = json.loads(metadata.read_text())
     assert told["name"] == "kept"
-    assert told["calibration"] == loaded.calibration
+    for name, thresholds in told["calibration"]["modalities"].items():
+        carried = calibration_for(loaded.calibration, name)
+        assert carried is not None
+        assert thresholds == carried.to_dict(scores=False)
+        assert len(carried.slice_scores) == carried.normal_slices
+        above = np.mean(np.array(carried.slice_scores) > carried.slice_threshold)
+        assert above <= OPTIONS["false_positive_rate"]
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert "brain_mri: pixel threshold" in card
     assert "liver_ct: pixel threshold" in card
+
+
+def test_names_of_studies_stay_out_of_the_package_and_the_metadata(
+    detector: MCMIADDetector, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector.encoder.provenance.setdefault("weights", "random")
+    (tmp_path / "metadata.json").write_text("{}")
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(10, 120, 7, 7))
+    features[3] = 9 * rng.random((120, 7, 7))
+    records = [SliceRecord(f"case_{i}", 0, False, f"name_{i}", "brain_mri") for i in range(10)]
+    data = kept_features(features, records=records, size=SIZE)
+    packager(detector, tmp_path, data, data, metadata=tmp_path / "metadata.json").run()
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    for part in ("training", "held-out"):
+        assert f"- case_3 ({part}): " in card
+        assert f"odd healthy study among the {part} ones: case_3" in caplog.text
+    carried = load_package(tmp_path / "model.pt", modality="unified").trained_with
+    assert carried["odd_studies"] == {"training": 1, "held-out": 1}
+    for file in ("model.pt", "metadata.json"):
+        assert b"case_3" not in (tmp_path / file).read_bytes()
