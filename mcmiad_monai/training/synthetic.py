@@ -141,7 +141,8 @@ def _shift(
     low, high = np.quantile(pixels.numpy(), (0.01, 0.99))
     strength = rng.uniform(*STRENGTHS) * float(high - low)
     grain = rng.uniform(0.5, 2.0) if kind == "noise" else 8.0
-    noise = RandGaussianNoise(prob=1, std=1.0, sample_std=False).set_random_state(state=rng)
+    noise = RandGaussianNoise(prob=1, std=1.0, sample_std=False)
+    noise.set_random_state(state=rng)
     field = torch.as_tensor(GaussianSmooth(grain)(noise(torch.zeros(1, *shape))))
     field = field / field.std()
     if kind == "noise":
