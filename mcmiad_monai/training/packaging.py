@@ -263,7 +263,7 @@ def model_card(provenance: Mapping[str, Any], calibration: Calibration | Unified
     """Markdown that says what the model is made of, warnings first."""
     encoder, prior = provenance["encoder"], provenance["text_prior"]
     warnings = []
-    if str(encoder["weights"]).startswith("random"):
+    if "random, seed" in str(encoder["weights"]):
         warnings.append(
             "**The encoder has random weights.** Its features were never trained on any image; "
             "the model shows that the software works and detects nothing that can be relied on."
