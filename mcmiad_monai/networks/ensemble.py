@@ -68,7 +68,7 @@ class EnsembleEncoder(FrozenEncoder):
         return tuple(self.encoders)  # type: ignore[arg-type]
 
     @property
-    def provenance(self) -> dict[str, Any]:  # type: ignore[override]
+    def provenance(self) -> dict[str, Any]:
         """That of every member, and what stands for all of them."""
         each = [member.provenance for member in self.members]
         digests = JOIN.join(one["tensors_sha256"] for one in each)
