@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, build_encoder
+from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, Merge, build_encoder
 from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.memory import DISTANCES, Distance
@@ -41,7 +41,7 @@ class Method:
 
     Attributes
     ----------
-    encoder_name, weights, pool
+    encoder_name, weights, pool, layers, merge
         See :func:`~mcmiad_monai.networks.encoder.build_encoder` (§3.2, §4.2).
     keep_colours, normalize_images, mask_background : bool
         Of the images; see :func:`~mcmiad_monai.transforms.preprocessing` (§4.2).
@@ -83,6 +83,8 @@ class Method:
     encoder_name: str = AUTO
     weights: str = "pretrained"
     pool: Literal["bilinear", "area"] = "bilinear"
+    layers: tuple[int, ...] | None = None
+    merge: Merge = "concatenate"
     keep_colours: bool = True
     normalize_images: bool = False
     mask_background: bool = False
@@ -144,8 +146,7 @@ class Method:
         head = {name: value for name, value in options.items() if name in HEAD_OPTIONS}
         own = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
         own["head"] = {**self.head, **own.get("head", {}), **head}
-        if isinstance(own.get("stage_weights"), list):
-            own["stage_weights"] = tuple(own["stage_weights"])
+        own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
         return replace(self, **own)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,6 +180,8 @@ class Method:
             self.encoder_name,
             weights=self.weights,
             pool=self.pool,
+            layers=self.layers,
+            merge=self.merge,
             align_corners=self.align_corners,
             **options,
         )

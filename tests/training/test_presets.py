@@ -21,6 +21,8 @@ PAPER: dict[str, tuple[Any, str]] = {
     "encoder_name": ("auto", "§4.2: EfficientNet-B4, where weights are not packaged"),
     "weights": ("pretrained", "§4.2: ImageNet"),
     "pool": ("bilinear", "§3.2"),
+    "layers": (None, "§3.2: an EfficientNet has stages"),
+    "merge": ("concatenate", "§3.2"),
     "keep_colours": (True, "§4.2: images are resized and normalised by ImageNet statistics"),
     "normalize_images": (False, "§4.2: … and by nothing else"),
     "mask_background": (False, "§3.6: all pixels have a score"),
