@@ -37,6 +37,9 @@ class Modality:
         Five descriptions of normal anatomy.
     bmad_folders : tuple of str
         Folder names of this modality in the releases of BMAD.
+    mirrors : bool
+        Whether a slice flipped left to right is one of another healthy person: training may then
+        use it. A retina's is the other eye's; a liver lies on one side.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Modality:
     dicom: str | None
     prompts: tuple[str, ...]
     bmad_folders: tuple[str, ...]
+    mirrors: bool = False
 
     @property
     def is_unified(self) -> bool:
@@ -73,6 +77,7 @@ BRAIN_MRI = Modality(
         "A diagnostically unremarkable brain MRI scan used as a reference for healthy anatomy.",
     ),
     bmad_folders=("Brain_AD", "Brain", "brain"),
+    mirrors=True,
 )
 
 RETINA_OCT = Modality(
@@ -101,6 +106,7 @@ RETINA_OCT = Modality(
         "Retina_OCT2017",
         "retinal",
     ),
+    mirrors=True,
 )
 
 LIVER_CT = Modality(
