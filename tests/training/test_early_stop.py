@@ -16,9 +16,11 @@ from small_heads import CHANNELS, GRID, small_head
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.score import AnomalyScore
+from mcmiad_monai.networks.text_prior import encode_hashing
+from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.handlers import CheckpointError, Checkpoints, EarlyStop
 from mcmiad_monai.training.loading import training_loader
-from mcmiad_monai.training.method import preset
+from mcmiad_monai.training.method import Method, preset
 from mcmiad_monai.training.schedule import learning_rate_schedule
 from mcmiad_monai.training.trainer import HeadTrainer, HeadValidator
 
@@ -140,6 +142,30 @@ def test_run_that_was_ended_is_resumed_with_more_patience_alone(tmp_path: Path) 
     longer.checkpoints.resume(longer.trainer, longer.checkpoints.last)
     longer.trainer.run()
     assert longer.trainer.state.epoch == len(FIGURES)
+
+
+def test_fitted_head_stays_as_it_is_once_its_training_has_ended(tmp_path: Path) -> None:
+    encoder: Any = SimpleNamespace(
+        out_channels=CHANNELS, stage_channels=(CHANNELS,), grid=GRID, provenance={}
+    )
+    data, validation = features(12), features(9)
+    data.encoder = encoder
+    options = {"dim": 16, "heads": 2, "neighbourhood": 3, "learning_rate": 1.0, "max_epochs": 12}
+    method = preset("default", batch_size=4, patience=1, **options)
+    prior = encode_hashing(("a healthy brain",))
+
+    def fit(folder: Path, method: Method) -> tuple[torch.Tensor, int]:
+        head, steps = fit_head(
+            method, data, prior, validation=validation, checkpoints=folder, progress=False
+        )
+        return weights_of(head), steps
+
+    weights, steps = fit(tmp_path, method)
+    assert steps < 12 * 3  # at this learning rate it does not improve for long
+    again, same = fit(tmp_path, method)
+    assert torch.equal(again, weights)
+    assert same == steps
+    assert fit(tmp_path / "all", method.with_options(patience=None))[1] == 12 * 3
 
 
 @pytest.mark.parametrize("options", [{"patience": 0}, {"copies": -1}])
