@@ -78,6 +78,12 @@ class Method:
         Of the learning rate; ``"auto"`` trains with each, and keeps what validates better (§4.2).
     min_steps_per_epoch : int
         See :class:`~mcmiad_monai.training.loading.GlobalBatches`.
+    copies : int
+        Augmented copies of each training slice, for the head alone; see
+        :func:`~mcmiad_monai.data.augmentation.augmented_copies`.
+    patience : int, optional
+        Validations in a row without a better key metric after which the training stops; None never
+        stops it. The best epoch is packaged in either case.
     """
 
     encoder_name: str = AUTO
@@ -113,6 +119,8 @@ class Method:
     clip_norm: float = 0.1
     schedule: Literal["cosine", "step", "auto"] = "auto"
     min_steps_per_epoch: int = 1
+    copies: int = 0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Check names and counts before anything is built."""
@@ -132,6 +140,11 @@ class Method:
             raise ValueError(
                 f"max_epochs {self.max_epochs}, batch_size {self.batch_size} and "
                 f"min_steps_per_epoch {self.min_steps_per_epoch} must each be at least 1."
+            )
+        if self.copies < 0 or (self.patience is not None and self.patience < 1):
+            raise ValueError(
+                f"copies is {self.copies} and patience is {self.patience}; copies must be at least "
+                "0, and patience at least 1, or null to train all epochs."
             )
 
     def with_options(self, **options: Any) -> Method:

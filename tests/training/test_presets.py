@@ -45,6 +45,8 @@ PAPER: dict[str, tuple[Any, str]] = {
     "clip_norm": (0.1, "§4.2"),
     "schedule": ("auto", "§4.2: cosine or step, selected via validation"),
     "min_steps_per_epoch": (1, "§4.2: epochs are passes over the images"),
+    "copies": (0, "§4.2: the images, and no augmentation"),
+    "patience": (None, "§4.2: all epochs"),
     "standardize_features": (False, "§3.2: features as they are"),
     "jitter_scale": (20.0, "§3.4"),
     "jitter_probability": (1.0, "§3.4"),

@@ -168,6 +168,7 @@ class Laboratory:
             device=self.device,
             progress=self.progress,
             description=f"{name} {split} features",
+            copies=method.copies if split == "train" else 0,
         )
 
     @cached_property
