@@ -28,6 +28,7 @@ from quality import (
     encoder_of,
     images_of,
     measure,
+    method_of,
     our_maps,
     over_seeds,
     peer_maps,
@@ -64,7 +65,8 @@ def main() -> None:
         "min_foreground": 0.0,
         **cached(options),
     }
-    training = FeatureDataset(train, encoder, only_normal=True, **kept)
+    copies = method_of(options).copies
+    training = FeatureDataset(train, encoder, only_normal=True, copies=copies, **kept)
     testing = FeatureDataset(test, encoder, **kept)
     rows, labels = protocol(testing, test)
 

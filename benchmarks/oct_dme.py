@@ -27,6 +27,7 @@ from quality import (
     encoder_of,
     images_of,
     measure,
+    method_of,
     our_maps,
     over_seeds,
     peer_maps,
@@ -66,7 +67,7 @@ def main() -> None:
         test = [c for c in cases if c["patient"] in left and c["anomalous"]]
         if not test:
             continue
-        training = FeatureDataset(train, encoder, **kept)
+        training = FeatureDataset(train, encoder, copies=method_of(options).copies, **kept)
         testing = FeatureDataset(test, encoder, **kept)
         rows = list(range(len(testing)))
         found: dict[int | None, dict[str, Maps]] = {

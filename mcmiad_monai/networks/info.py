@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, empty_encoder
+from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, FrozenEncoder, empty_encoder
 from mcmiad_monai.networks.head import build_head
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.text_prior import encode_hashing
@@ -45,15 +45,25 @@ class PartCost(NamedTuple):
 
 
 def describe(detector: MCMIADDetector, *, size: int = IMAGE_SIZE) -> list[PartCost]:
-    """Rows for encoder, head and both together, for one slice of `size` × `size` pixels."""
+    """Rows for every encoder, the head and all together, for one slice of `size` × `size` pixels.
+
+    An encoder alone is ``"encoder"``; members of an ensemble are ``"encoder NAME"``.
+    """
     parameter = next(detector.parameters())
     image = torch.zeros(1, 1, size, size, device=parameter.device)
     grid, channels = detector.encoder.grid, detector.encoder.out_channels
     features = image.new_zeros(1, channels, grid, grid).to(parameter.dtype)
-    encoder = part_cost("encoder", detector.encoder, image)
-    head = part_cost("head", detector.head, features)
-    total = (a + b for a, b in zip(encoder[1:], head[1:], strict=True))
-    return [encoder, head, PartCost("total", *total)]
+    parts = [*encoder_costs(detector.encoder, image), part_cost("head", detector.head, features)]
+    total = (sum(counts) for counts in zip(*(part[1:] for part in parts), strict=True))
+    return [*parts, PartCost("total", *total)]
+
+
+def encoder_costs(encoder: FrozenEncoder, image: torch.Tensor) -> list[PartCost]:
+    """A row for each member of an encoder, for one image."""
+    members = encoder.members
+    if len(members) == 1:
+        return [part_cost("encoder", encoder, image)]
+    return [part_cost(f"encoder {m.provenance['name']}", m, image) for m in members]
 
 
 def model_costs(*, model: Path | None = None, encoder: str = DEFAULT_ENCODER) -> list[PartCost]:

@@ -22,7 +22,7 @@ from mcmiad_monai.calibration import Calibration, UnifiedCalibration
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.inference.cohort import CohortIncomplete
-from mcmiad_monai.inference.evaluation import EvaluationReport
+from mcmiad_monai.inference.evaluation import EvaluationReport, evaluate
 from mcmiad_monai.inference.evaluator import StudyEvaluator
 from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 from mcmiad_monai.modality import get_modality
@@ -119,6 +119,21 @@ def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
     for name, within in (("volume_auroc", 0), ("slice_auroc", 0), ("pixel_auroc", 1e-3)):
         assert row[name] == pytest.approx(evaluator.state.metrics[name], abs=within), name
     assert row["pixel_auroc"] != rows_of(straight[1])["clean", 0]["pixel_auroc"]
+
+
+def test_cropped_studies_have_the_figures_of_an_evaluation(
+    cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    method = {"field_of_view": "foreground", "context": 3}
+    model = make_model(tmp_path / "model.pt", method=method)
+    few = {**FEW, "corruptions": ["rotation"], "severities": [5]}
+    clean, turned = run_stress(model, cases, out=tmp_path / "stress", **few)["rows"]
+    report = evaluate(load(model, device="cpu"), cases, tmp_path / "eval", progress=False)
+    metrics = report.report["metrics"]
+    for name, within in (("volume_auroc", 0), ("slice_auroc", 0), ("pixel_auroc", 5e-4)):
+        assert clean[name] == pytest.approx(metrics[name], abs=within), name
+    assert turned["studies"] == len(cases)
+    assert turned["pixel_auroc"] != clean["pixel_auroc"]
 
 
 def test_rates_count_what_exceeds_the_thresholds(straight: Straight) -> None:
