@@ -29,7 +29,7 @@ SYMMETRIES, SMOOTHINGS = (0.0, 0.4), (0.0, 6.0)
 #: real ones are cannot be known. It loses least between small and diffuse ones.
 IMAGE_SCORES = ("hottest", "eq7", "maximum", "mean")
 #: Candidates this close to the best are as good as it, and the simplest of them is taken. From one
-#: seed of the anomalies to another, differences between close candidates vary by half of it.
+#: seed of the anomalies to another, differences of close candidates change by less than half of it.
 MARGIN = 0.01
 #: Real labels decide from so many normal and so many anomalous images, of so many patients each.
 LABELLED_IMAGES, LABELLED_PATIENTS = 10, 3
