@@ -100,6 +100,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         If no slice is left.
     """
 
+    _copies: FeatureDataset | None = None
+
     def __init__(
         self,
         cases: Sequence[dict[str, Any]],
@@ -211,7 +213,6 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         self.encoder, self.size = encoder, blocks[0].size
         self.records: list[SliceRecord] = [r for block in blocks for r in block.records]
         self.failures = {k: v for block in blocks for k, v in block.failures.items()}
-        self._copies: FeatureDataset | None = None
 
     def __len__(self) -> int:
         return len(self.records)
