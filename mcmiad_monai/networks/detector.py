@@ -1,10 +1,10 @@
-"""The whole network: image → features → reconstruction → heatmap, slice by slice."""
+"""The whole network: image → features → reconstruction or memory → heatmap, slice by slice."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from mcmiad_monai.networks import extra_state
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.networks.head import MCMIADHead
-from mcmiad_monai.networks.score import AnomalyScore
+from mcmiad_monai.networks.memory import NormalMemory
+from mcmiad_monai.networks.score import AnomalyScore, foreground_of
 
 
 class MCMIADDetector(nn.Module):
@@ -22,10 +23,12 @@ class MCMIADDetector(nn.Module):
     Parameters
     ----------
     encoder : FrozenEncoder
-    head : MCMIADHead
-        Built for the encoder's channels and grid.
+    head : MCMIADHead, optional
+        Built for the encoder's channels and grid; None if the memory alone was built.
     score : AnomalyScore, optional
-        The paper's score (Eq. 6) by default.
+        Of which maps a heatmap is made; the paper's score (Eq. 6) by default.
+    memories : mapping, optional
+        Memories of normal tokens by the name of their distance, ``"cosine"`` and ``"l2"``.
 
     Attributes
     ----------
@@ -37,31 +40,43 @@ class MCMIADDetector(nn.Module):
     Raises
     ------
     ValueError
-        If the head was built for another encoder.
+        If head or memory were built for another encoder, or the score needs one that is missing.
     """
 
     heat_scale: Tensor
 
     def __init__(
-        self, encoder: FrozenEncoder, head: MCMIADHead, score: AnomalyScore | None = None
+        self,
+        encoder: FrozenEncoder,
+        head: MCMIADHead | None = None,
+        score: AnomalyScore | None = None,
+        memories: Mapping[str, NormalMemory] | None = None,
     ) -> None:
         super().__init__()
-        found = head.options.in_channels, head.options.decoder.grid
-        expected = encoder.out_channels, encoder.grid
-        if found != expected:
-            raise ValueError(
-                f"the head takes {found[0]} channels on a grid of {found[1]}, but the encoder "
-                f"gives {expected[0]} on {expected[1]}; build the head from the encoder's "
-                "out_channels, stage_channels and grid."
-            )
+        if head is not None:
+            found = head.options.in_channels, head.options.decoder.grid
+            _require_fit("head", found, (encoder.out_channels, encoder.grid))
         self.encoder, self.head = encoder, head
         self.score = AnomalyScore() if score is None else score
+        self.memories = nn.ModuleDict()
         self.register_buffer("heat_scale", torch.ones(()))
         self.calibration: dict[str, Any] = {}
-        self.provenance: dict[str, Any] = {
-            "encoder": encoder.provenance,
-            "text_prior": head.prior_provenance,
-        }
+        prior = None if head is None else head.prior_provenance
+        self.provenance: dict[str, Any] = {"encoder": encoder.provenance, "text_prior": prior}
+        self.set_memories(memories or {})
+
+    def set_memories(self, memories: Mapping[str, NormalMemory]) -> None:
+        """Put memories in the place of those that are there.
+
+        Raises
+        ------
+        ValueError
+            If one was built for another encoder.
+        """
+        for name, memory in memories.items():
+            expected = (self.encoder.out_channels, self.encoder.grid)
+            _require_fit(f"memory {name}", (memory.options.channels, self.encoder.grid), expected)
+        self.memories = nn.ModuleDict(memories)
 
     @property
     def trained_with(self) -> dict[str, Any]:
@@ -84,9 +99,14 @@ class MCMIADDetector(nn.Module):
     @property
     def description(self) -> dict[str, Any]:
         """Configuration, calibration and provenance: all that is needed beside the weights."""
-        parts = {"encoder": self.encoder, "head": self.head, "score": self.score}
+        memories = {name: memory.config for name, memory in self.memories.items()}
         return {
-            "config": {name: part.config for name, part in parts.items()},
+            "config": {
+                "encoder": self.encoder.config,
+                "head": None if self.head is None else self.head.config,
+                "score": self.score.config,
+                "memories": memories,
+            },
             "calibration": self.calibration,
             "provenance": self.provenance,
         }
@@ -107,7 +127,8 @@ class MCMIADDetector(nn.Module):
         content = extra_state.decode(state)
         self.calibration, self.provenance = content["calibration"], content["provenance"]
         self.encoder.provenance = self.provenance["encoder"]
-        self.head.prior_provenance = self.provenance["text_prior"]
+        if self.head is not None:
+            self.head.prior_provenance = self.provenance["text_prior"]
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -129,8 +150,9 @@ class MCMIADDetector(nn.Module):
             return _Scriptable(torch.jit.trace(self, example, check_trace=False))
 
     def folded(self) -> MCMIADDetector:
-        """The same detector for inference, with its BatchNorms folded; the head is shared."""
-        detector = MCMIADDetector(fold_batch_norms(self.encoder), self.head, self.score)
+        """The same detector for inference: BatchNorms folded, all other parts shared."""
+        memories = cast(Mapping[str, NormalMemory], dict(self.memories.items()))
+        detector = MCMIADDetector(fold_batch_norms(self.encoder), self.head, self.score, memories)
         detector.heat_scale = self.heat_scale
         detector.calibration, detector.provenance = self.calibration, self.provenance
         return detector
@@ -139,26 +161,70 @@ class MCMIADDetector(nn.Module):
         """Encode images (B, 1, H, W) in [0, 1] to features (B, C, grid, grid)."""
         return self.encoder(image)
 
-    def heatmap_from_features(self, features: Tensor, size: Sequence[int]) -> Tensor:
-        """Heatmaps (B, 1, H, W), float32, from features that were computed before."""
-        output = self.head(features)
-        heatmap = self.score(output.target, output.reconstruction, size)  # (B, 1, H, W)
-        return heatmap / self.heat_scale.float()
+    def source_maps(self, features: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Score maps (B, 1, grid, grid) by the names of their sources, from features.
+
+        Raises
+        ------
+        ValueError
+            If the detector lacks a part that one is made by.
+        """
+        return {name: self._source_map(name, features) for name in names}
+
+    def _source_map(self, name: str, features: Tensor) -> Tensor:
+        if name == "head" and self.head is not None:
+            output = self.head(features)
+            return self.score.score_map(output.target, output.reconstruction)
+        distance = name.removeprefix("memory-")
+        if distance in self.memories:
+            distances: Tensor = self.memories[distance](features)
+            return distances
+        parts = [
+            *(["head"] if self.head is not None else []),
+            *(f"memory-{d}" for d in self.memories),
+        ]
+        raise ValueError(
+            f"the score is made of {name!r}, and the model has only {parts}; choose another score, "
+            "or train the part that is missing."
+        )
+
+    def heatmap_from_features(self, features: Tensor, foreground: Tensor) -> Tensor:
+        """Heatmaps (B, 1, H, W), float32, from features that were computed before.
+
+        Parameters
+        ----------
+        features : Tensor of shape (B, C, grid, grid)
+        foreground : Tensor of shape (B, 1, H, W), bool
+            Of the images; says their size, and where their midline is.
+        """
+        maps = self.source_maps(features, self.score.sources)
+        total = torch.stack([maps[name] / unit for name, unit in self.score.sources.items()]).sum(0)
+        return self.score.place(total, foreground) / self.heat_scale.float()
 
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps of images.
 
         Parameters
         ----------
-        image : Tensor of shape (B, 1, H, W)
-            Values in [0, 1]; 224×224 in the paper.
+        image : Tensor of shape (B, 1, H, W), or (B, 3, H, W)
+            Values in [0, 1]; 224×224 in the paper. Three channels are colours, or the slices
+            before, at and after the place.
 
         Returns
         -------
         Tensor of shape (B, 1, H, W)
             float32, at least 0; 1.0 is the threshold of a pixel once calibrated.
         """
-        return self.heatmap_from_features(self.features(image), image.shape[-2:])
+        return self.heatmap_from_features(self.features(image), foreground_of(image))
+
+
+def _require_fit(part: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+    if found != expected:
+        raise ValueError(
+            f"the {part} takes {found[0]} channels on a grid of {found[1]}, but the encoder gives "
+            f"{expected[0]} on {expected[1]}; build it from the encoder's out_channels, "
+            "stage_channels and grid."
+        )
 
 
 class _Scriptable(nn.Module):

@@ -1,4 +1,4 @@
-"""The model file: one state dict with encoder, text prior, head, score and calibration.
+"""The model file: one state dict with encoder, text prior, head, memory, score and calibration.
 
 Loading it needs no weight hub, no text encoder and no network connection.
 """
@@ -18,6 +18,7 @@ from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import encoder_from_config
 from mcmiad_monai.networks.extra_state import EXTRA_STATE, decode, encode
 from mcmiad_monai.networks.head import head_from_config
+from mcmiad_monai.networks.memory import memory_from_config
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.weights import WeightsError
 
@@ -76,8 +77,11 @@ def load_package(
     """
     state = _read(Path(path))
     config = decode(state[EXTRA_STATE])["config"]
-    head, encoder = head_from_config(config["head"]), encoder_from_config(config["encoder"])
-    detector = MCMIADDetector(encoder, head, AnomalyScore(**config["score"]))
+    head = None if config["head"] is None else head_from_config(config["head"])
+    memories = {n: memory_from_config(c) for n, c in config.get("memories", {}).items()}
+    detector = MCMIADDetector(
+        encoder_from_config(config["encoder"]), head, AnomalyScore(**config["score"]), memories
+    )
     try:
         detector.load_state_dict(state)
     except RuntimeError as error:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped]
+
+from mcmiad_monai.networks.symmetry import mirrored
 
 MSEReduction = Literal["sum", "mean", "norm"]
 Terms = Literal["both", "mse", "cos"]
+ImageScore = Literal["eq7", "maximum", "hottest", "mean"]
+
+SOURCES = ("head", "memory-cosine", "memory-l2")
+"""Maps that a heatmap can be made of: of the reconstruction, and of the two memories."""
+
+HOTTEST = 0.05
+"""Share of the foreground, its hottest pixels, whose mean is the image score ``"hottest"``."""
 
 SLICE_WEIGHTS = (0.5, 0.3, 0.2)
 """Weights of maximum, mean and top-K mean in the score of a slice (§3.6, Eq. 7)."""
@@ -43,6 +51,14 @@ class AnomalyScore(nn.Module):
         Of the bilinear upsampling; see `FrozenEncoder`.
     top_k : float
         K of the slice score: a number of pixels (5 in Eq. 7), or, below 1, a fraction of them.
+    sources : mapping of str to float, optional
+        The maps of `SOURCES` that a heatmap is the sum of, and the unit by which each is divided;
+        the reconstruction's alone by default. A unit is what held-out normals have.
+    symmetry : float
+        Share of the map, mirrored about the midline of the foreground, that is subtracted.
+    image_score : {"eq7", "maximum", "hottest", "mean"}
+        Score of a slice: Eq. 7, or the maximum, the mean of the hottest 5 %, or the mean of its
+        pixels.
 
     Raises
     ------
@@ -63,6 +79,9 @@ class AnomalyScore(nn.Module):
         smooth_sigma: float = 0.0,
         align_corners: bool = False,
         top_k: float = 5,
+        sources: Mapping[str, float] | None = None,
+        symmetry: float = 0.0,
+        image_score: ImageScore = "eq7",
     ) -> None:
         super().__init__()
         known = ("sum", "mean", "norm")
@@ -72,6 +91,17 @@ class AnomalyScore(nn.Module):
         _require(smooth_sigma >= 0, "smooth_sigma", smooth_sigma, "at least 0 pixels")
         whole = float(top_k).is_integer()
         _require(top_k > 0 and (top_k < 1 or whole), "top_k", top_k, "a count or a fraction")
+        _require(0 <= symmetry <= 1, "symmetry", symmetry, "in [0, 1]")
+        image_scores = ("eq7", "maximum", "hottest", "mean")
+        _require(
+            image_score in image_scores,
+            "image_score",
+            image_score,
+            "one of " + ", ".join(image_scores),
+        )
+        self.sources = {"head": 1.0} if sources is None else dict(sources)
+        ok = self.sources and set(self.sources) <= set(SOURCES) and min(self.sources.values()) > 0
+        _require(bool(ok), "sources", sources, f"units above 0 of some of {', '.join(SOURCES)}")
         self.config: dict[str, Any] = {
             "mse_reduction": mse_reduction,
             "mse_weight": mse_weight,
@@ -80,9 +110,13 @@ class AnomalyScore(nn.Module):
             "stage_channels": None if stage_channels is None else list(stage_channels),
             "smooth_sigma": smooth_sigma,
             "top_k": top_k,
+            "sources": self.sources,
+            "symmetry": symmetry,
+            "image_score": image_score,
         }
         self.mse_reduction, self.mse_weight, self.terms = mse_reduction, mse_weight, terms
         self.smooth_sigma, self.top_k = smooth_sigma, top_k
+        self.symmetry, self.image_score = symmetry, image_score
         self.align_corners = align_corners
         if align_corners:
             self.config["align_corners"] = True
@@ -116,15 +150,34 @@ class AnomalyScore(nn.Module):
         )
         if self.smooth_sigma == 0:
             return upsampled
-        kernel = 2 * math.ceil(3 * self.smooth_sigma) + 1  # three standard deviations each way
-        return gaussian_blur(upsampled, [kernel, kernel], [self.smooth_sigma, self.smooth_sigma])
+        rows, columns = (_blur(n, self.smooth_sigma, upsampled) for n in upsampled.shape[-2:])
+        return rows @ upsampled @ columns.T
+
+    def place(self, score_map: Tensor, foreground: Tensor) -> Tensor:
+        """From the grid to the image: upsampled, smoothed, less the mirrored map, at least 0.
+
+        Parameters
+        ----------
+        score_map : Tensor of shape (B, 1, h, w)
+        foreground : Tensor of shape (B, 1, H, W), bool
+
+        Returns
+        -------
+        Tensor of shape (B, 1, H, W)
+        """
+        heat = self.upsample(score_map, foreground.shape[-2:])
+        if self.symmetry == 0:
+            return heat
+        return (heat - self.symmetry * mirrored(heat, foreground)).clamp_min(0)
 
     def forward(self, target: Tensor, reconstruction: Tensor, size: Sequence[int]) -> Tensor:
         """Score map, upsampled: two times (B, C, h, w) → (B, 1, H, W)."""
         return self.upsample(self.score_map(target, reconstruction), size)
 
     def slice_score(self, maps: Tensor, foreground: Tensor | None = None) -> Tensor:
-        """Score each slice: 0.5 · max + 0.3 · mean + 0.2 · mean of the top K (Eq. 7).
+        """Score each slice, by Eq. 7 unless another image score was chosen.
+
+        Eq. 7 is 0.5 · max + 0.3 · mean + 0.2 · mean of the top K.
 
         Parameters
         ----------
@@ -145,6 +198,12 @@ class AnomalyScore(nn.Module):
     def _one_slice(self, pixels: Tensor) -> Tensor:
         if pixels.numel() == 0:
             return pixels.new_zeros(())
+        if self.image_score == "mean":
+            return pixels.mean()
+        if self.image_score == "maximum":
+            return pixels.max()
+        if self.image_score == "hottest":
+            return pixels.topk(_count(HOTTEST, pixels.numel())).values.mean()
         top = pixels.topk(_count(self.top_k, pixels.numel())).values  # highest first
         parts = torch.stack([top[0], pixels.mean(), top.mean()])
         return torch.dot(parts, parts.new_tensor(SLICE_WEIGHTS))
@@ -153,6 +212,14 @@ class AnomalyScore(nn.Module):
         if self.weights is None:
             return torch.ones(target.shape[1], device=target.device)
         return self.weights.float()
+
+
+def foreground_of(images: Tensor) -> Tensor:
+    """Foreground (B, 1, H, W), bool, of images (B, 1 or 3, H, W): 0 is background.
+
+    Of three channels it is the middle one's: that of the slice itself between its neighbours.
+    """
+    return images[:, images.shape[1] // 2, None] > 0
 
 
 def volume_score(slice_scores: Tensor) -> Tensor:
@@ -200,6 +267,19 @@ def _count(top: float, total: int) -> int:
     """Turn a count or a fraction into a number of elements from 1 to `total`."""
     count = int(top * total + 0.5) if top < 1 else int(top)
     return min(max(count, 1), total)
+
+
+def _blur(count: int, sigma: float, like: Tensor) -> Tensor:
+    """Gaussian smoothing along an axis as a matrix (count, count); the edge is a mirror."""
+    reach = min(math.ceil(3 * sigma), count - 1)  # three standard deviations each way
+    offsets = torch.arange(-reach, reach + 1, device=like.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma).square())
+    kernel = (kernel / kernel.sum()).to(like.dtype)
+    places = torch.arange(count, device=like.device)[:, None] + offsets  # (count, 2 · reach + 1)
+    places = places.abs()
+    places = torch.where(places >= count, 2 * (count - 1) - places, places)
+    matrix = torch.zeros(count, count, dtype=like.dtype, device=like.device)
+    return matrix.scatter_add(1, places, kernel.expand(count, -1))
 
 
 def _require(ok: bool, name: str, found: object, expected: str) -> None:

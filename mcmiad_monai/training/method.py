@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, build_encoder
 from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
-from mcmiad_monai.networks.score import AnomalyScore, MSEReduction, Terms
+from mcmiad_monai.networks.score import SOURCES, AnomalyScore, ImageScore, MSEReduction, Terms
 from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
 from mcmiad_monai.training.schedule import learning_rate_schedule
 
@@ -26,6 +26,10 @@ from mcmiad_monai.training.schedule import learning_rate_schedule
 HEAD_OPTIONS = HeadConfig.names() - {
     *("in_channels", "stage_channels", "grid", "prior_shape", "top_k")
 }
+
+
+#: Value of the option `score` that leaves it to a choice at the end of the training.
+AUTO_SCORE = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,13 @@ class Method:
         Of stages and score map; see `FrozenEncoder`.
     text_prior : str
         See :func:`~mcmiad_monai.networks.text_prior.resolve_text_prior`.
+    parts : {"head", "memory", "both"}
+        What is trained: the paper's head, a memory of normal tokens, or both.
+    score : str
+        The maps that a heatmap is made of: ``"head"``, ``"memory-cosine"``, ``"memory-l2"``,
+        or several with ``+`` between them; ``"auto"`` chooses at the end of the training.
+    coreset : int
+        Tokens of the memory, of each modality.
     head : mapping
         Options of :class:`~mcmiad_monai.networks.head.HeadConfig` and its decoder that differ from
         their defaults, e.g. ``{"jitter_scale": 5.0}``.
@@ -49,8 +60,10 @@ class Method:
         Of the encoder's stages, in loss and score; None weights all channels alike.
     balance_weight, cosine_weight : float
         Of the terms of the loss; see :class:`~mcmiad_monai.networks.loss.ReconstructionLoss`.
-    score_terms, mse_weight, mse_reduction, smooth_sigma, top_k
+    score_terms, mse_weight, mse_reduction, top_k
         See :class:`~mcmiad_monai.networks.score.AnomalyScore` (§3.6).
+    smooth_sigma, symmetry, image_score
+        See there; with ``score: auto``, None leaves them to the choice.
     max_epochs, batch_size, learning_rate, weight_decay, clip_norm
         AdamW's (§4.2).
     schedule : {"cosine", "step", "auto"}
@@ -67,6 +80,9 @@ class Method:
     mask_background: bool = False
     align_corners: bool = True
     text_prior: str = "open_clip"
+    parts: Literal["head", "memory", "both"] = "head"
+    score: str = "head"
+    coreset: int = 5_000
     head: Mapping[str, Any] = field(default_factory=dict)
     stage_weights: tuple[float, ...] | None = None
     balance_weight: float = 0.01
@@ -74,7 +90,9 @@ class Method:
     score_terms: Terms = "both"
     mse_weight: float | None = None
     mse_reduction: MSEReduction = "sum"
-    smooth_sigma: float = 0.0
+    smooth_sigma: float | None = 0.0
+    symmetry: float | None = 0.0
+    image_score: ImageScore | None = "eq7"
     top_k: float = 5
     max_epochs: int = 100
     batch_size: int = 16
@@ -87,6 +105,14 @@ class Method:
     def __post_init__(self) -> None:
         """Check names and counts before anything is built."""
         _require_known(self.head, HEAD_OPTIONS)
+        if self.parts not in ("head", "memory", "both"):
+            raise ValueError(f"parts is {self.parts!r}; it must be head, memory or both.")
+        possible = self.possible_sources
+        if self.score != AUTO_SCORE and not set(self.score.split("+")) <= set(possible):
+            raise ValueError(
+                f"score is {self.score!r}; with parts {self.parts!r} it is auto, or one or several "
+                f"of {', '.join(possible)}, with + between them."
+            )
         AnomalyScore(**self.score_options())  # raises where an option is not known
         if min(self.max_epochs, self.batch_size, self.min_steps_per_epoch) < 1:
             raise ValueError(
@@ -113,6 +139,17 @@ class Method:
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
         return asdict(self)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether there is a head to train."""
+        return self.parts != "memory"
+
+    @property
+    def possible_sources(self) -> list[str]:
+        """Maps that a heatmap can be made of; see :data:`~mcmiad_monai.networks.score.SOURCES`."""
+        kinds = {"head": ("head",), "memory": ("memory",), "both": ("head", "memory")}[self.parts]
+        return [name for name in SOURCES if name.split("-", maxsplit=1)[0] in kinds]
 
     @property
     def image_options(self) -> dict[str, Any]:
@@ -158,12 +195,19 @@ class Method:
         )
 
     def score_options(self) -> dict[str, Any]:
-        """Options of the score, without those of the stages."""
+        """Options of the score, without those of the stages.
+
+        What ``score: auto`` is still to choose has the paper's value.
+        """
+        names = ["head"] if self.score == AUTO_SCORE else self.score.split("+")
         return {
             "terms": self.score_terms,
             "mse_weight": self.mse_weight,
             "mse_reduction": self.mse_reduction,
-            "smooth_sigma": self.smooth_sigma,
+            "smooth_sigma": self.smooth_sigma or 0.0,
+            "symmetry": self.symmetry or 0.0,
+            "image_score": self.image_score or "eq7",
+            "sources": dict.fromkeys(names, 1.0),
             "align_corners": self.align_corners,
             "top_k": self.top_k,
         }

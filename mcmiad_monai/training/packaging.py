@@ -78,7 +78,7 @@ def calibrate(
         rows = normal[start : start + batch_size]
         inside = dataset.foreground(rows).to(device)  # (n, 1, S, S)
         features = dataset.batch(rows).to(device)  # (n, C, g, g)
-        maps = detector.heatmap_from_features(features, inside.shape[-2:]) * inside
+        maps = detector.heatmap_from_features(features, inside) * inside
         histogram.update(maps[inside])
         for row, score in zip(rows, detector.score.slice_score(maps, inside).tolist(), strict=True):
             per_study[dataset.records[row].case].append(score)

@@ -78,7 +78,7 @@ def test_the_file_is_the_state_dict_of_the_detector(detector, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in content.items())
     extra = content[EXTRA_STATE]
     assert (extra.dtype, len(extra) % BLOCK) == (torch.uint8, 0)
-    assert decode(extra)["config"].keys() == {"encoder", "head", "score"}
+    assert decode(extra)["config"].keys() == {"encoder", "head", "score", "memories"}
 
 
 def test_a_file_of_the_first_layout_is_read(detector, tmp_path):

@@ -152,7 +152,7 @@ def maps_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Heatmaps (n, S, S) and where they count."""
     with torch.no_grad():
-        maps = detector.heatmap_from_features(dataset.batch(rows), (SIZE, SIZE))
+        maps = detector.heatmap_from_features(dataset.batch(rows), dataset.foreground(rows))
     return maps[:, 0].numpy(), dataset.foreground(rows)[:, 0].numpy()
 
 

@@ -195,7 +195,7 @@ def test_packaged_model_gives_the_figures_heatmaps(tmp_path: Path) -> None:
     assert detector.calibration["normal_patients"] == 2
     data = lab.features("liver", "test", TINY)
     with torch.inference_mode():
-        heat = detector.heatmap_from_features(data.batch([0, 9]), (SIZE, SIZE))
+        heat = detector.heatmap_from_features(data.batch([0, 9]), data.foreground([0, 9]))
     assert heat.shape == (2, 1, SIZE, SIZE)
     assert detector.heat_scale > 0
 
