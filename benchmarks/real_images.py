@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 from peers import GridMap
-from real_choice import Figures, Row, judged_on
+from real_choice import Figures, Row, default_of, judged_on
 from real_costs import SLICES, fitted, seconds_a_slice, slices_a_second
 from real_measures import (
     Measured,
@@ -49,6 +49,7 @@ from real_methods import (
     sources_of,
     steps_of,
 )
+from real_montage import STUDIES, draw
 from real_sets import SETS, RealSet
 from real_tables import as_text, report, write_markdown
 from torch import Tensor
@@ -70,15 +71,19 @@ def main() -> None:
     if not options.seeds:
         options.groups = [group for group in options.groups if group != "head"]
     found: dict[str, dict[str, Any]] = {}
+    defaults: list[tuple[RealSet, Row]] = []
     for name in options.sets:
         kind = SETS[name](options.data)
         rows = measure_set(options, kind)
         found[name] = report(rows, kind, options.default)
+        defaults.append((kind, default_of(rows, kind, options.default)))
         print(as_text(found[name], everything=options.all), flush=True)
         if options.out:
             write(options, found)
         if options.markdown:
             write_markdown(options.markdown, found)
+    if options.montage:
+        draw(options, options.montage, defaults, STUDIES)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--all", action="store_true", help="print every row")
     made.add_argument("--out", type=Path, help="also write everything as JSON")
+    made.add_argument("--montage", type=Path, help="also draw the heat of the default on studies")
     made.add_argument("--markdown", type=Path, help="also write the tables as Markdown")
     return made
 
@@ -149,7 +155,7 @@ def maps_of(
 ) -> Iterator[tuple[Source, list[list[FoldMaps]], dict[str, Any]]]:
     """Of every source the maps by seed and fold, and what fitting and asking it cost."""
     yield intensity(kind, method_of(options, inputs).image_options)
-    ours: dict[str, list[list[FoldMaps]]] = {}
+    ours: dict[str, tuple[Source, list[list[FoldMaps]]]] = {}
     for source in sources_of(options, inputs):
         maps, costs = [], {}
         for seed in (options.seeds or [0]) if source.drawn else [0]:
@@ -161,32 +167,40 @@ def maps_of(
                     costs = {**spent, **(asking(fit, data["test"]) if options.costs else {})}
         yield source, maps, costs
         if source.ours:
-            ours[source.name] = maps
+            ours[source.name] = source, maps
     for name in [name for name in ours if name.startswith("memory") and "head" in ours]:
-        total = summed(ours["head"], ours[name], kind, folds)
-        yield Source(f"head+{name}", lambda *_: None, drawn=True, ours=True), total, {}
+        yield (*summed((ours["head"], ours[name]), kind, folds), {})
 
 
 def summed(
-    first: list[list[FoldMaps]], second: list[list[FoldMaps]], kind: RealSet, folds: list[Any]
-) -> list[list[FoldMaps]]:
-    """Two maps over the pixel thresholds that each has alone, added."""
-
-    def scaled(maps: FoldMaps, part: Part) -> FoldMaps:
-        unit = pixel_threshold(measure(maps["validation"], Steps(), part, kind))
-        return {name: tensor / unit for name, tensor in maps.items()}
-
+    pair: tuple[tuple[Source, list[list[FoldMaps]]], ...], kind: RealSet, folds: list[Any]
+) -> tuple[Source, list[list[FoldMaps]]]:
+    """Two sources added, each over the pixel threshold that it has alone."""
     parts = [
         part_of(kind, data["validation"], fold.validation)
         for data, fold in zip(folds, kind.folds, strict=True)
     ]
-    return [
-        [
-            {name: scaled(a, part)[name] + scaled(b, part)[name] for name in PARTS}
-            for a, b, part in zip(one, other, parts, strict=True)
-        ]
-        for one, other in zip(first, second, strict=True)
+    units: list[float] = []  # the first are of the first seed and fold
+
+    def over_unit(maps: FoldMaps, part: Part) -> FoldMaps:
+        units.append(pixel_threshold(measure(maps["validation"], Steps(), part, kind)))
+        return {name: tensor / units[-1] for name, tensor in maps.items()}
+
+    def both(one: FoldMaps, other: FoldMaps, part: Part) -> FoldMaps:
+        first, second = over_unit(one, part), over_unit(other, part)
+        return {name: first[name] + second[name] for name in PARTS}
+
+    total = [
+        [both(*maps, part) for *maps, part in zip(*by_seed, parts, strict=True)]
+        for by_seed in zip(*(maps for _, maps in pair), strict=True)
     ]
+
+    def fit(data: FeatureDataset, seed: int) -> GridMap:
+        one, other = (source.fit(data, seed) for source, _ in pair)
+        return lambda features: one(features) / units[0] + other(features) / units[1]
+
+    name = "+".join(source.name for source, _ in pair)
+    return Source(name, fit, drawn=True, ours=True), total
 
 
 def intensity(

@@ -153,7 +153,7 @@ def sources_of(options: argparse.Namespace, inputs: Inputs) -> list[Source]:
         found += {
             "peers": peers,
             "anomalib": anomalib,
-            "memory": memories,
+            "memory": lambda: memories(method_of(options, inputs).coreset),
             "head": lambda: heads(options, inputs),
         }[group]()
     return found
@@ -186,12 +186,12 @@ def anomalib() -> list[Source]:
     ]
 
 
-def memories() -> list[Source]:
+def memories(size: int) -> list[Source]:
     """The memory of normal tokens, in both distances."""
     from mcmiad_monai.training.memory import build_memory
 
     def fit(data: FeatureDataset, seed: int, distance: str) -> GridMap:
-        return build_memory(data, distance, seed=seed).eval()
+        return build_memory(data, distance, size=size, seed=seed).memory.eval()
 
     return [
         Source(
