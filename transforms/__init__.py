@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mcmiad_monai.transforms.checks import VolumeError
+from mcmiad_monai.transforms.field_of_view import FieldOfView, FieldOfViewd, on_whole_grid
 from mcmiad_monai.transforms.intensity import (
     FOREGROUND_FLOOR,
     NormalizeCT,
@@ -44,6 +45,8 @@ __all__ = [
     "CanonicalOrientation",
     "CanonicalOrientationd",
     "ExtractSlices",
+    "FieldOfView",
+    "FieldOfViewd",
     "LoadMaskd",
     "LoadOrganMaskd",
     "LoadVolumed",
@@ -64,6 +67,7 @@ __all__ = [
     "load_mask",
     "load_volume",
     "normalizer",
+    "on_whole_grid",
     "preprocessing",
     "restore_maps",
     "select_slices",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from monai.transforms import Compose, MapTransform
 
 from mcmiad_monai.modality import IntensityRecipe, Modality, get_modality
+from mcmiad_monai.transforms.field_of_view import FieldOfViewd
 from mcmiad_monai.transforms.intensity import (
     NormalizeCTd,
     NormalizeMRId,
@@ -20,6 +21,7 @@ from mcmiad_monai.transforms.region import LoadOrganMaskd, OrganRegiond
 from mcmiad_monai.transforms.volume import LoadMaskd, LoadVolumed
 
 Region = Literal["whole", "organ"]
+View = Literal["whole", "foreground"]
 
 _NORMALIZERS: dict[IntensityRecipe | None, Callable[..., MapTransform]] = {
     "mri": NormalizeMRId,
@@ -41,6 +43,7 @@ def preprocessing(
     keep_colours: bool = False,
     normalize_images: bool = True,
     mask_background: bool = True,
+    field_of_view: View = "whole",
 ) -> Compose:
     """Load, orient and normalise the volume under `key`, and bring its lesion mask along.
 
@@ -68,11 +71,14 @@ def preprocessing(
         Give the three channels of a picture in colour; see `load_volume`.
     normalize_images, mask_background : bool
         See `NormalizeMRI` and its sisters.
+    field_of_view : {"whole", "foreground"}
+        ``"foreground"`` crops image and mask to a square around the foreground, which is the organ
+        in the region of an organ; see `FieldOfView`.
 
     Raises
     ------
     ValueError
-        If the modality or the region is not known.
+        If the modality, the region or the field of view is not known.
     """
     chosen = get_modality(modality) if isinstance(modality, str) else modality
     masks = [] if mask_key is None else [mask_key]
@@ -88,7 +94,23 @@ def preprocessing(
         ),
         *(OrganRegiond(key, organ_key=organ) for organ in organs),
     ]
+    if crops(field_of_view):
+        steps.append(FieldOfViewd([key, *masks], axis=chosen.slice_axis))
     return Compose(steps)
+
+
+def crops(field_of_view: View) -> bool:
+    """Whether images are cropped to their foreground.
+
+    Raises
+    ------
+    ValueError
+        If the field of view is not known.
+    """
+    if field_of_view not in ("whole", "foreground"):
+        message = f'field_of_view {field_of_view!r} is not known; use "whole" or "foreground".'
+        raise ValueError(message)
+    return field_of_view == "foreground"
 
 
 def organ_keys(region: Region) -> list[str]:

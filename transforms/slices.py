@@ -40,6 +40,7 @@ def slice_batch(
     axis: int = 2,
     size: int = NETWORK_SIZE,
     mode: Mode = "bilinear",
+    context: int = 1,
 ) -> torch.Tensor:
     """Cut slices and resize them to the network's square.
 
@@ -55,18 +56,58 @@ def slice_batch(
         Rows and columns of the result.
     mode : {"bilinear", "nearest"}
         Bilinear is smoothed first where the plane shrinks; both follow the half-pixel convention.
+    context : {1, 3}
+        3 gives the slice between its neighbours, as three channels: previous, this, next. The first
+        and the last slice of the volume are their own neighbours.
 
     Returns
     -------
     (n, 1, size, size) tensor
-        Plain tensor, rows = y, columns = x; of colours (n, 3, size, size).
+        Plain tensor, rows = y, columns = x; of colours or with a context of 3 (n, 3, size, size).
+
+    Raises
+    ------
+    ValueError
+        If the context is not known, or a context of 3 is asked for a volume of colours.
     """
     check_volume(volume)
+    check_context(context, colours=volume.shape[0] == 3)
+    if context == 3:
+        return _with_neighbours(volume, indices, axis=axis, size=size, mode=mode)
     planes = plain(volume).movedim(1 + axis, 0)  # (N, 1, X, Y), a view
     chosen = planes[list(indices)].transpose(2, 3)  # (n, 1, Y, X)
     if mode == "nearest":
         return F.interpolate(chosen, size=(size, size), mode="nearest-exact")
     return resize_bilinear(chosen, (size, size))
+
+
+def check_context(context: int, *, colours: bool) -> None:
+    """Refuse a context that is not known, or that of three slices where colours are kept.
+
+    Raises
+    ------
+    ValueError
+        If so.
+    """
+    if context not in (1, 3):
+        raise ValueError(
+            f"context is {context!r}; it must be 1, the slice alone, or 3, the slice between its "
+            "neighbours."
+        )
+    if context == 3 and colours:
+        raise ValueError(
+            "context 3 puts a slice and its two neighbours into the three channels that "
+            "keep_colours needs; set keep_colours to false, or context to 1."
+        )
+
+
+def _with_neighbours(volume: torch.Tensor, indices: Sequence[int], **options: Any) -> torch.Tensor:
+    """Previous, this and next slice as channels, (n, 3, size, size); each is resized once."""
+    count = volume.shape[1 + options["axis"]]
+    slices = [range(count)[k] for k in indices]
+    near = torch.tensor(slices, dtype=torch.long)[:, None] + torch.tensor([-1, 0, 1])  # (n, 3)
+    needed, places = near.clamp(0, count - 1).unique(return_inverse=True)
+    return slice_batch(volume, needed.tolist(), **options)[places, 0]
 
 
 def foreground_slices(

@@ -172,3 +172,25 @@ def test_heatmap_takes_geometry_and_copies_it() -> None:
     assert "extra" not in volume.meta
     with pytest.raises(ValueError, match="does not fit"):
         as_heatmap(torch.ones(1, 3, 4, 6), volume)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_context_is_the_slice_between_its_neighbours(axis: int) -> None:
+    values = torch.rand(1, 9, 8, 7, generator=torch.Generator().manual_seed(0))
+    n = values.shape[1 + axis]
+    shown = slice_batch(values, [0, 3, -1, 3], axis=axis, size=16, context=3)
+    assert shown.shape == (4, 3, 16, 16)
+    alone = slice_batch(values, range(n), axis=axis, size=16)[:, 0]
+    expected = [(0, 0, 1), (2, 3, 4), (n - 2, n - 1, n - 1), (2, 3, 4)]  # ends are repeated
+    torch.testing.assert_close(shown, torch.stack([alone[list(three)] for three in expected]))
+    single = slice_batch(values.narrow(1 + axis, 0, 1), [0], axis=axis, size=16, context=3)
+    assert torch.equal(single, single[:, :1].expand(-1, 3, -1, -1))
+    with pytest.raises(IndexError):
+        slice_batch(values, [n], axis=axis, context=3)
+
+
+def test_context_and_colours_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="set keep_colours to false, or context to 1"):
+        slice_batch(torch.zeros(3, 4, 4, 1), [0], context=3)
+    with pytest.raises(ValueError, match="context is 5; it must be 1"):
+        slice_batch(torch.zeros(1, 4, 4, 1), [0], context=5)
