@@ -102,7 +102,11 @@ def steps_of(kind: RealSet, source: Source) -> list[Steps]:
 
 def inputs_of(kind: RealSet, wanted: list[str]) -> list[Inputs]:
     """Those of the wanted inputs that a set has."""
-    return [INPUTS[name] for name in wanted if kind.volumes or INPUTS[name].context == 1]
+    return [
+        one
+        for one in map(INPUTS.__getitem__, wanted)
+        if (kind.volumes or one.context == 1) and (kind.bordered or one.field_of_view == "whole")
+    ]
 
 
 def method_of(options: argparse.Namespace, inputs: Inputs) -> Method:
@@ -113,11 +117,9 @@ def method_of(options: argparse.Namespace, inputs: Inputs) -> Method:
         "text_prior": options.text_prior,
         "max_epochs": options.epochs,
         "min_steps_per_epoch": 1,
+        "context": inputs.context,
+        "field_of_view": inputs.field_of_view,
     }
-    if inputs.context != 1:
-        given["context"] = inputs.context
-    if inputs.field_of_view != "whole":
-        given["field_of_view"] = inputs.field_of_view
     return preset(options.preset, **{**given, **dict(options.overrides)})
 
 
@@ -132,7 +134,7 @@ def features_of(
         "slice_range": kind.slice_range,
         "min_foreground": 0.0,
         "progress": False,
-        **({"context": inputs.context} if inputs.context != 1 else {}),
+        "context": inputs.context,
         **({"cache": "disk", "cache_dir": options.cache} if options.cache else {}),
     }
 

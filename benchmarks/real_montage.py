@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from real_choice import Row
 from real_methods import features_of, grid_maps, method_of
-from real_sets import RealSet
+from real_sets import Fold, RealSet
 from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
@@ -35,8 +35,21 @@ def picked(data: FeatureDataset, count: int) -> list[int]:
 def montage_rows(
     options: argparse.Namespace, kind: RealSet, row: Row, count: int
 ) -> list[MontageRow]:
-    """The heat of a measured row on test studies of a set, fitted on its first fold again."""
-    method, fold = method_of(options, row.inputs), kind.folds[0]
+    """The heat of a measured row on test studies of a set, from all of its folds in turn."""
+    shares = np.bincount(np.arange(count) % len(kind.folds), minlength=len(kind.folds))
+    return [
+        line
+        for fold, share in zip(kind.folds, shares, strict=True)
+        if share
+        for line in fold_rows(options, kind, row, fold, int(share))
+    ]
+
+
+def fold_rows(
+    options: argparse.Namespace, kind: RealSet, row: Row, fold: Fold, count: int
+) -> list[MontageRow]:
+    """The heat of a row, fitted again, on test studies of a fold."""
+    method = method_of(options, row.inputs)
     data = features_of(options, kind, row.inputs, fold, method.build_encoder())
     seed = (options.seeds or [0])[0]
     test = data["test"]

@@ -59,6 +59,8 @@ class RealSet:
         Whether a slice may be compared with its mirror image.
     volumes : bool
         Whether a slice has neighbours.
+    bordered : bool
+        Whether there is background around the foreground, to crop.
     dark : bool
         Whether lesions are darker than what is around them.
     least_lesion : int
@@ -77,6 +79,7 @@ class RealSet:
     crossed: bool = False
     symmetric: bool = False
     volumes: bool = False
+    bordered: bool = False
     dark: bool = False
     slice_range: tuple[float, float] = (0.0, 1.0)
     least_lesion: int = 1
@@ -95,6 +98,7 @@ def flair(data: Path) -> RealSet:
         [Fold(ordered[:LGG_VALIDATION_FROM], middle, ordered[LGG_TRAIN:])],
         "normal slices come from tumour patients; slices with 1 to 49 lesion voxels are left out",
         symmetric=True,
+        bordered=True,
         volumes=True,
         slice_range=(0.29, 0.83),
         least_lesion=LGG_LEAST_LESION,
@@ -114,6 +118,7 @@ def multiple_sclerosis(data: Path) -> RealSet:
         "30 slices with tiny lesions in mixed planes, none without: pixels alone",
         image_labels=False,
         symmetric=True,
+        bordered=True,
         slice_range=known.slice_range,
         least_lesion=known.least_lesion,
     )
@@ -202,6 +207,7 @@ def liver(data: Path) -> RealSet:
         [Fold(*parts)],
         "ONE PATIENT: parts share it, intervals are over slices, and no figure says anything "
         "about other patients",
+        bordered=True,
         dark=True,
         options={"region": "organ"},
     )
