@@ -42,6 +42,12 @@ class Inputs:
     context: int = 1
     field_of_view: str = "whole"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the method that differ from those of whole single slices."""
+        named = {"context": self.context, "field_of_view": self.field_of_view}
+        return {name: value for name, value in named.items() if value not in (1, "whole")}
+
 
 INPUTS = {
     one.name: one
@@ -117,8 +123,7 @@ def method_of(options: argparse.Namespace, inputs: Inputs) -> Method:
         "text_prior": options.text_prior,
         "max_epochs": options.epochs,
         "min_steps_per_epoch": 1,
-        "context": inputs.context,
-        "field_of_view": inputs.field_of_view,
+        **inputs.options,
     }
     return preset(options.preset, **{**given, **dict(options.overrides)})
 
@@ -134,7 +139,7 @@ def features_of(
         "slice_range": kind.slice_range,
         "min_foreground": 0.0,
         "progress": False,
-        "context": inputs.context,
+        **({"context": inputs.context} if inputs.context != 1 else {}),
         **({"cache": "disk", "cache_dir": options.cache} if options.cache else {}),
     }
 
