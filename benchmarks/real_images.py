@@ -46,6 +46,7 @@ from real_methods import (
     grid_maps,
     inputs_of,
     method_of,
+    slices_of,
     sources_of,
     steps_of,
 )
@@ -58,7 +59,6 @@ from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import iterate_slices
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.method import PRESETS
-from mcmiad_monai.transforms import preprocessing
 
 #: Of one source: by seed and fold, the maps of both parts, and what they cost.
 FoldMaps = dict[str, Tensor]
@@ -154,7 +154,7 @@ def maps_of(
     options: argparse.Namespace, kind: RealSet, inputs: Inputs, folds: list[Any]
 ) -> Iterator[tuple[Source, list[list[FoldMaps]], dict[str, Any]]]:
     """Of every source the maps by seed and fold, and what fitting and asking it cost."""
-    yield intensity(kind, method_of(options, inputs).image_options)
+    yield intensity(kind, slices_of(options, kind, inputs))
     ours: dict[str, tuple[Source, list[list[FoldMaps]]]] = {}
     for source in sources_of(options, inputs):
         maps, costs = [], {}
@@ -204,14 +204,12 @@ def summed(
 
 
 def intensity(
-    kind: RealSet, images: dict[str, Any]
+    kind: RealSet, options: dict[str, Any]
 ) -> tuple[Source, list[list[FoldMaps]], dict[str, Any]]:
     """The baseline without a model: bright, or dark, is anomalous."""
-    prepare = preprocessing(kind.modality, mask_key="label", **images, **kind.options)
 
     def read(cases: list[dict[str, Any]]) -> Tensor:
-        options = {"slice_range": kind.slice_range, "min_foreground": 0.0, "transform": prepare}
-        slices = iterate_slices(cases, kind.modality, **options)
+        slices = iterate_slices(cases, **options)
         # the middle channel is the slice itself; resizing can leave 1 by a rounding
         every = torch.stack([s.image[len(s.image) // 2, None] for s in slices]).clamp(0, 1)
         return 1 - every if kind.dark else every

@@ -21,6 +21,7 @@ from torch import Tensor
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import resolve_text_prior
 from mcmiad_monai.training.fit import fit_head
@@ -132,14 +133,9 @@ def features_of(
     options: argparse.Namespace, kind: RealSet, inputs: Inputs, fold: Fold, encoder: FrozenEncoder
 ) -> dict[str, FeatureDataset]:
     """Training, validation and test features of a fold."""
-    images = method_of(options, inputs).image_options
     common: dict[str, Any] = {
-        "modality": kind.modality,
-        "transform": preprocessing(kind.modality, mask_key="label", **images, **kind.options),
-        "slice_range": kind.slice_range,
-        "min_foreground": 0.0,
+        **slices_of(options, kind, inputs),
         "progress": False,
-        **({"context": inputs.context} if inputs.context != 1 else {}),
         **({"cache": "disk", "cache_dir": options.cache} if options.cache else {}),
     }
 
@@ -150,6 +146,18 @@ def features_of(
         "train": dataset(fold.train, only_normal=True),
         "validation": dataset(fold.validation),
         "test": dataset(fold.test),
+    }
+
+
+def slices_of(options: argparse.Namespace, kind: RealSet, inputs: Inputs) -> dict[str, Any]:
+    """Options of the slices of a set, as datasets take them."""
+    images = method_of(options, inputs).image_options
+    return {
+        "modality": kind.modality,
+        "transform": preprocessing(kind.modality, mask_key="label", **images, **kind.options),
+        "slice_range": kind.slice_range,
+        "min_foreground": 0.0,
+        **({"context": inputs.context} if inputs.context != 1 else {}),
     }
 
 
@@ -222,18 +230,25 @@ def heads(options: argparse.Namespace, inputs: Inputs) -> list[Source]:
         prior = resolve_text_prior(method.text_prior, normal_prompts())
         kept = checkpoints_of(options, method, data, seed)
         head, _ = fit_head(method, data, prior, seed=seed, checkpoints=kept)
-        score = method.build_score(data.encoder, terms=terms)
-
-        def maps(features: Tensor) -> Tensor:
-            output = head(features)
-            return score.score_map(output.target, output.reconstruction)
-
-        return maps
+        return HeadMap(head, method.build_score(data.encoder, terms=terms))
 
     return [
         Source(name, lambda data, seed, t=terms: fit(data, seed, t), drawn=True, ours=True)
         for name, terms in scores.items()
     ]
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """The map of a trained head."""
+
+    head: MCMIADHead
+    score: AnomalyScore
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (n, C, g, g) to (n, 1, g, g)."""
+        output = self.head(features)
+        return self.score.score_map(output.target, output.reconstruction)
 
 
 def checkpoints_of(

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from real_choice import Row
-from real_methods import features_of, grid_maps, method_of
+from real_methods import features_of, grid_maps, method_of, slices_of
 from real_sets import Fold, RealSet
 from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import iterate_slices
 from mcmiad_monai.inference.montage import MontageRow, montage
-from mcmiad_monai.transforms import preprocessing
 
 STUDIES = 12
 
@@ -54,7 +53,7 @@ def fold_rows(
     seed = (options.seeds or [0])[0]
     test = data["test"]
     maps = grid_maps(row.source.fit(data["train"], seed), test)
-    slices = images_of(kind, method.image_options, fold.test)
+    slices = images_of(fold.test, slices_of(options, kind, row.inputs))
     found = []
     for position in picked(test, count):
         record = test.records[position]
@@ -74,17 +73,12 @@ def fold_rows(
 
 
 def images_of(
-    kind: RealSet, options: dict[str, Any], cases: list[dict[str, Any]]
+    cases: list[dict[str, Any]], options: dict[str, Any]
 ) -> dict[tuple[str, int], Tensor]:
     """Images (1, S, S) of the network by case and index."""
-    samples = iterate_slices(
-        cases,
-        kind.modality,
-        slice_range=kind.slice_range,
-        min_foreground=0.0,
-        transform=preprocessing(kind.modality, mask_key="label", **options, **kind.options),
-    )
-    return {(s.case, s.index): s.image for s in samples}
+    samples = iterate_slices(cases, **options)
+    # the middle channel is the slice itself
+    return {(s.case, s.index): s.image[len(s.image) // 2, None] for s in samples}
 
 
 def upright(plane: Tensor) -> np.ndarray:
