@@ -28,9 +28,12 @@ from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.metrics.pixels import PixelMetrics
 from mcmiad_monai.metrics.slices import SliceAUROC
+from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.networks.score import foreground_of
 from mcmiad_monai.runtime.export import export_model
 from mcmiad_monai.runtime.open import open_network
+from mcmiad_monai.transforms import preprocessing
 
 FIGURES = (
     "slices/s",
@@ -54,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     detector = load_package(options.model)
-    samples = slices_of(detector.trained_with, options.data, options.slices)
+    samples = slices_of(detector, options.data, options.slices)
     with tempfile.TemporaryDirectory() as folder:
         path = export_model(detector, Path(folder) / "model.onnx")
         print(f"{len(samples)} slices, {sum(s.anomalous for s in samples)} with lesion")
@@ -70,10 +73,17 @@ def main() -> None:
             print(f"{engine + ' ' + precision:<24}" + "".join(f"{v:>13.4f}" for v in (rate, *line)))
 
 
-def slices_of(trained: dict[str, Any], data: Path, limit: int) -> list[SliceSample]:
+def slices_of(detector: MCMIADDetector, data: Path, limit: int) -> list[SliceSample]:
     """Evenly chosen slices of the studies, as the model was trained to see them."""
+    trained = detector.trained_with
     cases = find_studies(data, split="all", modality=trained["modality"])
-    found = iterate_slices(cases, trained["modality"], slice_range=tuple(trained["slice_range"]))
+    found = iterate_slices(
+        cases,
+        trained["modality"],
+        slice_range=tuple(trained["slice_range"]),
+        context=detector.context,
+        transform=preprocessing(trained["modality"], mask_key="label", **detector.image_options),
+    )
     every = list(found)
     step = max(1, len(every) // limit)
     return list(itertools.islice(every, 0, None, step))
@@ -86,7 +96,7 @@ def heat_of(network: nn.Module, samples: list[SliceSample]) -> tuple[Tensor, flo
     start = time.perf_counter()
     maps = [network(stack_images(group)) for group in batches(samples, 16)]
     rate = len(samples) / (time.perf_counter() - start)
-    return torch.cat(maps) * (stack_images(samples) > 0), rate
+    return torch.cat(maps) * foreground_of(stack_images(samples)), rate
 
 
 def figures(
@@ -94,7 +104,7 @@ def figures(
 ) -> tuple[float, ...]:
     """All but the first of `FIGURES`."""
     lesion = torch.stack([torch.as_tensor(s.lesion) for s in samples])
-    inside = stack_images(samples) > 0
+    inside = foreground_of(stack_images(samples))
     labels = torch.tensor([s.anomalous for s in samples])
     pixels, slices = PixelMetrics(), SliceAUROC()
     pixels.update((heat, lesion))

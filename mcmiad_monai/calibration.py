@@ -2,7 +2,9 @@
 
 Three thresholds are stored with a model: for pixels (the unit of the heatmap: 1.0 is the
 threshold), for slices and for volumes. Slice and volume thresholds are split-conformal quantiles
-(Vovk et al., 2005): a new normal exceeds them with at most the chosen probability.
+(Vovk et al., 2005): a new normal exceeds them with at most the chosen probability. The pixel
+threshold is the conformal quantile at one half of a number that each patient has: at least half of
+new normal patients have at most the chosen share of their foreground pixels above it.
 
 Slices of one patient resemble each other, so that a hundred slices of five patients say less than
 those of a hundred patients. What is exchangeable is patients: each has the same weight, however
@@ -19,8 +21,15 @@ from typing import Any
 
 import numpy as np
 
-#: Share of normal foreground pixels above the pixel threshold.
+#: Share of a normal patient's foreground pixels above the pixel threshold.
 PIXEL_FALSE_POSITIVE_RATE = 0.005
+#: Share of new normal patients who may exceed that rate. At one half the threshold is a median,
+#: which no single odd patient can move far.
+PATIENT_RATE = 0.5
+#: Confidence of the interval of the pixel threshold, where there are patients enough for it.
+CONFIDENCE = 0.95
+#: Held-out scores that a model keeps; of more, as many quantiles, from the smallest to the largest.
+KEPT_SCORES = 1000
 #: Share of normal slices and volumes above their thresholds.
 FALSE_POSITIVE_RATE = 0.05
 
@@ -67,10 +76,80 @@ def conformal_threshold(
     return float(values[order[k]]) if k < values.size else math.inf
 
 
+def pixel_threshold_of(quantiles: Sequence[float] | np.ndarray) -> float:
+    """Pixel threshold from each patient's own quantile of the heat of its pixels.
+
+    The conformal threshold at one half, which is the median, and of an even number of patients the
+    upper one of the two in the middle. So at least half of new normal patients have at most the
+    chosen share of their pixels above it, with any number of patients and whatever their heat is.
+    One odd patient moves it by no more than one place in the order of the others.
+
+    Parameters
+    ----------
+    quantiles : sequence of float
+        For each of the K ≥ 1 patients, the heat that the chosen share of its pixels exceeds.
+    """
+    return conformal_threshold(quantiles, PATIENT_RATE)
+
+
+def median_interval(
+    values: Sequence[float] | np.ndarray,
+) -> tuple[tuple[float, float], float] | None:
+    """Interval of the median that values are drawn around, and its confidence.
+
+    From the r-th smallest to the r-th largest of n values, with the largest r that gives 95 %
+    confidence (order statistics, binomial: holds for any continuous distribution; David, Nagaraja,
+    2003, §7.1). With fewer than 6 values it is their whole range, whose confidence is 1 − 2¹⁻ⁿ.
+
+    Returns
+    -------
+    ((float, float), float) or None
+        None with fewer than two values: then nothing is known.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    count = ordered.size
+    if count < 2:
+        return None
+    # probability that k of the values lie below the median, for k up to the middle
+    below = [
+        math.exp(
+            math.lgamma(count + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(count - k + 1)
+            - count * math.log(2)
+        )
+        for k in range(count // 2)
+    ]
+    missed = 2 * np.cumsum(below)  # by the interval from place k + 1
+    rank = max(1, int(np.searchsorted(missed, 1 - CONFIDENCE, side="right")))
+    ends = float(ordered[rank - 1]), float(ordered[count - rank])
+    return ends, float(1 - missed[rank - 1])
+
+
+def kept_scores(scores: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+    """Scores as a model keeps them: sorted, at most 1000, rounded to 4 significant digits."""
+    values = np.sort(np.asarray(scores, dtype=np.float64))
+    if values.size > KEPT_SCORES:
+        values = np.quantile(values, np.linspace(0, 1, KEPT_SCORES))
+    return tuple(float(f"{value:.4g}") for value in values)
+
+
 def _codes(groups: Sequence[Hashable]) -> np.ndarray:
     """Groups as numbers from 0, in the order in which they come up."""
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(group, len(known)) for group in groups], dtype=np.int64)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return math.inf if value == "inf" else value
 
 
 @dataclass(frozen=True)
@@ -82,13 +161,23 @@ class Calibration:
     pixel_threshold : float
         In units of the raw score map; the detector divides by it, so that heatmaps have it at 1.
     pixel_false_positive_rate : float
-        Share of normal foreground pixels above it.
+        At least half of new normal patients have at most this share of their foreground pixels
+        above it.
     slice_threshold, volume_threshold : float
         In units of calibrated heatmaps; infinite where there were too few normals.
     false_positive_rate : float
         The rate of both.
     normal_pixels, normal_slices, normal_volumes, normal_patients : int
         What was counted.
+    pixel_interval : (float, float), optional
+        Between which values the pixel threshold would lie with many patients, in its units. None if
+        that is not known: with one patient, and in models that were calibrated before patients were
+        told apart.
+    pixel_confidence : float
+        Of the interval: 0.95 from 6 patients on, less with fewer.
+    slice_scores, volume_scores : tuple of float
+        Of the held-out normals, sorted, in units of calibrated heatmaps, with 4 digits. At most
+        1000, which are quantiles of a larger set. Empty in models of older versions.
     """
 
     pixel_threshold: float
@@ -100,19 +189,20 @@ class Calibration:
     normal_slices: int
     normal_volumes: int
     normal_patients: int
+    pixel_interval: tuple[float, float] | None = None
+    pixel_confidence: float = 0.0
+    slice_scores: tuple[float, ...] = ()
+    volume_scores: tuple[float, ...] = ()
 
-    def to_dict(self) -> dict[str, float | int | str]:
-        """JSON-able form; an infinite threshold is the string ``"inf"``."""
-        return {
-            key: ("inf" if isinstance(value, float) and math.isinf(value) else value)
-            for key, value in asdict(self).items()
-        }
+    def to_dict(self, *, scores: bool = True) -> dict[str, Any]:
+        """JSON-able form, with the scores or without; an infinite threshold is ``"inf"``."""
+        left_out = () if scores else ("slice_scores", "volume_scores")
+        return {k: _to_json(v) for k, v in asdict(self).items() if k not in left_out}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`."""
-        values: dict[str, Any] = {k: (math.inf if v == "inf" else v) for k, v in data.items()}
-        return cls(**values)
+        """Inverse of :meth:`to_dict`; models of older versions lack what has a default."""
+        return cls(**{name: _from_json(value) for name, value in data.items()})
 
     def summary(self) -> str:
         """One line for people, which says so where a threshold could not be set."""
@@ -129,12 +219,26 @@ class Calibration:
         return "; ".join(
             [
                 f"pixel threshold {self.pixel_threshold:.4g} = 1.0 in the heatmap "
-                f"({self.pixel_false_positive_rate:.2%} of {self.normal_pixels} normal pixels)",
+                f"({self._pixel_promise()})",
                 tell("slice", self.slice_threshold, self.normal_slices),
                 tell("volume", self.volume_threshold, self.normal_volumes),
                 f"false-positive rate {self.false_positive_rate:.0%} over "
                 f"{self.normal_patients} patients",
             ]
+        )
+
+    def _pixel_promise(self) -> str:
+        rate, patients = f"{self.pixel_false_positive_rate:.2%}", self.normal_patients
+        if self.pixel_interval is None and patients > 1:  # of an older version
+            return f"{rate} of {self.normal_pixels} normal pixels"
+        promise = (
+            f"at least half of new normal patients have at most {rate} of their pixels above it; "
+        )
+        if self.pixel_interval is None:
+            return promise + "how sure it is is not known from one patient"
+        low, high = self.pixel_interval
+        return promise + (
+            f"{self.pixel_confidence:.0%} interval over {patients} patients {low:.4g} to {high:.4g}"
         )
 
     def __str__(self) -> str:
@@ -158,9 +262,9 @@ class UnifiedCalibration:
         """The largest unit of a modality: above it, none has more than its rate of normals."""
         return max(c.pixel_threshold for c in self.modalities.values())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, *, scores: bool = True) -> dict[str, Any]:
         """JSON-able form, from which `calibration_for` and `heat_unit` read."""
-        each = {name: c.to_dict() for name, c in self.modalities.items()}
+        each = {name: c.to_dict(scores=scores) for name, c in self.modalities.items()}
         return {"pixel_threshold": self.pixel_threshold, "modalities": each}
 
     def summary(self) -> str:

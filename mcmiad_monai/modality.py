@@ -37,6 +37,8 @@ class Modality:
         Five descriptions of normal anatomy.
     bmad_folders : tuple of str
         Folder names of this modality in the releases of BMAD.
+    symmetric : bool
+        Whether the left half of a healthy slice looks like the right one.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Modality:
     dicom: str | None
     prompts: tuple[str, ...]
     bmad_folders: tuple[str, ...]
+    symmetric: bool = False
 
     @property
     def is_unified(self) -> bool:
@@ -73,6 +76,7 @@ BRAIN_MRI = Modality(
         "A diagnostically unremarkable brain MRI scan used as a reference for healthy anatomy.",
     ),
     bmad_folders=("Brain_AD", "Brain", "brain"),
+    symmetric=True,
 )
 
 RETINA_OCT = Modality(

@@ -34,7 +34,7 @@ from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.runtime.open import Engine, open_network
 from mcmiad_monai.runtime.precision import Precision
-from mcmiad_monai.transforms import CanonicalOrientationd, preprocessing
+from mcmiad_monai.transforms import CanonicalOrientationd, on_whole_grid, preprocessing
 from mcmiad_monai.transforms.metadata import MODALITY
 from mcmiad_monai.transforms.recipes import Region
 
@@ -273,6 +273,7 @@ class Predictor:
         self._inferer = SliceHeatmapInferer(
             axis=self.slice_axis,
             slice_range=self.slice_range,
+            context=detector.context,
             batch_size=options.batch_size,
             calibration=detector.calibration,
             score=detector.score.slice_score,
@@ -348,7 +349,7 @@ class Predictor:
         Returns
         -------
         dict
-            ``image`` (1, X, Y, Z), and with `label` the mask ``label`` (1, X, Y, Z).
+            ``image`` (1, X, Y, Z), in the model's field of view, and with `label` its ``label``.
 
         Raises
         ------
@@ -379,7 +380,7 @@ class Predictor:
         heat = self.heat(sample["image"])
         scores = heat.meta.pop(SLICE_SCORES)
         orient = next(t for t in self._prepare.transforms if isinstance(t, CanonicalOrientationd))
-        heatmap = orient.orient.inverse(heat)
+        heatmap = orient.orient.inverse(on_whole_grid(heat))
         found = study_scores(
             heatmap,
             scores,
@@ -387,7 +388,7 @@ class Predictor:
             calibration=self.calibration_of(heatmap.meta.get(MODALITY)),
         )
         mask = anomaly_mask(heatmap, self.options.mask_threshold)
-        return Prediction(heatmap, mask, found, sample["image"])
+        return Prediction(heatmap, mask, found, on_whole_grid(sample["image"]))
 
 
 def _name_of(study: Any) -> str:

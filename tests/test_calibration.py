@@ -8,7 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mcmiad_monai.calibration import Calibration, conformal_threshold
+from mcmiad_monai.calibration import (
+    Calibration,
+    conformal_threshold,
+    kept_scores,
+    median_interval,
+    pixel_threshold_of,
+)
 
 THRESHOLDS = Calibration(
     pixel_threshold=12.3456,
@@ -20,7 +26,23 @@ THRESHOLDS = Calibration(
     normal_slices=80,
     normal_volumes=20,
     normal_patients=20,
+    pixel_interval=(11.1, 14.2),
+    pixel_confidence=0.9586,
+    slice_scores=(0.5, 0.75, 1.25),
+    volume_scores=(2.5,),
 )
+#: What a model of version 0.1 keeps.
+OLDER = {
+    "pixel_threshold",
+    "pixel_false_positive_rate",
+    "slice_threshold",
+    "volume_threshold",
+    "false_positive_rate",
+    "normal_pixels",
+    "normal_slices",
+    "normal_volumes",
+    "normal_patients",
+}
 
 
 @pytest.mark.parametrize("percent", [1, 5, 7, 10, 25, 30, 50, 90])
@@ -62,6 +84,7 @@ def test_rate_out_of_range_is_refused(alpha: float) -> None:
     "calibration",
     [
         THRESHOLDS,
+        replace(THRESHOLDS, pixel_interval=None, pixel_confidence=0.0),
         replace(THRESHOLDS, volume_threshold=math.inf),
         replace(THRESHOLDS, slice_threshold=math.inf, volume_threshold=math.inf),
     ],
@@ -74,16 +97,72 @@ def test_json_round_trip(calibration: Calibration) -> None:
 
 def test_summary_tells_thresholds_rates_and_what_was_counted() -> None:
     assert THRESHOLDS.summary() == (
-        "pixel threshold 12.35 = 1.0 in the heatmap (0.50% of 123456 normal pixels); "
+        "pixel threshold 12.35 = 1.0 in the heatmap (at least half of new normal patients have at "
+        "most 0.50% of their pixels above it; 96% interval over 20 patients 11.1 to 14.2); "
         "slice threshold 1.250 (80 normals); volume threshold 2.500 (20 normals); "
         "false-positive rate 5% over 20 patients"
     )
 
 
+def test_kept_scores_are_sorted_short_and_do_not_grow_with_the_cohort() -> None:
+    assert kept_scores([3.0, 0.123456, 20.0]) == (0.1235, 3.0, 20.0)
+    rng = np.random.default_rng(0)
+    many = rng.lognormal(size=50_000)
+    kept = np.array(kept_scores(many))
+    assert len(kept) == 1000
+    assert np.all(np.diff(kept) >= 0)
+    for rate in (0.01, 0.05, 0.5):  # what a report reads from them is what all scores say
+        assert np.mean(many > np.quantile(kept, 1 - rate)) == pytest.approx(rate, abs=1e-3)
+    thresholds = replace(THRESHOLDS, slice_scores=tuple(kept), volume_scores=tuple(kept))
+    assert len(json.dumps(thresholds.to_dict())) < 20_000
+
+
+def test_thresholds_are_described_without_the_scores_where_people_read_them() -> None:
+    short = THRESHOLDS.to_dict(scores=False)
+    assert set(THRESHOLDS.to_dict()) - set(short) == {"slice_scores", "volume_scores"}
+    assert Calibration.from_dict(short).slice_threshold == THRESHOLDS.slice_threshold
+
+
+def test_summary_says_that_one_patient_tells_nothing_of_others() -> None:
+    alone = replace(THRESHOLDS, normal_patients=1, pixel_interval=None, pixel_confidence=0.0)
+    assert "how sure it is is not known from one patient" in alone.summary()
+
+
+def test_model_of_an_older_version_loads_and_promises_what_it_was_calibrated_for() -> None:
+    stored = {k: v for k, v in THRESHOLDS.to_dict().items() if k in OLDER}
+    found = Calibration.from_dict(json.loads(json.dumps(stored)))
+    assert found.slice_threshold == THRESHOLDS.slice_threshold
+    assert "(0.50% of 123456 normal pixels)" in found.summary()
+
+
+def test_pixel_threshold_is_the_median_of_patients_and_of_two_the_upper() -> None:
+    assert pixel_threshold_of([3.0, 1.0, 2.0]) == 2.0
+    assert pixel_threshold_of([4.0, 1.0, 2.0, 3.0]) == 3.0
+    assert pixel_threshold_of([7.0]) == 7.0
+
+
+def test_interval_of_the_median_by_exact_arithmetic() -> None:
+    assert median_interval([1.0]) is None
+    for count in [*range(2, 60), 501]:
+        found = median_interval(np.arange(1.0, count + 1))
+        assert found is not None
+        (low, high), confidence = found
+        rank = int(low)
+        assert high == count + 1 - rank
+        # the interval from the r-th smallest to the r-th largest misses the median with this chance
+        missed = [
+            Fraction(2 * sum(math.comb(count, k) for k in range(r)), 2**count)
+            for r in (rank, rank + 1)
+        ]
+        assert confidence == pytest.approx(float(1 - missed[0]))
+        assert missed[0] <= Fraction(1, 20) or rank == 1
+        assert missed[1] > Fraction(1, 20)  # a narrower one would miss it too often
+
+
 def test_summary_names_the_normals_that_a_threshold_needs() -> None:
     for rate in (k / 1000 for k in range(1, 500)):
         few = replace(THRESHOLDS, volume_threshold=math.inf, false_positive_rate=rate)
-        needed = int(few.summary().split("at least ")[1].split()[0])
+        needed = int(few.summary().split("patients, at least ")[1].split()[0])
         assert math.isfinite(conformal_threshold(np.ones(needed), rate)), rate
         assert math.isinf(conformal_threshold(np.ones(needed - 1), rate)), rate
     told = "volume threshold not set (20 normal patients, at least 2 are needed)"

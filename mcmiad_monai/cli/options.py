@@ -15,6 +15,7 @@ Commands = Any
 SPLITS = ("train", "val", "test", "all")
 #: Names of the method's presets; `mcmiad_monai.training.method` has them, and imports torch.
 PRESETS = ("default", "paper", "moead")
+METHODS = ("both", "memory", "head")
 
 
 def add_command(

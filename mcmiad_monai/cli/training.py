@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mcmiad_monai.cli.console import print_json
 from mcmiad_monai.cli.options import (
+    METHODS,
     PRESETS,
     Commands,
     add_command,
@@ -28,6 +29,8 @@ def add_commands(commands: Commands) -> None:
     train.add_argument("--out", type=Path, required=True, help="folder of the trained bundle")
     train.add_argument("--bundle", default=DEFAULT_BUNDLE, help="shipped bundle to start from")
     train.add_argument("--preset", choices=PRESETS, help="settings of the method")
+    train.add_argument("--method", choices=METHODS, help="what is trained (default: both)")
+    train.add_argument("--score", help="auto, head, memory-cosine, memory-l2, or a sum with +")
     train.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
     train.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
     train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
@@ -78,6 +81,8 @@ def _train(options: argparse.Namespace) -> None:
     checkpoint = root.resolve() / "models" / "last.pt"
     more = {
         "preset": options.preset,
+        "method#parts": options.method,
+        "method#score": options.score,
         "encoder_name": options.encoder,
         "weights": options.weights,
         "text_prior": options.text_prior,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +29,9 @@ from mcmiad_monai.data.feature_store import (
     open_block,
     unpack,
 )
-from mcmiad_monai.data.studies import batches, iterate_slices, stack_images
+from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.score import foreground_of
 from mcmiad_monai.runtime.cpu import encoding, slices_at_once
 from mcmiad_monai.transforms import MIN_FOREGROUND, preprocessing
 
@@ -52,7 +53,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     cases : sequence of dict
         Case dictionaries (``case``, ``image``, ``label``, ``anomalous``).
     encoder : FrozenEncoder
-        Gives (B, C, g, g) for (B, 1, size, size).
+        Gives (B, C, g, g) for (B, 1 or 3, size, size).
     modality : str
         Name of the modality, which has the slice axis.
     transform : callable, optional
@@ -64,6 +65,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         Slices in one call of the encoder; by default what suits the device.
     slice_range : (float, float)
         Share of the slices of each study to use.
+    context : {1, 3}
+        3 shows the encoder each slice between its neighbours.
     cache : {"memory", "disk"}
         Where features are kept. On disk they are found again by a key over encoder weights,
         transforms, options, and path, size and time of every file.
@@ -104,6 +107,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         batch_size: int | None = None,
         slice_range: Sequence[float] = (0.0, 1.0),
         min_foreground: float = MIN_FOREGROUND,
+        context: int = 1,
         cache: Literal["memory", "disk"] = "memory",
         cache_dir: str | Path | None = None,
         device: str | torch.device = "cpu",
@@ -119,6 +123,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             "size": size,
             "slice_range": (float(slice_range[0]), float(slice_range[1])),
             "min_foreground": min_foreground,
+            "context": context,
         }
         shape = (encoder.out_channels, encoder.grid, encoder.grid)
 
@@ -126,7 +131,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             writer = FeatureWriter(shape, size, folder)
             samples = iterate_slices(cases, transform=prepare, failures=writer.failures, **options)
             shown = tqdm(samples, description, unit=" slices", disable=not progress)
-            return _encode(shown, encoder, writer, batch_size, torch.device(device))
+            return encode_slices(shown, encoder, writer, batch_size, device)
 
         if cache == "disk":
             folder = Path(str(cache_dir)) / cache_key(cases, prepare, options, encoder.provenance)
@@ -250,18 +255,25 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
 
 @torch.inference_mode()
-def _encode(
-    samples: Any,
+def encode_slices(
+    samples: Iterable[SliceSample],
     encoder: FrozenEncoder,
     writer: FeatureWriter,
-    batch_size: int | None,
-    device: torch.device,
+    batch_size: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> FeatureBlock:
-    """Run the encoder over all slices."""
+    """Features of slices, which go through the encoder batch by batch, into a writer.
+
+    Raises
+    ------
+    TrainingDataError
+        If a feature does not fit into float16.
+    """
+    device = torch.device(device)
     encode = encoding(encoder, device)
     try:
         for group in batches(samples, batch_size or slices_at_once(encode, device)):
-            images = stack_images(group)  # (B, 1, S, S)
+            images = stack_images(group)  # (B, 1 or 3, S, S)
             features = encode(images.to(device)).half().cpu().numpy()  # (B, C, g, g)
             if not np.isfinite(features).all():
                 raise TrainingDataError(
@@ -272,7 +284,7 @@ def _encode(
                 SliceRecord(s.case, s.index, s.anomalous, s.patient, s.modality) for s in group
             ]
             writer.append(
-                records, features, images[:, :1] > 0, torch.stack([s.lesion for s in group])
+                records, features, foreground_of(images), torch.stack([s.lesion for s in group])
             )
         return writer.finish()
     finally:

@@ -16,7 +16,13 @@ from torch.utils.data import Dataset
 
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.modality import Modality, get_modality
-from mcmiad_monai.transforms import MIN_FOREGROUND, preprocessing, select_slices, slice_batch
+from mcmiad_monai.transforms import (
+    MIN_FOREGROUND,
+    on_whole_grid,
+    preprocessing,
+    select_slices,
+    slice_batch,
+)
 from mcmiad_monai.transforms.metadata import MODALITY
 
 logger = logging.getLogger(__name__)
@@ -79,7 +85,8 @@ class SliceSample:
     case, index : str, int
         The study and the position along its canonical slice axis.
     image : Tensor (1, size, size)
-        Normalised intensities; zero is outside the foreground. Colours are (3, size, size).
+        Normalised intensities; zero is outside the foreground. Colours, and a slice between its
+        neighbours, are (3, size, size).
     lesion : Tensor (1, size, size) of bool
         True on lesion.
     anomalous : bool
@@ -107,6 +114,7 @@ def iterate_slices(
     only_normal: bool = False,
     slice_range: tuple[float, float] = (0.0, 1.0),
     min_foreground: float = MIN_FOREGROUND,
+    context: int = 1,
     transform: Callable[..., Any] | None = None,
     failures: dict[str, str] | None = None,
 ) -> Iterator[SliceSample]:
@@ -116,6 +124,8 @@ def iterate_slices(
     ----------
     modality : str or Modality
         Has the slice axis.
+    context : {1, 3}
+        3 gives each slice between its neighbours; see :func:`~mcmiad_monai.transforms.slice_batch`.
     transform : callable, optional
         From a case to a volume ``image`` and a mask ``label``; the modality's own
         :func:`~mcmiad_monai.transforms.preprocessing` by default.
@@ -145,9 +155,11 @@ def iterate_slices(
             min_foreground=min_foreground,
         )
         axis, image, label = kind.slice_axis, sample["image"], sample["label"]
+        whole = on_whole_grid(label)
         for k in chosen:
-            # the full-resolution mask decides: a small lesion may vanish in a nearest resize
-            lesion_voxels = bool((label.select(1 + axis, k) > 0).any())
+            # the whole mask in full resolution decides: a small lesion may vanish in a nearest
+            # resize, and one at the edge lie outside the field of view
+            lesion_voxels = bool((whole.select(1 + axis, k) > 0).any())
             anomalous = bool(known) if without_mask and known is not None else lesion_voxels
             if only_normal and anomalous:
                 continue
@@ -155,7 +167,7 @@ def iterate_slices(
             yield SliceSample(
                 case=name,
                 index=k,
-                image=slice_batch(image, [k], axis=axis, size=size)[0],
+                image=slice_batch(image, [k], axis=axis, size=size, context=context)[0],
                 lesion=lesion,
                 anomalous=anomalous,
                 patient=patient_of(case),
@@ -181,5 +193,5 @@ def batches(samples: Iterable[SliceSample], size: int) -> Iterator[list[SliceSam
 
 
 def stack_images(samples: Sequence[SliceSample]) -> Tensor:
-    """Images of a batch, (B, 1, size, size)."""
+    """Images of a batch, (B, 1 or 3, size, size)."""
     return torch.stack([torch.as_tensor(s.image) for s in samples])

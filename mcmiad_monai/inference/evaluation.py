@@ -3,7 +3,8 @@
 A study's sample holds ``image`` (normalised), ``label`` (lesion mask) and ``pred`` (heatmap), each
 (1, X, Y, Z) on the canonical grid. Slices outside the chosen range are no part of any figure.
 Within it, slices without foreground are never looked at: normal ones are left out of every figure,
-because they would only flatter it; a lesion in one counts as missed.
+because they would only flatter it; a lesion in one counts as missed. So does a lesion outside the
+field of view, where the heat is 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mcmiad_monai.inference.inferer import SLICE_SCORES
 from mcmiad_monai.metrics.studies import StudyFigures
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.provenance import produced_with
-from mcmiad_monai.transforms import slices_in_range
+from mcmiad_monai.transforms import on_whole_grid, slices_in_range
 from mcmiad_monai.transforms.metadata import plain
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ def counted_slices(
         Share of the slices that the inferer looks at.
     """
     meta = sample["pred"].meta
-    volumes = [torch.as_tensor(plain(sample[key]))[:1].cpu() for key in ("pred", "label", "image")]
+    # on the whole grid: a lesion outside the field of view was missed
+    whole = [on_whole_grid(sample[key]) for key in ("pred", "label", "image")]
+    volumes = [torch.as_tensor(plain(volume))[:1].cpu() for volume in whole]
     scores = torch.as_tensor(meta[SLICE_SCORES]).reshape(-1)
     labels = (volumes[1] > 0).movedim(1 + axis, 0).flatten(1).any(1)
     known = meta.get("anomalous")

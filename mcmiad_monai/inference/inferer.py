@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mcmiad_monai.calibration import heat_unit
-from mcmiad_monai.networks.score import AnomalyScore
+from mcmiad_monai.networks.score import AnomalyScore, foreground_of
 from mcmiad_monai.runtime.cpu import slices_at_once
 from mcmiad_monai.transforms import (
     MIN_FOREGROUND,
@@ -23,6 +23,7 @@ from mcmiad_monai.transforms import (
     slice_batch,
 )
 from mcmiad_monai.transforms.metadata import MODALITY
+from mcmiad_monai.transforms.slices import check_context
 
 #: Key of a heatmap's meta dictionary that holds its slice scores, NaN where a slice was skipped.
 SLICE_SCORES = "slice_scores"
@@ -50,6 +51,8 @@ class SliceHeatmapInferer(Inferer):
         Share of a slice's pixels that must be foreground for it to be looked at.
     slice_range : (float, float)
         Share of the slices to look at.
+    context : {1, 3}
+        3 shows the network each slice between its neighbours, whether these are looked at or not.
     calibration : mapping, optional
         Of the package; brings the maps of a unified model into the unit of the study's modality.
     score : callable, optional
@@ -73,6 +76,7 @@ class SliceHeatmapInferer(Inferer):
         batch_size: int | None = None,
         min_foreground: float = MIN_FOREGROUND,
         slice_range: Sequence[float] = (0.0, 1.0),
+        context: int = 1,
         calibration: Mapping[str, Any] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
         progress: bool = False,
@@ -83,7 +87,8 @@ class SliceHeatmapInferer(Inferer):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1.")
         self.axis, self.size, self.batch_size = axis, size, batch_size
-        self.min_foreground = min_foreground
+        check_context(context, colours=False)
+        self.min_foreground, self.context = min_foreground, context
         self.slice_range = (float(slice_range[0]), float(slice_range[1]))
         self.calibration = dict(calibration or {})
         self.score = AnomalyScore().slice_score if score is None else score
@@ -148,9 +153,11 @@ class SliceHeatmapInferer(Inferer):
         starts = range(0, len(chosen), count)
         for start in tqdm(starts, "slices", unit=" batches", disable=not self.progress):
             indices = chosen[start : start + count]
-            images = slice_batch(volume, indices, axis=self.axis, size=self.size)  # (n, 1, S, S)
+            images = slice_batch(
+                volume, indices, axis=self.axis, size=self.size, context=self.context
+            )  # (n, 1 or 3, S, S)
             maps = network(images.to(device), *args, **kwargs).float()  # (n, 1, S, S)
-            inside = images[:, :1].to(device) > 0
+            inside = foreground_of(images).to(device)
             maps = maps / unit * inside
             scores[indices] = self.score(maps, inside).float().cpu()
             planes = restore_maps(maps.cpu(), plane_shape=(x, y))  # (n, X, Y)

@@ -20,6 +20,7 @@ from mcmiad_monai.inference.inferer import SLICE_SCORES
 from mcmiad_monai.inference.writers import write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
+from mcmiad_monai.transforms import on_whole_grid
 from mcmiad_monai.transforms.metadata import MODALITY, MODALITY_FROM, PICTURE
 from mcmiad_monai.transforms.positions import source_slices
 
@@ -210,7 +211,8 @@ class SaveStudyd(SaveImaged):
             slice_axis=self.slice_axis,
             calibration=calibration_for(self.calibration, modality),
         )
-        image = data[self.image_key] if self.pictures and heatmap.meta.get(PICTURE) else None
+        picture = self.pictures and heatmap.meta.get(PICTURE)
+        image = on_whole_grid(data[self.image_key]) if picture else None
         work = partial(write_study, self.output_dir, scores, heatmap, mask, image)
         if self.writes is None:
             work()

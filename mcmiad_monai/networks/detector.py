@@ -89,12 +89,18 @@ class MCMIADDetector(nn.Module):
         method = self.trained_with.get("method", {})
         # a model that does not say them was trained before there was a choice
         before = {"keep_colours": False, "normalize_images": True, "mask_background": True}
-        return {name: bool(method.get(name, value)) for name, value in before.items()}
+        options: dict[str, Any] = {k: bool(method.get(k, value)) for k, value in before.items()}
+        return {**options, "field_of_view": str(method.get("field_of_view", "whole"))}
+
+    @property
+    def context(self) -> int:
+        """Slices that it sees at once: 1, or 3 if it was trained on slices and neighbours."""
+        return int(self.trained_with.get("method", {}).get("context", 1))
 
     @property
     def channels(self) -> int:
-        """Channels of its images: 3 if it was trained on colours."""
-        return 3 if self.image_options["keep_colours"] else 1
+        """Channels of its images: 3 if it was trained on colours, or on slices and neighbours."""
+        return 3 if self.image_options["keep_colours"] or self.context == 3 else 1
 
     @property
     def description(self) -> dict[str, Any]:

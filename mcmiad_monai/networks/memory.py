@@ -133,23 +133,26 @@ class NormalMemory(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Distances (B, 1, g, g), float32, of features (B, C, g, g)."""
+        each = self.group_distances(features)
+        return (each / self.units[:, None, None, None, None]).sum(0)
+
+    def group_distances(self, features: Tensor) -> Tensor:
+        """Distances (groups, B, 1, g, g) in each group, before their units."""
         return self._on_grid(self._similarity(features).amax(-1), features)
 
     def nearest(self, features: Tensor) -> Nearest:
         """Distances, and the token that each is to."""
-        found = self._similarity(features).max(-1)  # (groups, B · g², M) over M
+        found = self._similarity(features).max(-1)  # (groups, B · g²), of M
+        each = self._on_grid(found.values, features)
         index = found.indices[0].reshape(len(features), *features.shape[2:])
-        return Nearest(self._on_grid(found.values, features), index)
+        return Nearest((each / self.units[:, None, None, None, None]).sum(0), index)
 
     def _similarity(self, features: Tensor) -> Tensor:
         """Cosine, or minus the squared distance: (groups, B · g², M)."""
         queries = prepare(features, self.mean, self.std, self.options.distance, self.groups)
+        parts = (tokens.split(self.groups, -1) for tokens in (queries, self.tokens.float()))
         each = []
-        for query, kept in zip(
-            queries.split(self.groups, dim=-1),
-            self.tokens.float().split(self.groups, -1),
-            strict=True,
-        ):
+        for query, kept in zip(*parts, strict=True):
             products = query @ kept.T  # (B · g², M)
             if self.options.distance == "l2":
                 products = 2 * products - kept.square().sum(-1) - query.square().sum(-1)[:, None]
@@ -157,14 +160,13 @@ class NormalMemory(nn.Module):
         return torch.stack(each)
 
     def _on_grid(self, largest: Tensor, features: Tensor) -> Tensor:
-        """Distances of groups (groups, B · g²) as one map."""
+        """Distances (groups, B, 1, g, g) of the largest similarities (groups, B · g²)."""
         # rounding can make both negative
         if self.options.distance == "cosine":
             distances = (1 - largest).clamp_min(0)
         else:
             distances = (-largest).clamp_min(0).sqrt()
-        total = (distances / self.units[:, None]).sum(0)  # (B · g²,)
-        return total.reshape(-1, 1, *features.shape[2:])
+        return distances.reshape(len(self.groups), -1, 1, *features.shape[2:])
 
 
 def prepare(

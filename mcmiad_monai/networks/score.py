@@ -215,9 +215,10 @@ class AnomalyScore(nn.Module):
 
 
 def foreground_of(images: Tensor) -> Tensor:
-    """Foreground (B, 1, H, W), bool, of images (B, 1 or 3, H, W): 0 is background.
+    """Foreground (B, 1, H, W), bool, of slices (B, 1 or 3, H, W): 0 is background.
 
-    Of three channels it is the middle one's: that of the slice itself between its neighbours.
+    Of three channels it is the middle one's: the slice itself between its neighbours; of colours
+    all three have the same foreground.
     """
     return images[:, images.shape[1] // 2, None] > 0
 

@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-UPRIGHT = 0.05
+UPRIGHT = 0.1
 """Weight of an upright midline against the foreground's own axis, as a share of its variance: a
 round foreground has no axis of its own."""
 
 
 def mirrored(maps: Tensor, foreground: Tensor) -> Tensor:
-    """Mirror maps about the midline of their foreground; 0 where there is no counterpart in it.
+    """Mirror maps about the midline of their foreground; 0 where the counterpart is off the image.
 
     The midline goes through the centroid of the foreground, along its principal axis that is nearer
-    to upright, so that a tilted head is mirrored about its own midline.
+    to upright, so that a tilted head is mirrored about its own midline. What lies outside the
+    foreground is mirrored too: the rim of one side often meets air on the other, which is warm.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def mirrored(maps: Tensor, foreground: Tensor) -> Tensor:
     source_x = centre_x[:, None, None] + cosine * off_x + sine * off_y  # (B, H, W)
     source_y = centre_y[:, None, None] + sine * off_x - cosine * off_y
     grid = torch.stack([source_x, source_y], dim=-1)  # (B, H, W, 2)
-    return F.grid_sample(maps * inside, grid, mode="bilinear", align_corners=False)
+    return F.grid_sample(maps, grid, mode="bilinear", align_corners=False)
 
 
 def _centres(count: int, like: Tensor) -> Tensor:

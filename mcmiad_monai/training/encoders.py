@@ -45,7 +45,9 @@ def prepare_encoder(
     with idist.one_rank_first():  # a download is made once
         encoder = method.build_encoder(seed=seed, sha256=sha256)
     if method.weights == "random":
-        chosen = calibration_slices(cases, modality, size=size, transform=transform)
+        chosen = calibration_slices(
+            cases, modality, size=size, transform=transform, context=method.context
+        )
         calibrate_batchnorm(encoder, [stack_images(group) for group in batches(chosen, 16)])
     return encoder
 
@@ -57,6 +59,7 @@ def calibration_slices(
     size: int = 224,
     count: int = CALIBRATION_SLICES,
     transform: Callable[..., Any] | None = None,
+    context: int = 1,
 ) -> list[SliceSample]:
     """Normal slices for BatchNorm statistics: a few of many studies, not many of a few.
 
@@ -68,9 +71,10 @@ def calibration_slices(
     per_case = max(1, count // max(1, len(cases)))
     chosen: list[SliceSample] = []
     for case in cases:
-        found = list(
-            iterate_slices([case], modality, size=size, only_normal=True, transform=transform)
+        slices = iterate_slices(
+            [case], modality, size=size, only_normal=True, transform=transform, context=context
         )
+        found = list(slices)
         chosen += found[:: max(1, len(found) // per_case)][:per_case]
         if len(chosen) >= count:
             break

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcmiad_monai.calibration import PIXEL_FALSE_POSITIVE_RATE
 from mcmiad_monai.data.features import FeatureDataset, TrainingDataError
+from mcmiad_monai.metrics.histogram import ScoreHistogram
 from mcmiad_monai.networks.memory import Distance, NormalMemory, prepare
+from mcmiad_monai.training.method import Method
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +28,12 @@ CORESET = 5_000
 POOL = 12_000
 #: Dimensions of the random projection in which tokens are compared while they are chosen.
 PROJECTION = 48
-#: A cell of the grid is foreground if this share of its pixels is.
-CELL_FOREGROUND = 0.5
 #: Slices that are read at once.
 CHUNK = 64
+
+
+#: Held-out distances are kept as so many quantiles, from the least to the largest.
+QUANTILES = 101
 
 
 class Drawn(NamedTuple):
@@ -126,6 +131,117 @@ def build_memory(
     return BuiltMemory(memory, sorted(numbers, key=numbers.__getitem__))
 
 
+@dataclass(frozen=True)
+class BuiltMemories:
+    """Memories of one training.
+
+    Attributes
+    ----------
+    memories : dict of str to NormalMemory
+        By distance.
+    studies : list of str
+        As of `BuiltMemory`; the same for all.
+    description : dict
+        Plain values for the provenance: ``tokens``, ``studies`` (a number), ``left_out``, and
+        ``held_out_distances``, quantiles by distance.
+    """
+
+    memories: dict[str, NormalMemory]
+    studies: list[str]
+    description: dict[str, Any]
+
+
+def build_memories(
+    method: Method,
+    data: FeatureDataset,
+    held_out: FeatureDataset,
+    held_out_rows: Sequence[int],
+    *,
+    seed: int = 0,
+    without: Collection[str] = (),
+    device: str | torch.device = "cpu",
+) -> BuiltMemories:
+    """Build the memories that a method names, and measure them on held-out normal slices.
+
+    Parameters
+    ----------
+    data, held_out : FeatureDataset
+        Training slices, and others.
+    held_out_rows : sequence of int
+        Normal ones of those.
+    without : collection of str
+        Training studies to leave out.
+    """
+    built = {
+        d: build_memory(data, d, size=method.coreset, seed=seed, without=without)
+        for d in method.memories
+    }
+    one = next(iter(built.values()))
+    return BuiltMemories(
+        {d: b.memory for d, b in built.items()},
+        one.studies,
+        {
+            "tokens": len(one.memory.tokens),
+            "studies": len(one.studies),
+            "left_out": len(without),
+            "held_out_distances": {
+                d: measure_memory(b.memory, held_out, held_out_rows, device=device)
+                for d, b in built.items()
+            },
+        },
+    )
+
+
+@torch.inference_mode()
+def measure_memory(
+    memory: NormalMemory,
+    data: FeatureDataset,
+    rows: Sequence[int],
+    *,
+    rate: float = PIXEL_FALSE_POSITIVE_RATE,
+    device: str | torch.device = "cpu",
+) -> list[float]:
+    """Set the units of a memory's groups, and find what distances held-out normals have.
+
+    Parameters
+    ----------
+    memory : NormalMemory
+        Of an ensemble it gets units: what a share `rate` of normal foreground cells exceeds in each
+        group. One group keeps the unit 1.
+    data : FeatureDataset
+        Held-out slices.
+    rows : sequence of int
+        Its normal ones.
+
+    Returns
+    -------
+    list of float
+        Quantiles 0, 1, …, 100 % of the distances of foreground cells.
+    """
+    memory.to(device)
+    if len(memory.groups) > 1:
+        found = [ScoreHistogram() for _ in memory.groups]
+        for features, inside in _held_out(data, rows, device):
+            for histogram, each in zip(found, memory.group_distances(features), strict=True):
+                histogram.update(each.flatten(1)[inside])
+        memory.units.copy_(torch.tensor([h.quantile(1 - rate) for h in found]))
+    histogram = ScoreHistogram()
+    for features, inside in _held_out(data, rows, device):
+        histogram.update(memory(features).flatten(1)[inside])
+    return [histogram.quantile(q) for q in np.linspace(0, 1, QUANTILES)]
+
+
+def _held_out(
+    data: FeatureDataset, rows: Sequence[int], device: str | torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (n, C, g, g) and foreground cells (n, g²) of slices, part by part."""
+    for start in range(0, len(rows), CHUNK):
+        part = list(rows[start : start + CHUNK])
+        features = data.batch(part).to(device)
+        inside = cells_in_foreground(data.foreground(part), features.shape[-1])
+        yield features, inside.to(device)
+
+
 def k_centre(tokens: Tensor, size: int, seed: int = 0) -> Tensor:
     """Rows (size,), int64, of tokens (n, C) by the greedy k-centre choice; all if there are fewer.
 
@@ -150,10 +266,8 @@ def k_centre(tokens: Tensor, size: int, seed: int = 0) -> Tensor:
 
 
 def cells_in_foreground(foreground: Tensor, grid: int) -> Tensor:
-    """Cells (n, grid²), bool, of which half is foreground (n, 1, S, S); at least the fullest."""
-    share = F.adaptive_avg_pool2d(foreground.float(), grid).flatten(1)  # (n, grid²)
-    fullest = share.amax(1, keepdim=True)
-    return (share >= torch.minimum(fullest, torch.tensor(CELL_FOREGROUND))) & (share > 0)
+    """Cells (n, grid²), bool, that have a pixel of the foreground (n, 1, S, S)."""
+    return F.adaptive_max_pool2d(foreground.float(), grid).flatten(1) > 0
 
 
 def _pool(

@@ -17,9 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, build_encoder
 from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
+from mcmiad_monai.networks.memory import DISTANCES, Distance
 from mcmiad_monai.networks.score import SOURCES, AnomalyScore, ImageScore, MSEReduction, Terms
-from mcmiad_monai.networks.text_prior import TextPrior, resolve_text_prior
+from mcmiad_monai.networks.text_prior import TextPrior, encode_hashing, resolve_text_prior
 from mcmiad_monai.training.schedule import learning_rate_schedule
+from mcmiad_monai.transforms.recipes import View, crops
+from mcmiad_monai.transforms.slices import check_context
 
 #: Options of the head that can be chosen. Its channels and grid are those of the encoder, and
 #: `top_k` is the K of the score.
@@ -42,6 +45,11 @@ class Method:
         See :func:`~mcmiad_monai.networks.encoder.build_encoder` (§3.2, §4.2).
     keep_colours, normalize_images, mask_background : bool
         Of the images; see :func:`~mcmiad_monai.transforms.preprocessing` (§4.2).
+    field_of_view : {"whole", "foreground"}
+        The whole image (§4.2), or a square around its foreground; see
+        :class:`~mcmiad_monai.transforms.FieldOfView`.
+    context : {1, 3}
+        The slice alone (§3.1), or as the middle one of three channels, between its neighbours.
     align_corners : bool
         Of stages and score map; see `FrozenEncoder`.
     text_prior : str
@@ -78,6 +86,8 @@ class Method:
     keep_colours: bool = True
     normalize_images: bool = False
     mask_background: bool = False
+    field_of_view: View = "whole"
+    context: Literal[1, 3] = 1
     align_corners: bool = True
     text_prior: str = "open_clip"
     parts: Literal["head", "memory", "both"] = "head"
@@ -114,6 +124,8 @@ class Method:
                 f"of {', '.join(possible)}, with + between them."
             )
         AnomalyScore(**self.score_options())  # raises where an option is not known
+        crops(self.field_of_view)
+        check_context(self.context, colours=self.keep_colours)
         if min(self.max_epochs, self.batch_size, self.min_steps_per_epoch) < 1:
             raise ValueError(
                 f"max_epochs {self.max_epochs}, batch_size {self.batch_size} and "
@@ -158,6 +170,7 @@ class Method:
             "keep_colours": self.keep_colours,
             "normalize_images": self.normalize_images,
             "mask_background": self.mask_background,
+            "field_of_view": self.field_of_view,
         }
 
     def build_encoder(self, **options: Any) -> FrozenEncoder:
@@ -172,6 +185,8 @@ class Method:
 
     def build_prior(self, prompts: Sequence[str]) -> TextPrior:
         """Text prior of prompts; one that is read from a file brings its own."""
+        if not self.trains_head:
+            return encode_hashing(prompts)  # nothing reads it
         return resolve_text_prior(self.text_prior, prompts)
 
     def build_head(self, encoder: FrozenEncoder, prior: TextPrior, seed: int = 0) -> MCMIADHead:
@@ -193,6 +208,12 @@ class Method:
             stage_weights=self.stage_weights,
             stage_channels=encoder.stage_channels,
         )
+
+    @property
+    def memories(self) -> list[Distance]:
+        """Distances of the memories that the score is made of, or may be."""
+        names = self.possible_sources if self.score == AUTO_SCORE else self.score.split("+")
+        return [d for d in DISTANCES if f"memory-{d}" in names]
 
     def score_options(self) -> dict[str, Any]:
         """Options of the score, without those of the stages.
@@ -243,6 +264,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool": "area",  # averages where bilinear resizing samples, and aliases less
         "head": {"standardize_features": True, "jitter_scale": 5.0},
         "cosine_weight": 5.0,
+        "parts": "both",
+        "score": AUTO_SCORE,  # no score is best on every set of images
+        "smooth_sigma": None,
+        "symmetry": None,
+        "image_score": None,
         "score_terms": "cos",
         "learning_rate": 1e-3,  # the paper's training sets give tens of thousands of steps
         "schedule": "cosine",

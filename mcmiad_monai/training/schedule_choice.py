@@ -77,7 +77,7 @@ class OtherSchedule:
 
     def run(self) -> None:
         """Train, and choose; does nothing where the method names one schedule."""
-        if self.method.schedule != "auto":
+        if self.method.schedule != "auto" or not self.method.trains_head:
             return
         folder = self.checkpoints.directory / "step"
         fit_head(

@@ -63,7 +63,12 @@ def test_metadata_names_versions_and_packages_that_are_true(name: str) -> None:
 WITHOUT_MODEL: dict[str, Any] = {
     "train": {},
     "inference": {
-        "images": {"keep_colours": False, "normalize_images": True, "mask_background": True}
+        "images": {
+            "keep_colours": False,
+            "normalize_images": True,
+            "mask_background": True,
+            "field_of_view": "foreground",
+        }
     },
 }
 
@@ -82,7 +87,9 @@ def test_transforms_of_the_file_are_those_of_python(
     listed = part("train#preprocessing" if workflow == "train" else "preprocessing")
     mask = "label" if workflow == "train" else None
     modality = name.removesuffix("_anomaly")
-    recipe = preprocessing(modality, mask_key=mask, **options)
+    crops = workflow == "inference" or modality == "brain_mri"
+    view: Any = "foreground" if crops else "whole"
+    recipe = preprocessing(modality, mask_key=mask, field_of_view=view, **options)
     assert [described(t) for t in listed.transforms] == [described(t) for t in recipe.transforms]
 
 
@@ -116,8 +123,13 @@ def test_training_writes_a_model_with_thresholds_that_stands_alone(trained: Any)
     card = (trained.root / "models" / "MODEL_CARD.md").read_text()
     assert "encoder has random weights" in card
     assert "text prior is not CLIP" in card
+    brain = trained.modality == "brain_mri"
+    assert detector.image_options["field_of_view"] == ("foreground" if brain else "whole")
+    assert detector.context == detector.channels == (3 if brain else 1)
+    named = written["network_data_format"]["inputs"]["image"]
+    assert named["num_channels"] == len(named["channel_def"]) == detector.channels
     with torch.no_grad():
-        heatmap = detector(torch.rand(1, 1, 224, 224))
+        heatmap = detector(torch.rand(1, detector.channels, 224, 224))
     assert torch.isfinite(heatmap).all()
 
 

@@ -68,7 +68,7 @@ def test_network_has_the_shapes_that_the_metadata_names(brain: Any) -> None:
     [
         {},  # as the model zoo calls it
         {"key_in_ckpt": "model"},
-        {"use_trace": True, "input_shape": [2, 1, 224, 224]},
+        {"use_trace": True, "input_shape": [2, 3, 224, 224]},
     ],
     ids=["scripted", "with a key", "traced"],
 )
@@ -106,7 +106,7 @@ def test_exports_work_from_any_folder_as_commands(
     done = monai_process(
         "onnx_export",
         filepath=tmp_path / "model.onnx",
-        input_shape="[2,1,224,224]",
+        input_shape="[2,3,224,224]",
         converter_kwargs=axes,
         **common,
     )

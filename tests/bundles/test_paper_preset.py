@@ -16,6 +16,7 @@ from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.inference.cohort import infer_cohort
 from mcmiad_monai.inference.evaluation import evaluate
+from mcmiad_monai.training.method import preset
 from mcmiad_monai.training.schedule_choice import better
 
 
@@ -39,6 +40,32 @@ def test_schedule_was_chosen_on_validation(paper: Any) -> None:
     weights = torch.load(best, weights_only=True)["network"]
     assert all(torch.equal(packaged[name], weights[name]) for name in weights)
     assert training["method"]["schedule"] == "auto"
+
+
+def test_bundle_changes_no_option_of_the_paper(paper: Any) -> None:
+    detector = load(paper.root, device="cpu").detector
+    assert (detector.image_options["field_of_view"], detector.context) == ("whole", 1)
+    given = detector.trained_with["method"]
+    small = {"encoder_name", "weights", "text_prior", "max_epochs", "batch_size", "learning_rate"}
+    expected = {k: v for k, v in preset("paper").to_dict().items() if k not in small}
+    changed = {name for name, value in expected.items() if given[name] != value}
+    assert changed == {"head", "stage_weights"}  # of the small model of these tests
+
+
+@pytest.mark.parametrize(("name", "own"), [("default", ("foreground", 3)), ("paper", ("whole", 1))])
+def test_lines_of_the_bundle_change_options_of_the_default_preset_alone(
+    name: str, own: tuple[str, int], tmp_path: Path
+) -> None:
+    root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
+
+    def method(**options: Any) -> tuple[str, int]:
+        workflow = open_workflow(root, "train", {"preset": name, **options})
+        found = workflow.parser.get_parsed_content("method")
+        return found.field_of_view, found.context
+
+    assert method() == own
+    assert method(field_of_view="whole", context=1) == ("whole", 1)
+    assert method(field_of_view="foreground")[0] == "foreground"
 
 
 def test_all_pixels_have_heat_by_both_roads(paper: Any, tmp_path: Path) -> None:

@@ -154,3 +154,23 @@ def test_wrong_shapes_and_options_are_refused() -> None:
         SliceHeatmapInferer(axis=3)
     with pytest.raises(ValueError, match="batch_size 0"):
         SliceHeatmapInferer(batch_size=0)
+
+
+def test_context_shows_neighbours_that_are_not_looked_at() -> None:
+    array = np.random.default_rng(3).uniform(0.1, 1, (16, 16, 8))
+    array[2:, :, 1] = 0  # too little foreground to be looked at
+    seen: list[Tensor] = []
+
+    def network(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images[:, 1:2]
+
+    options: dict[str, Any] = {"size": 16, "slice_range": (0.25, 0.75), "min_foreground": 0.5}
+    found = SliceHeatmapInferer(context=3, batch_size=3, **options)(volume_of(array), network)
+    images = torch.cat(seen)  # slices 2 to 5
+    volume = torch.from_numpy(array.astype(np.float32)).permute(2, 1, 0)
+    torch.testing.assert_close(images, torch.stack([volume[k - 1 : k + 2] for k in range(2, 6)]))
+    plain = SliceHeatmapInferer(**options)(volume_of(array), lambda images: images)
+    torch.testing.assert_close(found.as_tensor(), plain.as_tensor())
+    with pytest.raises(ValueError, match="context is 2"):
+        SliceHeatmapInferer(context=2)

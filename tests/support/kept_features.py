@@ -20,6 +20,7 @@ def kept_features(
     anomalous: Sequence[int] = (),
     records: Sequence[SliceRecord] | None = None,
     foreground: Tensor | None = None,
+    lesion: Tensor | None = None,
     size: int = 8,
 ) -> FeatureDataset:
     """Features (n, C, g, g); slices are of a case and a patient each, unless records are given."""
@@ -33,7 +34,7 @@ def kept_features(
         list(made),
         np.asarray(features).astype(np.float16),
         foreground=pack(everything if foreground is None else foreground),
-        lesion=pack(~everything),
+        lesion=pack(~everything if lesion is None else lesion),
         size=size,
     )
     return FeatureDataset.from_blocks([block], encoder=cast(Any, None))

@@ -108,7 +108,8 @@ def test_a_coreset_covers_better_than_chance() -> None:
     assert radius < 0.8 * by_chance
 
 
-def test_a_slice_with_little_foreground_gives_its_fullest_cell() -> None:
+def test_a_cell_with_one_pixel_of_foreground_counts() -> None:
+    """Heat at the rim of the foreground is that of such cells."""
     inside = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
     inside[0, 0, 0, 0] = True
     assert cells_in_foreground(inside, GRID).sum(1).tolist() == [1, 0]

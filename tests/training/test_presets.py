@@ -24,6 +24,8 @@ PAPER: dict[str, tuple[Any, str]] = {
     "keep_colours": (True, "§4.2: images are resized and normalised by ImageNet statistics"),
     "normalize_images": (False, "§4.2: … and by nothing else"),
     "mask_background": (False, "§3.6: all pixels have a score"),
+    "field_of_view": ("whole", "§4.2: the image, resized"),
+    "context": (1, "§3.1: slice by slice"),
     "align_corners": (True, "§3.2, §3.6: as in UniAD and MoEAD"),
     "text_prior": ("open_clip", "§3.2: CLIP"),
     "stage_weights": (None, "§3.5: all channels alike"),

@@ -28,10 +28,10 @@ from mcmiad_monai.research.bmad.sets import ImageSet, Masks
 from mcmiad_monai.research.protocols.measure import measure
 from mcmiad_monai.research.protocols.scores import score_name
 from mcmiad_monai.research.protocols.shots import choose_shots
+from mcmiad_monai.training.calibrating import calibrate
 from mcmiad_monai.training.encoders import CALIBRATION_SLICES, calibration_slices
 from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import Method
-from mcmiad_monai.training.packaging import calibrate
 
 #: Figures of an experiment by the masks they were made with; both are of one model.
 RESULTS: dict[Masks, str] = {"any": "result.json", "white": "result_white_masks.json"}
@@ -109,7 +109,9 @@ class Laboratory:
 
     def encoder(self, method: Method) -> FrozenEncoder:
         """Encoder of a method; random weights get their statistics from images of all sets."""
-        seen = method.image_options if method.weights == "random" else {}
+        seen: dict[str, Any] = {}
+        if method.weights == "random":
+            seen = {**method.image_options, "context": method.context}
         key = json.dumps(
             [method.encoder_name, method.weights, method.pool, method.align_corners, seen]
         )
@@ -126,6 +128,7 @@ class Laboratory:
                         size=self.size,
                         count=count,
                         transform=found.transform(**method.image_options),
+                        context=method.context,
                     )
                 ]
                 images = [stack_images(group) for group in batches(chosen, 16)]
@@ -157,6 +160,7 @@ class Laboratory:
             self.encoder(method),
             modality=found.modality,
             transform=found.transform(**method.image_options),
+            context=method.context,
             only_normal=split == "train",
             size=self.size,
             min_foreground=0.0,  # every image of a set counts, also a dark one

@@ -15,6 +15,7 @@ from mcmiad_monai.data.cases.names import Case
 from mcmiad_monai.data.studies import SliceSample, iterate_slices
 from mcmiad_monai.inference.montage import MontageRow, montage
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.networks.score import foreground_of
 from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.protocols.tables import title_of
 
@@ -39,12 +40,13 @@ def figure_3(models: Sequence[tuple[ImageSet, Path]], path: str | Path, *, size:
     rows: list[MontageRow] = []
     for found, model in models:
         detector = load_package(model)
-        samples = typical(found, size, found.transform(**detector.image_options))
+        transform = found.transform(**detector.image_options)
+        samples = typical(found, size, transform, context=detector.context)
         with torch.inference_mode():
-            heat = detector(torch.stack([s.image for s in samples]))  # (n, 1, S, S)
+            images = torch.stack([s.image for s in samples])  # (n, 1 or 3, S, S)
+            heat = detector(images)  # (n, 1, S, S)
         threshold = 1.0 if detector.calibration else float(heat.quantile(UNCALIBRATED_QUANTILE))
-        inside = torch.stack([s.image[:1] for s in samples]) > 0
-        for sample, one in zip(samples, heat * inside, strict=True):
+        for sample, one in zip(samples, heat * foreground_of(images), strict=True):
             rows.append(
                 MontageRow(
                     image=as_volume(sample.image),
@@ -60,18 +62,25 @@ def figure_3(models: Sequence[tuple[ImageSet, Path]], path: str | Path, *, size:
 
 
 def as_volume(picture: Tensor) -> NDArray[Any]:
-    """An image (1, H, W) as a volume (X, Y, 1), as montages take it."""
-    volume: NDArray[Any] = picture[0].T[:, :, None].numpy()
+    """An image (1 or 3, H, W) as a volume (X, Y, 1), as montages take it: the middle channel."""
+    volume: NDArray[Any] = picture[len(picture) // 2].T[:, :, None].numpy()
     return volume
 
 
-def typical(found: ImageSet, size: int, transform: Compose) -> list[SliceSample]:
+def typical(
+    found: ImageSet, size: int, transform: Compose, *, context: int = 1
+) -> list[SliceSample]:
     """Anomalous test images of median and upper-quartile lesion size; any where no masks are."""
     anomalous: list[Case] = [case for case in found.cases("test") if case["anomalous"]]
     samples = [
         s
         for s in iterate_slices(
-            anomalous, found.modality, size=size, min_foreground=0.0, transform=transform
+            anomalous,
+            found.modality,
+            size=size,
+            min_foreground=0.0,
+            context=context,
+            transform=transform,
         )
         if bool(s.lesion.any()) or not found.has_masks
     ]

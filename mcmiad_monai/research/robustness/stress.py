@@ -89,7 +89,7 @@ def run_stress(
         If the file is not a model of this project, or does not name the modality of its training.
     """
     predictor = load(model, device=device)
-    if predictor.detector.channels != 1:
+    if predictor.detector.image_options["keep_colours"]:
         raise ValueError(
             f"{model} was trained on colours, and corruptions are of grey images. Stress a model "
             "that was trained with keep_colours false."
@@ -279,7 +279,7 @@ class StressBench:
             changed["image"] = corrupt(corruption, condition.severity)
             for key in {"label", "organ"} & set(changed):
                 changed[key] = corrupt.moved(changed[key], corruption, condition.severity)
-        changed["image"] = self.finish(changed)["image"]
+        changed = self.finish(changed)  # image and mask
         axis, slice_range = self.predictor.slice_axis, self.predictor.slice_range
         found = {**changed, "pred": self.predictor.heat(changed["image"])}
         return study_result(counted_slices(found, axis, slice_range), axis)
