@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from real_auto import Pick
 from real_measures import IMAGE_SCORES
 from real_methods import Inputs, Source, Steps
 from real_sets import RealSet
@@ -74,17 +75,31 @@ def judged_on(kind: RealSet) -> RealSet:
 
 
 def choose(rows: list[Row], kind: RealSet) -> dict[str, Any]:
-    """What validation chooses, what would have been best on the test part, and the regret.
+    """What the labels of the validation part choose; every fold for itself. See `regret`."""
+    judged = judged_on(kind)
+    options = [(row, name) for row in rows for name in IMAGE_SCORES]
+    picks = [
+        max(options, key=lambda one: worth(one[0].validation[fold], one[1], judged))
+        for fold in range(len(rows[0].test))
+    ]
+    return regret(picks, rows, kind)
 
-    Every fold chooses for itself; figures of the test part are means over folds.
+
+def choose_automatically(picks: list[Pick], rows: list[Row], kind: RealSet) -> dict[str, Any]:
+    """What ``score: auto`` chooses, against the best of our rows on the same inputs."""
+    own = [row for row in rows if row.source.ours and row.inputs == picks[0].inputs]
+    named = {(row.source.name, row.steps): row for row in own}
+    return regret([(named[p.source, p.steps], p.image_score) for p in picks], own, kind)
+
+
+def regret(picks: list[tuple[Row, str]], rows: list[Row], kind: RealSet) -> dict[str, Any]:
+    """What was picked in each fold, what would have been best on the test part, and the regret.
+
+    Figures of the test part are means over folds.
     """
     judged = judged_on(kind)
     options = [(row, name) for row in rows for name in IMAGE_SCORES]
-    folds = range(len(rows[0].test))
-    picks = [
-        max(options, key=lambda one: worth(one[0].validation[fold], one[1], judged))
-        for fold in folds
-    ]
+    folds = range(len(picks))
 
     def tested(row: Row, name: str) -> float:
         return float(np.mean([worth(row.test[fold], name, kind) for fold in folds]))

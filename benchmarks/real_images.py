@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import yaml
 from peers import GridMap
+from real_auto import Pick, automatic
 from real_choice import Figures, Row, default_of, judged_on
 from real_costs import SLICES, fitted, seconds_a_slice, slices_a_second
 from real_measures import (
@@ -74,8 +75,8 @@ def main() -> None:
     defaults: list[tuple[RealSet, Row]] = []
     for name in options.sets:
         kind = SETS[name](options.data)
-        rows = measure_set(options, kind)
-        found[name] = report(rows, kind, options.default)
+        rows, picks = measure_set(options, kind)
+        found[name] = report(rows, kind, options.default, picks)
         defaults.append((kind, default_of(rows, kind, options.default)))
         print(as_text(found[name], everything=options.all), flush=True)
         if options.out:
@@ -122,9 +123,10 @@ def setting(text: str) -> tuple[str, Any]:
     return name, yaml.safe_load(value)
 
 
-def measure_set(options: argparse.Namespace, kind: RealSet) -> list[Row]:
-    """All rows of a set."""
+def measure_set(options: argparse.Namespace, kind: RealSet) -> tuple[list[Row], list[list[Pick]]]:
+    """All rows of a set, and what ``score: auto`` picks on each of its inputs."""
     rows: list[Row] = []
+    picks: list[list[Pick]] = []
     for inputs in inputs_of(kind, options.inputs):
         encoder = method_of(options, inputs).build_encoder()
         folds = [features_of(options, kind, inputs, fold, encoder) for fold in kind.folds]
@@ -135,7 +137,8 @@ def measure_set(options: argparse.Namespace, kind: RealSet) -> list[Row]:
         images = torch.rand(SLICES, 3 if inputs.context == 3 else 1, 224, 224)
         encoding = seconds_a_slice(lambda e=encoder, i=images: e(i)) if options.costs else {}
         placing: dict[Steps, dict[str, float]] = {}
-        for source, maps, costs in maps_of(options, kind, inputs, folds):
+        ours: dict[str, list[GridMap]] = {}
+        for source, maps, costs in maps_of(options, kind, inputs, folds, ours):
             for steps in steps_of(kind, source):
                 row = measure_row(kind, Row(source, inputs, steps, {}, {}, [], [], 0), maps, parts)
                 row.costs = {
@@ -147,13 +150,22 @@ def measure_set(options: argparse.Namespace, kind: RealSet) -> list[Row]:
                     row.costs |= slices_a_second(encoding, costs["asking"], placing[steps])
                 rows.append(row)
             print(f"{kind.name}, {inputs.name}: {source.name}", flush=True)
-    return rows
+        if {"memory-cosine", "memory-l2"} <= set(ours):
+            picks.append(automatic(options, kind, inputs, encoder, ours))
+    return rows, picks
 
 
 def maps_of(
-    options: argparse.Namespace, kind: RealSet, inputs: Inputs, folds: list[Any]
+    options: argparse.Namespace,
+    kind: RealSet,
+    inputs: Inputs,
+    folds: list[Any],
+    fitted_ones: dict[str, list[GridMap]],
 ) -> Iterator[tuple[Source, list[list[FoldMaps]], dict[str, Any]]]:
-    """Of every source the maps by seed and fold, and what fitting and asking it cost."""
+    """Of every source the maps by seed and fold, and what fitting and asking it cost.
+
+    Our own are put into `fitted_ones`, for every fold, with the first seed.
+    """
     yield intensity(kind, slices_of(options, kind, inputs))
     ours: dict[str, tuple[Source, list[list[FoldMaps]]]] = {}
     for source in sources_of(options, inputs):
@@ -163,6 +175,8 @@ def maps_of(
             for data in folds:
                 fit, spent = fitted(lambda s=source, d=data, n=seed: s.fit(d["train"], n))
                 maps[-1].append({name: grid_maps(fit, data[name]) for name in PARTS})
+                if source.ours and len(maps) == 1:
+                    fitted_ones.setdefault(source.name, []).append(fit)
                 if not costs:
                     costs = {**spent, **(asking(fit, data["test"]) if options.costs else {})}
         yield source, maps, costs

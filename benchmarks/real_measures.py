@@ -17,7 +17,7 @@ from real_methods import Steps
 from real_sets import RealSet, lesion_voxels
 from torch import Tensor
 
-from mcmiad_monai.calibration import PIXEL_FALSE_POSITIVE_RATE, conformal_threshold
+from mcmiad_monai.calibration import PIXEL_FALSE_POSITIVE_RATE, pixel_threshold_of
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.metrics.bootstrap import DRAWS, aurocs, draw_patients, percentile_interval
 from mcmiad_monai.metrics.histogram import bin_count, bin_of, lower_edges
@@ -137,10 +137,7 @@ def joined(parts: Sequence[Measured]) -> Measured:
 
 
 def pixel_threshold(normals: Measured) -> float:
-    """Median over patients of what a share of each one's normal foreground pixels exceeds.
-
-    It is the product's rule: the conformal threshold at one half.
-    """
+    """Median over patients of what a share of each one's normal foreground pixels exceeds."""
     edges = lower_edges(normals.bits).numpy()
     each = []
     for counts in normals.pixels.values():
@@ -148,7 +145,7 @@ def pixel_threshold(normals: Measured) -> float:
         if reached[-1]:
             place = np.searchsorted(reached, (1 - PIXEL_FALSE_POSITIVE_RATE) * reached[-1])
             each.append(edges[min(place + 1, len(edges) - 1)])
-    return conformal_threshold(each, 0.5) if each else float("nan")
+    return pixel_threshold_of(each) if each else float("nan")
 
 
 def drawn_figures(

@@ -43,12 +43,6 @@ class Inputs:
     context: int = 1
     field_of_view: str = "whole"
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the method that differ from those of whole single slices."""
-        named = {"context": self.context, "field_of_view": self.field_of_view}
-        return {name: value for name, value in named.items() if value not in (1, "whole")}
-
 
 INPUTS = {
     one.name: one
@@ -124,7 +118,8 @@ def method_of(options: argparse.Namespace, inputs: Inputs) -> Method:
         "text_prior": options.text_prior,
         "max_epochs": options.epochs,
         "min_steps_per_epoch": 1,
-        **inputs.options,
+        "context": inputs.context,
+        "field_of_view": inputs.field_of_view,
     }
     return preset(options.preset, **{**given, **dict(options.overrides)})
 
@@ -157,7 +152,7 @@ def slices_of(options: argparse.Namespace, kind: RealSet, inputs: Inputs) -> dic
         "transform": preprocessing(kind.modality, mask_key="label", **images, **kind.options),
         "slice_range": kind.slice_range,
         "min_foreground": 0.0,
-        **({"context": inputs.context} if inputs.context != 1 else {}),
+        "context": inputs.context,
     }
 
 

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_choice import Row, candidates, choose, default_of, validated
+from real_auto import Pick
+from real_choice import (
+    Row,
+    candidates,
+    choose,
+    choose_automatically,
+    default_of,
+    validated,
+)
 from real_measures import ends
 from real_sets import RealSet
 
@@ -29,12 +37,17 @@ WITH_INTERVAL = ("image_hottest", "pixel_ap")
 DIGITS = {"slices_s_one": 1, "slices_s_all": 1, "fit_seconds": 1, "fit_megabytes": 0}
 
 
-def report(rows: list[Row], kind: RealSet, default_name: str | None) -> dict[str, Any]:
-    """Everything about a set, fit for JSON."""
+def report(
+    rows: list[Row], kind: RealSet, default_name: str | None, picks: list[list[Pick]]
+) -> dict[str, Any]:
+    """Everything about a set, fit for JSON; `picks` are those of ``score: auto`` by inputs."""
     default = default_of(rows, kind, default_name)
     patients = max(len(row.validation) for row in rows)  # only for the count in an interval
     choices = {"labels, our candidates": choose(candidates(rows), kind)}
     choices["labels, all rows"] = choose(rows, kind)
+    for pick in picks:
+        name = f"score: auto, without labels, {pick[0].inputs.name}"
+        choices[name] = choose_automatically(pick, rows, kind)
     return {
         "title": kind.title,
         "note": kind.note,
@@ -98,7 +111,7 @@ def short(title: str) -> str:
 def choice_line(name: str, choice: dict[str, Any]) -> str:
     """A sentence about a choice."""
     return (
-        f"by {name}: validation chooses {choice['chosen']} ({choice['worth_of_chosen']:.3f} on the "
+        f"by {name}: chosen is {choice['chosen']} ({choice['worth_of_chosen']:.3f} on the "
         f"test part); best there is {choice['best']} ({choice['worth_of_best']:.3f}): regret "
         f"{choice['regret']:.3f}"
     )
