@@ -149,7 +149,8 @@ def measure_set(options: argparse.Namespace, kind: RealSet) -> tuple[list[Row], 
                         placing[steps] = placing_seconds(steps, parts[0]["test"])
                     row.costs |= slices_a_second(encoding, costs["asking"], placing[steps])
                 rows.append(row)
-            print(f"{kind.name}, {inputs.name}: {source.name}", flush=True)
+                figures = (f"{name} {values[0]:.3f}" for name, values in row.drawn.items())
+                print(f"{kind.name}: {row.name}: {', '.join(figures)}", flush=True)
         if {"memory-cosine", "memory-l2"} <= set(ours):
             picks.append(automatic(options, kind, inputs, encoder, ours))
     return rows, picks

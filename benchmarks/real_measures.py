@@ -194,9 +194,12 @@ def pixel_figures(
     if kind.image_labels:
         normal += counts[:, NORMAL]
         normal[:, 0] += [found.background.get(p, 0.0) for p in patients]
+    lesion = counts[:, LESION]
+    used = (lesion + normal).any(0)  # the other bins add nothing
+    lesion, normal = lesion[:, used], normal[:, used]
     parts: dict[str, list[np.ndarray]] = {"pixel_auroc": [], "pixel_ap": [], "pixel_f1_max": []}
     for chunk in np.array_split(weights, max(1, len(weights) // 100)):
-        positive, negative = chunk @ counts[:, LESION], chunk @ normal  # (chunk, bins)
+        positive, negative = chunk @ lesion, chunk @ normal  # (chunk, bins)
         parts["pixel_auroc"].append(aurocs(positive, negative))
         hits = np.cumsum(positive[:, ::-1], 1)[:, ::-1]
         called = hits + np.cumsum(negative[:, ::-1], 1)[:, ::-1]
