@@ -269,7 +269,7 @@ class Method:
 
 
 #: Options by the word that stands for them. What "default" changes was chosen on the validation
-#: patients of benchmarks/flair_lgg.py.
+#: patients of real FLAIR (benchmarks/real_images.py).
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "default": {
