@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not have it
-    from peers import nearest_neighbour, upsampled
+    from peers import nearest_neighbour
 
     from mcmiad_monai.data.cases.find import find_cases
     from mcmiad_monai.data.feature_store import FeatureBlock, SliceRecord
@@ -50,6 +50,7 @@ if importlib.util.find_spec("mcmiad_monai"):  # anomalib's environment need not 
     from mcmiad_monai.networks.detector import MCMIADDetector
     from mcmiad_monai.networks.encoder import FrozenEncoder, build_encoder
     from mcmiad_monai.networks.package import load_package, save_package
+    from mcmiad_monai.networks.score import AnomalyScore
     from mcmiad_monai.networks.text_prior import encode_hashing
     from mcmiad_monai.runtime.cpu import encoding
     from mcmiad_monai.runtime.export import export_model
@@ -295,12 +296,12 @@ def train_neighbour(spec: Any, one: Contender, images: Tensor) -> tuple[float, s
 
 
 def open_neighbour(spec: Any, one: Contender) -> Callable[[Tensor], Any]:
-    """The bank of benchmarks/peers.py, asked with images where it has rows."""
+    """The bank of benchmarks/peers.py behind the encoder."""
     encoder = build_encoder(spec.name, weights=spec.folder / "encoder.pt", pool="area")
     features = torch.load(spec.folder / one.file, weights_only=True)["features"].numpy()
-    asked: Any = SimpleNamespace(encoder=encoder, size=224, batch=encoder.to(spec.device))
-    bank = nearest_neighbour(kept(encoder, features), asked, spec.device)
-    return upsampled(bank, asked.size)  # type: ignore[return-value]
+    bank = nearest_neighbour(kept(encoder, features), spec.device)
+    encoder, score = encoder.to(spec.device), AnomalyScore()
+    return lambda images: score.upsample(bank(encoder(images)), images.shape[-2:])
 
 
 def anomalib_model(spec: Any, one: Contender) -> Any:

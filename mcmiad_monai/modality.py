@@ -39,6 +39,9 @@ class Modality:
         Folder names of this modality in the releases of BMAD.
     symmetric : bool
         Whether the left half of a healthy slice looks like the right one.
+    mirrors : bool
+        Whether a slice flipped left to right is one of another healthy person: training may then
+        use it. A retina's is the other eye's; a liver lies on one side.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Modality:
     prompts: tuple[str, ...]
     bmad_folders: tuple[str, ...]
     symmetric: bool = False
+    mirrors: bool = False
 
     @property
     def is_unified(self) -> bool:
@@ -77,6 +81,7 @@ BRAIN_MRI = Modality(
     ),
     bmad_folders=("Brain_AD", "Brain", "brain"),
     symmetric=True,
+    mirrors=True,
 )
 
 RETINA_OCT = Modality(
@@ -105,6 +110,7 @@ RETINA_OCT = Modality(
         "Retina_OCT2017",
         "retinal",
     ),
+    mirrors=True,
 )
 
 LIVER_CT = Modality(

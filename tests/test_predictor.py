@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Invertd
 from PIL import Image
 from stressed import make_model
 
@@ -22,10 +23,12 @@ from mcmiad_monai import load
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.errors import BundleError
 from mcmiad_monai.inference.cohort import infer_cohort
+from mcmiad_monai.inference.inferer import SliceHeatmapInferer
 from mcmiad_monai.networks.package import load_package, save_package
 from mcmiad_monai.networks.weights import WeightsError
-from mcmiad_monai.transforms import VolumeError
+from mcmiad_monai.transforms import VolumeError, preprocessing
 
+CROPPED: dict[str, Any] = {"field_of_view": "foreground", "context": 3}
 #: Oblique, anisotropic, left-handed.
 AFFINE = np.array(
     [[-0.9, 0.1, 0.2, 40.0], [0.1, 0.0, 3.0, -60.0], [0.0, 1.1, -0.3, -20.0], [0, 0, 0, 1.0]]
@@ -164,6 +167,51 @@ def test_thresholds_of_masks_and_slice_ranges_can_be_chosen(model: Path, study: 
     looked_at = np.flatnonzero(np.isfinite(found.slice_scores))
     assert looked_at.min() >= 16
     assert looked_at.max() < 24
+
+
+@pytest.mark.parametrize("options", [{"field_of_view": "foreground"}, {"context": 3}, CROPPED])
+def test_field_of_view_and_context_are_those_of_the_model(
+    study: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    model = make_model(tmp_path / "model.pt", slice_range=(0.0, 1.0), method=options)
+    predictor = load(model, device="cpu", engine="torch")
+    view, context = options.get("field_of_view", "whole"), options.get("context", 1)
+    assert predictor.detector.image_options["field_of_view"] == view
+    assert predictor.detector.channels == predictor.detector.context == context
+    sample = predictor.prepare({"image": str(study), "case": "head"}, label=True)
+    assert sample["label"].shape == sample["image"].shape
+    # by MONAI's own words
+    prepare = preprocessing("brain_mri", field_of_view=view)
+    by_hand = prepare({"image": str(study)})
+    assert torch.equal(by_hand["image"].as_tensor(), sample["image"].as_tensor())
+    inferer = SliceHeatmapInferer(context=context)
+    by_hand["pred"] = inferer(by_hand["image"][None], predictor.network)[0]
+    back = Invertd("pred", prepare, orig_keys="image", nearest_interp=False)(by_hand)["pred"]
+    found = predictor(study)
+    assert torch.equal(found.heatmap.as_tensor(), back.as_tensor())
+    assert torch.equal(found.heatmap.affine, back.affine)
+    np.testing.assert_allclose(found.heatmap.affine, AFFINE, atol=1e-6)
+    # what pictures are made of lies on one grid
+    whole = preprocessing("brain_mri")({"image": str(study)})["image"]
+    assert torch.equal(found.image.as_tensor(), whole.as_tensor())
+    with Image.open(found.preview(tmp_path / "preview.png")) as picture:
+        assert picture.width > 300
+
+
+def test_picture_comes_back_in_its_size_from_a_cropped_model(tmp_path: Path) -> None:
+    y, x = np.mgrid[:90, :70]
+    head = ((y - 50) / 26) ** 2 + ((x - 40) / 20) ** 2 < 1
+    grey = np.where(head, 120 + 20 * np.sin(x / 3), 0).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "head.png")
+    model = make_model(tmp_path / "model.pt", slice_range=(0.0, 1.0), method=CROPPED)
+    folder = load(model, device="cpu", engine="torch")(tmp_path / "head.png").save(tmp_path)
+    heat, overlay = (
+        np.asarray(Image.open(folder / f"head_{name}")) for name in ("heatmap.tiff", "overlay.png")
+    )
+    assert heat.shape == overlay.shape[:2] == grey.shape
+    np.testing.assert_array_equal(heat > 0, grey > 0)
+    assert (overlay[grey == 0] == 0).all()
+    assert (overlay[grey > 0].sum(-1) > 0).all()
 
 
 def test_model_without_thresholds_gives_no_verdict(study: Path, tmp_path: Path) -> None:

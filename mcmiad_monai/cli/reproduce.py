@@ -43,8 +43,8 @@ def add_commands(commands: Commands) -> None:
     reproduce.add_argument(
         "--preset", choices=PRESETS, default="paper", help="settings of the method"
     )
-    reproduce.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
-    reproduce.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
+    reproduce.add_argument("--encoder", help="auto, a model of timm, open_clip:MODEL, or A+B")
+    reproduce.add_argument("--weights", help="pretrained, packaged, a weights file, random, or A+B")
     reproduce.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
     reproduce.add_argument(
         "--no-adaptation",

@@ -31,8 +31,8 @@ def add_commands(commands: Commands) -> None:
     train.add_argument("--preset", choices=PRESETS, help="settings of the method")
     train.add_argument("--method", choices=METHODS, help="what is trained (default: both)")
     train.add_argument("--score", help="auto, head, memory-cosine, memory-l2, or a sum with +")
-    train.add_argument("--encoder", help="auto, a model of timm, or open_clip:MODEL")
-    train.add_argument("--weights", help="pretrained, packaged, a weights file, or random")
+    train.add_argument("--encoder", help="auto, a model of timm, open_clip:MODEL, or A+B")
+    train.add_argument("--weights", help="pretrained, packaged, a weights file, random, or A+B")
     train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")
     train.add_argument("--epochs", type=int, help="epochs to train")
     existing = train.add_mutually_exclusive_group()
@@ -136,10 +136,11 @@ def _info(options: argparse.Namespace) -> None:
         )
         return
     titles = ("parameters", "trainable", "MFLOP/slice", "MMAC/slice")
-    print("part    " + "".join(f" {title:>12}" for title in titles))
+    width = max(8, *(len(row.part) for row in costs))
+    print(f"{'part':<{width}}" + "".join(f" {title:>12}" for title in titles))
     for row in costs:
         counts = (row.parameters, row.trainable, row.flops // 10**6, row.macs // 10**6)
-        print(f"{row.part:<8}" + "".join(f" {count:>12,}" for count in counts))
+        print(f"{row.part:<{width}}" + "".join(f" {count:>12,}" for count in counts))
 
 
 def _demo(options: argparse.Namespace) -> None:

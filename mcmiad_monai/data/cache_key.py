@@ -16,8 +16,8 @@ from monai.transforms import Compose
 
 from mcmiad_monai.data.studies import patient_of
 
-#: What of an encoder's provenance decides about its features.
-ENCODER_KEYS = ("tensors_sha256", "pool", "align_corners")
+#: What of the provenance of an encoder, or of a member of an ensemble, decides about its features.
+ENCODER_KEYS = ("tensors_sha256", "pool", "align_corners", "layers", "merge")
 #: Raised whenever the same input would give another content.
 CACHE_FORMAT = 5
 
@@ -37,7 +37,10 @@ def cache_key(
     """
     content = {
         "format": CACHE_FORMAT,
-        "encoder": [encoder[k] for k in ENCODER_KEYS if k in encoder],
+        "encoder": [
+            {key: member[key] for key in ENCODER_KEYS if key in member}
+            for member in encoder.get("members", [encoder])
+        ],
         "transform": describe_transform(transform),
         "options": dict(options),
         "cases": [

@@ -1,8 +1,8 @@
 """The feature dataset: the frozen encoder sees every slice once, and never again.
 
-The images are not augmented and the encoder is frozen, so an epoch of training reads features
-instead of images. They are kept as float16 (106 kB a slice for EfficientNet-B4), in memory or on
-disk.
+The encoder is frozen, so an epoch of training reads features instead of images. They are kept as
+float16 (106 kB a slice for EfficientNet-B4), in memory or on disk. Images are augmented as copies,
+whose features are kept too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from mcmiad_monai.data.augmentation import RECIPE, augmented_copies
 from mcmiad_monai.data.cache_key import cache_key
 from mcmiad_monai.data.feature_store import (
     INDEX,
@@ -72,6 +73,10 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         transforms, options, and path, size and time of every file.
     cache_dir : path, optional
         Needed for ``"disk"``. Of several processes the first fills it, and the others read.
+    copies : int
+        Augmented copies of each slice, which only `with_copies` has.
+    seed : int
+        Of the augmentation.
 
     Attributes
     ----------
@@ -95,6 +100,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         If no slice is left.
     """
 
+    _copies: FeatureDataset | None = None
+
     def __init__(
         self,
         cases: Sequence[dict[str, Any]],
@@ -113,6 +120,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         device: str | torch.device = "cpu",
         progress: bool = True,
         description: str = "features",
+        copies: int = 0,
+        seed: int = 0,
     ) -> None:
         if cache == "disk" and cache_dir is None:
             raise ValueError('cache="disk" needs a cache_dir: the folder to keep features in.')
@@ -127,19 +136,29 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         }
         shape = (encoder.out_channels, encoder.grid, encoder.grid)
 
-        def compute(folder: Path | None) -> FeatureBlock:
+        def encode(chosen: Sequence[dict[str, Any]], folder: Path | None, n: int) -> FeatureBlock:
             writer = FeatureWriter(shape, size, folder)
-            samples = iterate_slices(cases, transform=prepare, failures=writer.failures, **options)
-            shown = tqdm(samples, description, unit=" slices", disable=not progress)
+            samples = iterate_slices(chosen, transform=prepare, failures=writer.failures, **options)
+            samples = augmented_copies(samples, n, seed) if n else samples
+            name = f"{description}, copies" if n else description
+            shown = tqdm(samples, name, unit=" slices", disable=not progress)
             return encode_slices(shown, encoder, writer, batch_size, device)
 
-        if cache == "disk":
-            folder = Path(str(cache_dir)) / cache_key(cases, prepare, options, encoder.provenance)
+        keys = {}
+        for n in {0, copies} if cache == "disk" else ():  # now: transforms change as they are used
+            augmented = {"copies": n, "seed": seed, **RECIPE} if n else {}
+            keys[n] = cache_key(cases, prepare, {**options, **augmented}, encoder.provenance)
+
+        def found(chosen: Sequence[dict[str, Any]], n: int = 0) -> FeatureBlock:
+            """Features of the slices, or of ``n`` copies of each: kept ones, or computed."""
+            if cache == "memory":
+                return encode(chosen, None, n)
+            folder = Path(str(cache_dir)) / keys[n]
             with idist.one_rank_first():
-                found = (folder / INDEX).exists()
-                block = open_block(folder, shape, size) if found else compute(folder)
-        else:
-            block = compute(None)
+                there = (folder / INDEX).exists()
+                return open_block(folder, shape, size) if there else encode(chosen, folder, n)
+
+        block = found(cases)
         if not block.records:
             kind = "normal slice" if only_normal else "slice"
             failed = "".join(f"; {message}" for message in block.failures.values())
@@ -149,6 +168,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 "are empty on normal ones."
             )
         self._set([block], [r.modality for r in block.records], encoder, len(cases))
+        if copies:
+            readable = [case for case in cases if case["case"] not in block.failures]
+            self._copies = self.from_blocks([found(readable, copies)], encoder=encoder)
 
     @classmethod
     def from_blocks(
@@ -169,12 +191,15 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def join(cls, datasets: Mapping[str, FeatureDataset]) -> FeatureDataset:
         """Datasets of one encoder as one, one after the other, each a part under its name."""
         each = list(datasets.values())
-        return cls.from_blocks(
+        joined = cls.from_blocks(
             [block for dataset in each for block in dataset._blocks],
             encoder=each[0].encoder,
             parts=[name for name, dataset in datasets.items() for _ in dataset.records],
             case_count=sum(dataset.case_count for dataset in each),
         )
+        copies = {name: data._copies for name, data in datasets.items() if data._copies}
+        joined._copies = cls.join(copies) if copies else None
+        return joined
 
     def _set(
         self,
@@ -217,6 +242,18 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def lesion(self, positions: Sequence[int]) -> Tensor:
         """Lesion masks of slices on the network grid, (n, 1, size, size) bool."""
         return unpack(self._rows("lesion", positions), self.size)
+
+    @property
+    def with_copies(self) -> FeatureDataset:
+        """The slices and their augmented copies, of which each has the part of its slice."""
+        if self._copies is None:
+            return self
+        return self.from_blocks(
+            [*self._blocks, *self._copies._blocks],
+            encoder=self.encoder,
+            parts=[*self.parts, *self._copies.parts],
+            case_count=self.case_count,
+        )
 
     @property
     def has_anomalies(self) -> bool:

@@ -132,7 +132,7 @@ def measures_of(
         edges = [inside[..., 0], inside[..., -1], inside[..., 0, :], inside[..., -1, :]]
         borders[case] = float(torch.stack(edges).mean())
         features = data.batch(some)  # (n, C, g, g)
-        weights = F.adaptive_avg_pool2d(inside, features.shape[-2:])  # (n, 1, g, g)
+        weights = F.adaptive_avg_pool2d(inside, features.shape[-1])  # (n, 1, g, g)
         total = (features * weights).sum((0, 2, 3))
         means.append(total / weights.sum().clamp_min(1e-6))
     each = torch.stack(means).double().numpy()  # (studies, C)

@@ -19,7 +19,7 @@ _NO_STATE_DICT = (StopIteration, AttributeError, TypeError)
 
 
 def load_clip(
-    model: str, source: str, *, sha256: str | None = None
+    model: str, source: str, *, sha256: str | None = None, image_size: int | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build an OpenCLIP model.
 
@@ -31,6 +31,9 @@ def load_clip(
         A pretrained tag such as ``"openai"``, the path of a checkpoint, or ``"random"``.
     sha256 : str, optional
         Expected digest of a checkpoint file.
+    image_size : int, optional
+        Side of the images of the visual tower in pixels, to which OpenCLIP resamples its position
+        embeddings; by default that of the model.
 
     Returns
     -------
@@ -53,14 +56,15 @@ def load_clip(
             f"OpenCLIP does not know the model {model!r}; open_clip.list_models() names those it "
             "knows, for example ViT-B-16."
         )
+    size = {"force_image_size": image_size}
     if source == "random":
-        return open_clip.create_model(model, load_weights=False).eval(), {}
+        return open_clip.create_model(model, load_weights=False, **size).eval(), {}
     file = _file(model, source)
     digest = require_file(file, sha256=sha256)
     # Tag and file give the same tensors; only the tag also brings OpenAI's activation function.
     pretrained = source if file != Path(source) else str(file)
     try:
-        built = open_clip.create_model(model, pretrained=pretrained).eval()
+        built = open_clip.create_model(model, pretrained=pretrained, **size).eval()
     # OpenCLIP asserts the width of position embeddings
     except (RuntimeError, OSError, KeyError, ValueError, AssertionError) as error:
         problem = str(error).strip()[:300]

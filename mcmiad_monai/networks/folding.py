@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mcmiad_monai.networks.encoder import FrozenEncoder
+from mcmiad_monai.networks.ensemble import EnsembleEncoder
+from mcmiad_monai.networks.frozen import FrozenEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +35,17 @@ def fold_batch_norms(encoder: FrozenEncoder, *, size: int = 224) -> FrozenEncode
     Returns
     -------
     FrozenEncoder
-        A copy with other tensors than a package stores. `encoder` itself if it has no BatchNorm,
+        A copy with other tensors than a package stores; members of an ensemble are folded one by
+        one. `encoder` itself if it has no BatchNorm,
         or, with a warning in the log, if another layer reads such a convolution too, so that
         features would change by more than `FOLDING_TOLERANCE`.
     """
+    if len(encoder.members) > 1:  # each by itself, so that its features have its own tolerance
+        return EnsembleEncoder([fold_batch_norms(member, size=size) for member in encoder.members])
     if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
         return encoder
     folded = copy.deepcopy(encoder)
-    image = torch.linspace(0, 1, size * size).view(1, 1, size, size).to(folded.mean.device)
+    image = torch.linspace(0, 1, size * size).view(1, 1, size, size).to(folded.device)
     expected, pairs = _observed(folded, image)
     parents = {child: (m, name) for m in folded.modules() for name, child in m.named_children()}
     for convolution, norm in pairs:

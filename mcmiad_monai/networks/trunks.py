@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,32 @@ TOWER_SIZE = 224
 """Image size for which models with position embeddings are built, in pixels."""
 
 
+Merge = Literal["concatenate", "average"]
+
+
+class Selection(NamedTuple):
+    """Maps that are taken of a model.
+
+    Attributes
+    ----------
+    stages : sequence of int, optional
+        Of a pyramid; by default all at strides up to `MAX_STRIDE`.
+    blocks : sequence of int, optional
+        Of a model without a pyramid, counted from 0; by default the last.
+    merge : {"concatenate", "average"}
+        What is done with the maps of several blocks.
+    """
+
+    stages: Sequence[int] | None = None
+    blocks: Sequence[int] | None = None
+    merge: Merge = "concatenate"
+
+    @property
+    def of_blocks(self) -> bool:
+        """Whether it says something about blocks."""
+        return self.blocks is not None or self.merge != "concatenate"
+
+
 @dataclass(frozen=True)
 class TrunkConfig:
     """All that is needed to rebuild an empty trunk offline.
@@ -42,6 +68,8 @@ class TrunkConfig:
         Normalisation of an RGB image in [0, 1].
     tower : str
         For OpenCLIP the visual tower's configuration as JSON, otherwise empty.
+    merge : {"concatenate", "average"}
+        Of the maps of several blocks; packages before there was a choice do not say it.
     """
 
     name: str
@@ -50,6 +78,7 @@ class TrunkConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     tower: str = ""
+    merge: Merge = "concatenate"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, fit for JSON."""
@@ -70,15 +99,20 @@ class Trunk(nn.Module):
     config : TrunkConfig
         How to rebuild it.
     channels : tuple of int
-        Channels of each stage.
+        Channels of each stage; a single one if blocks are averaged.
     """
 
     def __init__(self, model: nn.Module, config: TrunkConfig, channels: tuple[int, ...]) -> None:
         super().__init__()
-        self.model, self.config, self.channels = model, config, channels
+        self.model, self.config = model, config
+        self.channels = channels[:1] if config.merge == "average" else channels
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Feature maps (B, C, h, w) of the stages, shallow to deep."""
+        """Feature maps (B, C, h, w) of the stages, shallow to deep, or their average."""
+        maps = self._maps(image)
+        return [torch.stack(maps).mean(0)] if self.config.merge == "average" else maps
+
+    def _maps(self, image: Tensor) -> list[Tensor]:
         options = {"indices": list(self.config.indices), "intermediates_only": True}
         if self.config.name.startswith(OPEN_CLIP_PREFIX):
             output = self.model.forward_intermediates(  # type: ignore[operator]
@@ -94,7 +128,7 @@ class Trunk(nn.Module):
 
 def timm_trunk(
     name: str,
-    indices: Sequence[int] | None,
+    taken: Selection,
     state: dict[str, Tensor] | None,
     source: str,
     *,
@@ -118,8 +152,10 @@ def timm_trunk(
     state = _converted(model, state)
     stages = model.feature_info if isinstance(model.feature_info, list) else model.feature_info.info
     plain = len({stage["reduction"] for stage in stages}) == 1
-    chosen = _indices(name, indices, [stage["reduction"] for stage in stages], plain)
-    config = TrunkConfig(name, chosen, plain, tuple(cfg.mean), tuple(cfg.std))
+    strides = [stage["reduction"] for stage in stages]
+    chosen = _blocks(name, taken, len(stages)) if plain else _stages(name, taken.stages, strides)
+    merge: Merge = taken.merge if plain else "concatenate"
+    config = TrunkConfig(name, chosen, plain, tuple(cfg.mean), tuple(cfg.std), merge=merge)
     model.prune_intermediate_layers(list(chosen), prune_norm=not plain, prune_head=True)
     fill(model, state, known=known, name=name, source=source)
     return Trunk(model, config, tuple(stages[index]["num_chs"] for index in chosen))
@@ -127,7 +163,7 @@ def timm_trunk(
 
 def open_clip_trunk(
     name: str,
-    indices: Sequence[int] | None,
+    taken: Selection,
     tower: nn.Module,
     tower_config: dict[str, Any],
 ) -> Trunk:
@@ -145,10 +181,9 @@ def open_clip_trunk(
             f"the visual tower of {name!r} is a {type(tower).__name__}; OpenCLIP's own vision "
             "transformers are supported, for example open_clip:ViT-B-16. Use timm for others."
         )
-    blocks = len(tower.transformer.resblocks)
-    chosen = _indices(name, indices, [tower.patch_size[0]] * blocks, plain=True)
-    mean, std = tower_config["mean"], tower_config["std"]
-    config = TrunkConfig(name, chosen, True, tuple(mean), tuple(std), json.dumps(tower_config))
+    chosen = _blocks(name, taken, len(tower.transformer.resblocks))
+    mean, std = tuple(tower_config["mean"]), tuple(tower_config["std"])
+    config = TrunkConfig(name, chosen, True, mean, std, json.dumps(tower_config), taken.merge)
     tower.prune_intermediate_layers(list(chosen), prune_norm=False, prune_head=True)
     return Trunk(tower, config, (tower.conv1.out_channels,) * len(chosen))
 
@@ -237,18 +272,29 @@ def _fits(state: dict[str, Tensor], known: dict[str, Tensor]) -> bool:
     return all(k in known and v.shape == known[k].shape for k, v in state.items())
 
 
-def _indices(
-    name: str, indices: Sequence[int] | None, strides: list[int], plain: bool
-) -> tuple[int, ...]:
-    """Stages to use: by default the last block of a ViT, or all strides up to 16 of a pyramid."""
-    if indices is None:
-        last = len(strides) - 1
-        deep = [i for i, stride in enumerate(strides) if stride <= MAX_STRIDE]
-        indices = [last] if plain else deep
-    chosen = tuple(sorted(i % len(strides) for i in indices if -len(strides) <= i < len(strides)))
-    if len(chosen) != len(indices) or not chosen:
+def _stages(name: str, stages: Sequence[int] | None, strides: list[int]) -> tuple[int, ...]:
+    """Stages of a pyramid: by default all at strides up to 16."""
+    if stages is None:
+        stages = [i for i, stride in enumerate(strides) if stride <= MAX_STRIDE]
+    if not stages:
         raise ValueError(
-            f"{name} has {len(strides)} stages with strides {strides}; the stages "
-            f"{list(indices)} cannot be taken from it."
+            f"{name} has stages at strides {strides}, and none at {MAX_STRIDE} or less, which is "
+            "needed; choose another model."
         )
-    return chosen
+    return tuple(stages)
+
+
+def _blocks(name: str, taken: Selection, count: int) -> tuple[int, ...]:
+    """Blocks of a vision transformer, shallow to deep: by default the last."""
+    if taken.merge not in ("concatenate", "average"):
+        raise ValueError(f"merge {taken.merge!r} is not known; choose 'concatenate' or 'average'.")
+    layers = [count - 1] if taken.blocks is None else taken.blocks
+    listed = isinstance(layers, Sequence) and all(type(layer) is int for layer in layers)
+    known = [layer % count for layer in layers if -count <= layer < count] if listed else []
+    if not known or len(set(known)) != len(layers):
+        raise ValueError(
+            f"layers is {layers!r}, and {name} has {count} blocks. Give a list of different "
+            f"blocks from 0 to {count - 1}, for example [{count // 2}, {count - 1}]; negative "
+            "ones count from the last."
+        )
+    return tuple(sorted(known))

@@ -9,7 +9,7 @@ import ignite.distributed as idist
 
 from mcmiad_monai.data.features import TrainingDataError
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
-from mcmiad_monai.networks.encoder import FrozenEncoder, calibrate_batchnorm
+from mcmiad_monai.networks.encoder import FrozenEncoder, calibrate_batchnorm, untrained_norms
 from mcmiad_monai.training.method import Method
 
 #: Slices on which random BatchNorm layers are calibrated.
@@ -31,7 +31,7 @@ def prepare_encoder(
     Parameters
     ----------
     cases : sequence of dict
-        Training cases; read only for ``weights="random"``.
+        Training cases; read only for BatchNorms with random weights.
     method : Method
         Names the encoder and its weights.
     transform : callable, optional
@@ -44,7 +44,7 @@ def prepare_encoder(
     """
     with idist.one_rank_first():  # a download is made once
         encoder = method.build_encoder(seed=seed, sha256=sha256)
-    if method.weights == "random":
+    if untrained_norms(encoder):
         chosen = calibration_slices(
             cases, modality, size=size, transform=transform, context=method.context
         )

@@ -13,7 +13,7 @@ from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.training.distributed import replicate
-from mcmiad_monai.training.handlers import Checkpoints, TrainingBar
+from mcmiad_monai.training.handlers import Checkpoints, EarlyStop, TrainingBar
 from mcmiad_monai.training.loading import training_loader
 from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.trainer import HeadTrainer, HeadValidator
@@ -31,14 +31,15 @@ def fit_head(
     fingerprint: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[MCMIADHead, int]:
-    """Train for all epochs of a method, with the parts of a bundle's train.yaml.
+    """Train with a method, with the parts of a bundle's train.yaml.
 
     Parameters
     ----------
     data : FeatureDataset
-        Normal slices.
+        Normal slices; their augmented copies are trained on as well.
     validation : FeatureDataset, optional
-        Validated after every epoch; the best one is kept among the checkpoints.
+        Validated after every epoch; the best one is kept among the checkpoints, and the method's
+        patience may end the training. Without it all epochs are trained.
     checkpoints : Path, optional
         Folder of checkpoints; training goes on from one that is there.
     fingerprint : mapping, optional
@@ -59,7 +60,8 @@ def fit_head(
     optimizer = method.build_optimizer(head.parameters())
     schedule = method.build_schedule(optimizer, len(loader))
     loss = method.build_loss(data.encoder).to(device)
-    validator, handlers = None, []
+    validator, early_stop = None, None
+    handlers: list[Any] = []
     if validation is not None:
         validator = HeadValidator(
             device=device,
@@ -68,7 +70,8 @@ def fit_head(
             loss_function=loss,
             score=method.build_score(data.encoder).to(device),
         )
-        handlers.append(ValidationHandler(1, validator))
+        early_stop = EarlyStop(validator, method.patience)
+        handlers += [ValidationHandler(1, validator), early_stop]
     store = None
     if checkpoints is not None:
         store = Checkpoints(
@@ -78,6 +81,7 @@ def fit_head(
             lr_scheduler=schedule,
             fingerprint=fingerprint,
             validator=validator,
+            early_stop=early_stop,
         )
     trainer = HeadTrainer(
         device=device,
@@ -101,9 +105,10 @@ def fit_head(
     )
     if store is None or not store.last.exists():
         trainer.run()
-    elif store.read(store.last)["epoch"] < method.max_epochs:
+    elif not store.finished(kept := store.read(store.last), method.max_epochs):
         store.resume(trainer, store.last)
         trainer.run()
     else:  # stopped between the last epoch and the figures
         store.load_network(store.last)
-    return head.eval(), method.max_epochs * len(loader)
+        return head.eval(), kept["iteration"]
+    return head.eval(), trainer.state.iteration

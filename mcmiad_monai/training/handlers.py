@@ -1,4 +1,4 @@
-"""Handlers of training: seeds of an epoch, gradient clipping, checkpoints and resume, progress."""
+"""Handlers of training: seeds, gradient clipping, early stop, checkpoints and resume, progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver, ProgressBar
+from ignite.handlers import Checkpoint, DiskSaver, EarlyStopping, ProgressBar
 from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
 
@@ -76,6 +76,53 @@ class GradientClip:
             )
 
 
+class EarlyStop:
+    """End the training when the key metric of a validator has not improved for a while.
+
+    ignite's `EarlyStopping`, which counts epochs that were validated.
+
+    Parameters
+    ----------
+    validator : Engine
+        Its key metric decides, more being better.
+    patience : int, optional
+        Validations in a row without improvement; None never ends the training.
+    """
+
+    def __init__(self, validator: Any, patience: int | None) -> None:
+        self.validator, self.patience = validator, patience
+        self._ignite: EarlyStopping | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the end of each epoch; attach after the validation and before the checkpoints."""
+        if self.patience is None:
+            return
+        self._ignite = EarlyStopping(self.patience, lambda _: key_metric(self.validator), engine)
+        validated = Events.EPOCH_COMPLETED(
+            event_filter=lambda _, epoch: self.validator.state.epoch == epoch
+        )
+        engine.add_event_handler(validated, self._ignite)
+
+    def is_over(self, state: Mapping[str, Any]) -> bool:
+        """Whether a training with this state dict has been ended."""
+        return self.patience is not None and state.get("counter", 0) >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best figure, and validations since then."""
+        return {} if self._ignite is None else dict(self._ignite.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting; from a run without patience there is nothing to go on from."""
+        if self._ignite is not None and state:
+            self._ignite.load_state_dict(state)
+
+
+def key_metric(validator: Any) -> float:
+    """Newest key metric of a validator; a NaN is worse than everything."""
+    metric = float(validator.state.metrics[validator.state.key_metric_name])
+    return -math.inf if math.isnan(metric) else metric
+
+
 class Checkpoints:
     """Write ``last.pt`` after every epoch and ``best.pt`` when the key metric improves.
 
@@ -92,6 +139,8 @@ class Checkpoints:
         Plain values that must agree on resume (encoder digest, seed, …).
     validator : Engine, optional
         Its key metric decides what is best; without one there is no ``best.pt``.
+    early_stop : EarlyStop, optional
+        Its state is saved, and a run that it has stopped is not resumed.
     """
 
     def __init__(
@@ -103,6 +152,7 @@ class Checkpoints:
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         fingerprint: Mapping[str, Any] | None = None,
         validator: Any = None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         self.directory = Path(directory)
         self._parts: dict[str, Any] = {
@@ -111,7 +161,7 @@ class Checkpoints:
             "lr_scheduler": lr_scheduler,
         }
         self.fingerprint = json.dumps(dict(fingerprint or {}), sort_keys=True, default=str)
-        self.validator = validator
+        self.validator, self.early_stop = validator, early_stop
         self.best_metric, self.best_epoch = -math.inf, 0
         self._trainer: Any = None
 
@@ -150,6 +200,7 @@ class Checkpoints:
             "epoch_length": state.epoch_length,
             "best_metric": self.best_metric,
             "best_epoch": self.best_epoch,
+            "early_stop": {} if self.early_stop is None else self.early_stop.state_dict(),
             "fingerprint": self.fingerprint,
         }
 
@@ -157,9 +208,8 @@ class Checkpoints:
         """Whether the epoch is the best so far; ignite's comparison would keep a NaN for ever."""
         if self.validator is None or self.validator.state.epoch != epoch:  # not validated
             return False
-        name = self.validator.state.key_metric_name
-        metric = float(self.validator.state.metrics[name])
-        if math.isnan(metric) or metric < self.best_metric:  # of equals, the longer trained
+        metric = key_metric(self.validator)
+        if metric == -math.inf or metric < self.best_metric:  # of equals, the longer trained
             return False
         self.best_metric, self.best_epoch = metric, epoch
         return True
@@ -198,6 +248,11 @@ class Checkpoints:
         self._parts["network"].load_state_dict(content["network"])
         return content
 
+    def finished(self, content: Mapping[str, Any], max_epochs: int) -> bool:
+        """Whether the training of a checkpoint had its last epoch, or was ended early."""
+        ended = self.early_stop and self.early_stop.is_over(content.get("early_stop", {}))
+        return content["epoch"] >= max_epochs or bool(ended)
+
     def resume(self, trainer: Any, path: str | Path) -> None:
         """Continue a run: weights, optimiser, schedule and epoch, so that it equals a straight one.
 
@@ -218,6 +273,14 @@ class Checkpoints:
                 f"{path} has finished epoch {content['epoch']} of {trainer.state.max_epochs}; "
                 "raise max_epochs to train on."
             )
+        if self.early_stop is not None:
+            if self.finished(content, trainer.state.max_epochs):
+                raise CheckpointError(
+                    f"{path} stopped after epoch {content['epoch']}: the key metric had not "
+                    f"improved in {self.early_stop.patience} validations; raise patience to train "
+                    "on."
+                )
+            self.early_stop.load_state_dict(content.get("early_stop", {}))
         self._parts["optimizer"].load_state_dict(content["optimizer"])
         self._parts["lr_scheduler"].load_state_dict(content["lr_scheduler"])
         self.best_metric, self.best_epoch = content["best_metric"], content["best_epoch"]

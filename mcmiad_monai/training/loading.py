@@ -89,12 +89,13 @@ def training_loader(
     Parameters
     ----------
     dataset : FeatureDataset
-        Training slices.
+        Training slices; their augmented copies are drawn with them.
     batch_size : int
         Slices a step, in all processes together.
     device : str or torch.device
         Where the training runs; memory for a GPU is pinned.
     """
+    dataset = dataset.with_copies
     return DataLoader(
         dataset,
         batch_sampler=GlobalBatches(dataset, batch_size, min_steps),

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, build_encoder
+from mcmiad_monai.networks.encoder import AUTO, FrozenEncoder, Merge, build_encoder
 from mcmiad_monai.networks.head import HeadConfig, MCMIADHead, build_head
 from mcmiad_monai.networks.loss import ReconstructionLoss
 from mcmiad_monai.networks.memory import DISTANCES, Distance
@@ -41,7 +41,7 @@ class Method:
 
     Attributes
     ----------
-    encoder_name, weights, pool
+    encoder_name, weights, pool, layers, merge
         See :func:`~mcmiad_monai.networks.encoder.build_encoder` (§3.2, §4.2).
     keep_colours, normalize_images, mask_background : bool
         Of the images; see :func:`~mcmiad_monai.transforms.preprocessing` (§4.2).
@@ -78,11 +78,19 @@ class Method:
         Of the learning rate; ``"auto"`` trains with each, and keeps what validates better (§4.2).
     min_steps_per_epoch : int
         See :class:`~mcmiad_monai.training.loading.GlobalBatches`.
+    copies : int
+        Augmented copies of each training slice, for the head alone; see
+        :func:`~mcmiad_monai.data.augmentation.augmented_copies`.
+    patience : int, optional
+        Validations in a row without a better key metric after which the training stops; None never
+        stops it. The best epoch is packaged in either case.
     """
 
     encoder_name: str = AUTO
     weights: str = "pretrained"
     pool: Literal["bilinear", "area"] = "bilinear"
+    layers: tuple[int, ...] | None = None
+    merge: Merge = "concatenate"
     keep_colours: bool = True
     normalize_images: bool = False
     mask_background: bool = False
@@ -111,6 +119,8 @@ class Method:
     clip_norm: float = 0.1
     schedule: Literal["cosine", "step", "auto"] = "auto"
     min_steps_per_epoch: int = 1
+    copies: int = 0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Check names and counts before anything is built."""
@@ -131,6 +141,11 @@ class Method:
                 f"max_epochs {self.max_epochs}, batch_size {self.batch_size} and "
                 f"min_steps_per_epoch {self.min_steps_per_epoch} must each be at least 1."
             )
+        if self.copies < 0 or (self.patience is not None and self.patience < 1):
+            raise ValueError(
+                f"copies is {self.copies} and patience is {self.patience}; copies must be at least "
+                "0, and patience at least 1, or null to train all epochs."
+            )
 
     def with_options(self, **options: Any) -> Method:
         """Another method that differs in these options, those of the head among them.
@@ -144,8 +159,7 @@ class Method:
         head = {name: value for name, value in options.items() if name in HEAD_OPTIONS}
         own = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
         own["head"] = {**self.head, **own.get("head", {}), **head}
-        if isinstance(own.get("stage_weights"), list):
-            own["stage_weights"] = tuple(own["stage_weights"])
+        own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
         return replace(self, **own)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,6 +193,8 @@ class Method:
             self.encoder_name,
             weights=self.weights,
             pool=self.pool,
+            layers=self.layers,
+            merge=self.merge,
             align_corners=self.align_corners,
             **options,
         )
@@ -253,7 +269,7 @@ class Method:
 
 
 #: Options by the word that stands for them. What "default" changes was chosen on the validation
-#: patients of benchmarks/flair_lgg.py.
+#: patients of real FLAIR (benchmarks/real_images.py).
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "default": {

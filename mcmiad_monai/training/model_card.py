@@ -32,7 +32,7 @@ def model_card(
     """
     encoder, prior = provenance["encoder"], provenance["text_prior"]
     warnings = []
-    if str(encoder["weights"]).startswith("random"):
+    if "random, seed" in str(encoder["weights"]):
         warnings.append(
             "**The encoder has random weights.** Its features were never trained on any image; "
             "the model shows that the software works and detects nothing that can be relied on."

@@ -25,8 +25,11 @@ logger = logging.getLogger(__name__)
 
 #: Values that are tried where the method leaves them open.
 SYMMETRIES, SMOOTHINGS = (0.0, 0.4), (0.0, 6.0)
-IMAGE_SCORES = ("eq7", "maximum", "hottest", "mean")
-#: Candidates this close to the best are as good as it, and the simplest of them is taken.
+#: The first is taken where no real labels decide: synthetic anomalies are all small, and whether
+#: real ones are cannot be known. It loses least between small and diffuse ones.
+IMAGE_SCORES = ("hottest", "eq7", "maximum", "mean")
+#: Candidates this close to the best are as good as it, and the simplest of them is taken. From one
+#: seed of the anomalies to another, differences of close candidates change by less than half of it.
 MARGIN = 0.01
 #: Real labels decide from so many normal and so many anomalous images, of so many patients each.
 LABELLED_IMAGES, LABELLED_PATIENTS = 10, 3
@@ -115,8 +118,8 @@ def choose_score(
 ) -> ScoreChoice:
     """Choose among score options by images that are labelled.
 
-    The map is chosen by `MapFigures.criterion`, then the image score by its AUROC on that map. Of
-    candidates within `MARGIN` of the best the simplest is taken.
+    The map is chosen by `MapFigures.criterion`, of those within `MARGIN` of the best the simplest.
+    Real labels then choose the image score, by its AUROC on that map.
 
     Parameters
     ----------
@@ -128,7 +131,9 @@ def choose_score(
         As of `candidates`; sources of sums are divided by what the normal images have.
     rows : sequence of int, optional
         Images of the dataset to use; all by default.
-    by_labels, on_same_patients : bool
+    by_labels : bool
+        Whether the labels are real ones; otherwise the image score is the first of the options.
+    on_same_patients : bool
         To be said in the choice.
 
     Raises
@@ -150,8 +155,11 @@ def choose_score(
         "sources": best.sources,
         "symmetry": best.symmetry,
         "smooth_sigma": best.smooth_sigma,
-        "image_score": simplest(image_scores, best.image_auroc.__getitem__, image_scores.index),
+        "image_score": image_scores[0],
     }
+    if by_labels:
+        by_auroc = best.image_auroc.__getitem__
+        chosen["image_score"] = simplest(image_scores, by_auroc, image_scores.index)
     choice = ScoreChoice(
         options=chosen,
         table=tuple(table),
@@ -340,7 +348,8 @@ def choice_table(choice: ScoreChoice) -> list[str]:
     head = ["heatmap", "pixel AP", "pixel AUROC", *(f"image AUROC, {name}" for name in columns)]
     lines = [
         f"Chosen: **{score_name(choice.options)}**, by {_basis(choice)}. Figures on synthetic "
-        "anomalies compare scores; they do not say how well lesions are found."
+        "anomalies compare heatmaps; they do not say how well lesions are found, nor which image "
+        "score is best."
         if not choice.by_labels
         else f"Chosen: **{score_name(choice.options)}**, by {_basis(choice)}.",
         "",

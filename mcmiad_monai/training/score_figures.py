@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,8 +48,13 @@ class MapFigures:
 
     @property
     def criterion(self) -> float:
-        """By which maps are compared: pixel AP; the best image AUROC where there are no masks."""
-        return max(self.image_auroc.values()) if math.isnan(self.pixel_ap) else self.pixel_ap
+        """By which maps are compared: the mean of pixel AP and the best image AUROC.
+
+        Heat has to lie on the anomalies, and has to be more than that of normal images. Only one
+        of the two counts where the other is not defined.
+        """
+        figures = (self.pixel_ap, max(self.image_auroc.values()))
+        return mean_of_defined(figures)
 
     @property
     def effort(self) -> tuple[Any, ...]:
@@ -155,10 +160,11 @@ def figures_of(
             sources=dict(way["sources"]),
             symmetry=way["symmetry"],
             smooth_sigma=way["smooth_sigma"],
-            pixel_ap=_mean(found.pixel_ap for found in of_way),
-            pixel_auroc=_mean(found.pixel_auroc for found in of_way),
+            pixel_ap=mean_of_defined(found.pixel_ap for found in of_way),
+            pixel_auroc=mean_of_defined(found.pixel_auroc for found in of_way),
             image_auroc={
-                name: _mean(found.image_auroc[name] for found in of_way) for name in image_scores
+                name: mean_of_defined(found.image_auroc[name] for found in of_way)
+                for name in image_scores
             },
         )
         for way, of_way in zip(ways, zip(*each, strict=True), strict=True)
@@ -205,7 +211,7 @@ def _of_one_modality(
     return found
 
 
-def _mean(values: Iterator[float]) -> float:
-    """Mean of what is defined; NaN if nothing is."""
+def mean_of_defined(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN if none is."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan

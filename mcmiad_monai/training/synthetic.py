@@ -35,7 +35,6 @@ RADII = (0.03, 0.15)
 STRENGTHS = (0.15, 0.5)
 #: How much of an anomaly is in the slices before and after its own.
 NEIGHBOUR = 0.5
-PLACE = "two"
 #: Normal slices, and about as many anomalies.
 LIMIT = 100
 #: Anomalies of one slice, at most, where there are few slices.
@@ -100,20 +99,18 @@ def _foreground(image: Tensor) -> np.ndarray:
 def _place(
     image: Tensor, radius: float, rng: np.random.RandomState
 ) -> tuple[tuple[int, int], float]:
-    """A centre in the more structured half of where the radius fits; it shrinks if it does not."""
+    """Centre and radius: the place with more structure of two where the anomaly fits.
+
+    So most lie in tissue, also where much of the foreground is empty, as in OCT. The radius shrinks
+    where there is no such place.
+    """
     depth = ndimage.distance_transform_edt(np.pad(_foreground(image), 1))[1:-1, 1:-1]
     radius = min(radius, float(depth.max()))
     places = np.argwhere(depth >= radius)  # (n, 2)
     middle = image[len(image) // 2].numpy()
     slope = ndimage.gaussian_gradient_magnitude(middle, 1.0)
     structure = ndimage.gaussian_filter(slope, radius)[tuple(places.T)]  # (n,)
-    if PLACE == "structured":
-        places = places[structure >= np.median(structure)]
-        row, column = places[rng.randint(len(places))]
-    elif PLACE == "two":
-        row, column = places[max(rng.randint(len(places), size=2), key=structure.__getitem__)]
-    else:
-        row, column = places[rng.randint(len(places))]
+    row, column = places[max(rng.randint(len(places), size=2), key=structure.__getitem__)]
     return (int(row), int(column)), radius
 
 
@@ -141,7 +138,8 @@ def _shift(
     low, high = np.quantile(pixels.numpy(), (0.01, 0.99))
     strength = rng.uniform(*STRENGTHS) * float(high - low)
     grain = rng.uniform(0.5, 2.0) if kind == "noise" else 8.0
-    noise = RandGaussianNoise(prob=1, std=1.0, sample_std=False).set_random_state(state=rng)
+    noise = RandGaussianNoise(prob=1, std=1.0, sample_std=False)
+    noise.set_random_state(state=rng)
     field = torch.as_tensor(GaussianSmooth(grain)(noise(torch.zeros(1, *shape))))
     field = field / field.std()
     if kind == "noise":
@@ -211,7 +209,8 @@ def synthetic_dataset(
     TrainingDataError
         If there is no normal slice.
     """
-    chosen = _spread(cases, limit, seed, modality=modality, transform=transform, **slices)
+    options = {"modality": modality, "transform": transform, "context": context, **slices}
+    chosen = _spread(cases, limit, seed, **options)
     if not chosen:
         raise TrainingDataError(
             f"no normal slice was found in {len(cases)} held-out cases, so that no score can be "

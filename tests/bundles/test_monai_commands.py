@@ -27,8 +27,8 @@ from mcmiad_monai.overrides import config_keys, place_method_options
 NOISY, UPDATE, EXACT, ONE_PAIR = 0.1, 1e-2, 1e-3, 2e-3
 
 
-def smooth_images(count: int) -> torch.Tensor:
-    coarse = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
+def smooth_images(count: int, channels: int) -> torch.Tensor:
+    coarse = torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(count))
     return functional.interpolate(coarse, (224, 224), mode="bilinear")
 
 
@@ -36,7 +36,7 @@ def assert_same_heatmaps(found: Any, model: Path) -> None:
     """Of one slice and of three; exports are made with two."""
     detector = load_package(model)
     for count in (1, 3):
-        images = smooth_images(count)
+        images = smooth_images(count, detector.channels)
         with torch.inference_mode():
             torch.testing.assert_close(found(images), detector(images), rtol=0, atol=1e-4)
 

@@ -14,7 +14,7 @@ from mcmiad_monai.data.studies import iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.training.encoders import prepare_encoder
 from mcmiad_monai.training.method import preset
-from mcmiad_monai.transforms import preprocessing
+from mcmiad_monai.transforms import preprocessing, slice_batch
 
 SMALL = "test_efficientnet.r160_in1k"
 SMALL_METHOD = preset(encoder_name=SMALL, weights="random", pool="bilinear")
@@ -87,6 +87,25 @@ def test_changed_file_or_option_is_computed_anew(
     FeatureDataset(cases, encoder, **cached)
     FeatureDataset(cases, encoder, **{**cached, "slice_range": (0.4, 0.6)})
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_context_shows_the_encoder_neighbours_and_keeps_features_of_its_own(
+    cohort: Path, encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    cached: dict[str, Any] = {"cache": "disk", "cache_dir": tmp_path, **OPTIONS}
+    cases = cases_of(cohort)[:1]
+    alone = FeatureDataset(cases, encoder, slice_range=(0.4, 0.6), **cached)
+    between = FeatureDataset(cases, encoder, slice_range=(0.4, 0.6), context=3, **cached)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert between.records == alone.records
+    rows = list(range(len(alone)))
+    assert torch.equal(between.foreground(rows), alone.foreground(rows))
+    image = preprocessing("brain_mri")(dict(cases[0]))["image"]
+    neighbours = [alone.records[0].index + k for k in (-1, 0, 1)]
+    with torch.inference_mode():
+        expected = encoder(slice_batch(image, neighbours, size=64)[None, :, 0])
+    torch.testing.assert_close(between.batch([0]), expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(between.batch([0]), alone.batch([0]), rtol=1e-2)
 
 
 def test_cache_follows_the_transforms(cohort: Path, encoder: FrozenEncoder, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mcmiad_monai.inference.evaluation import EvaluationReport, counted_slices, 
 from mcmiad_monai.predictor import load
 
 SKIPPED = math.nan
+CROPPED: dict[str, Any] = {"field_of_view": "foreground", "context": 3}
 
 
 def make_item(
@@ -216,8 +218,35 @@ def test_intervals_keep_the_studies_of_a_patient_together(tmp_path: Path) -> Non
     assert content["intervals"]["slice_auroc"]["patients"] == 2
 
 
+def test_lesion_outside_the_field_of_view_counts_as_missed(tmp_path: Path) -> None:
+    values = np.zeros((40, 40, 4), np.float32)
+    values[10:26, 12:30] = 100 + 10 * np.random.default_rng(0).random((16, 18, 4))
+    mask = np.zeros(values.shape, np.uint8)
+    mask[15:18, 20:22, 1] = 1
+    mask[0:2, 38:40, 1:3] = 1  # in a corner, and in slice 2 there alone
+    for name, array in (("image", values), ("label", mask)):
+        nib.save(nib.Nifti1Image(array, np.diag([-1, -1, 4, 1])), tmp_path / f"{name}.nii.gz")
+    case = {name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "label")}
+    model = make_model(tmp_path / "model.pt", slice_range=(0, 1), method=CROPPED)
+    predictor = load(model, device="cpu", engine="torch")
+    sample = predictor.prepare({"case": "a", **case}, label=True)
+    assert int((sample["label"] > 0).sum()) == 6
+    found = counted_slices({**sample, "pred": predictor.heat(sample["image"])}, 2)
+    assert found.labels.tolist() == [False, True, True, False]
+    assert found.heat.shape == found.lesion.shape == found.image.shape == (1, 40, 40, 4)
+    np.testing.assert_array_equal(found.lesion[0] > 0, mask > 0)
+    missed = found.heat[(found.lesion > 0) & (found.image == 0)]
+    assert (missed.numel(), float(missed.max())) == (8, 0)
+    # on the same places as in the file
+    np.testing.assert_array_equal(found.heat[0] > 0, values > 0)
+    report = evaluate(predictor, [{"case": "a", **case}], tmp_path, progress=False)
+    assert report.rows[0]["lesion_voxels"] == 14
+    assert report.rows[0]["anomalous_slices"] == 2
+
+
+@pytest.mark.parametrize("method", [{}, CROPPED], ids=["whole", "cropped"])
 def test_evaluation_in_python_writes_the_files_of_the_bundles_evaluation(
-    cohort: Path, tmp_path: Path
+    cohort: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
     """One study of the cohort cannot be read, and fails in both."""
     listed = json.loads((cohort / "datalist.json").read_text())
@@ -228,7 +257,7 @@ def test_evaluation_in_python_writes_the_files_of_the_bundles_evaluation(
     source = tmp_path / "datalist.json"
     source.write_text(json.dumps({"test": listed["test"]}))
     root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
-    make_model(root / "models" / "model.pt")
+    make_model(root / "models" / "model.pt", method=method)
     given = {"dataset_dir": str(source), "output_dir": str(tmp_path / "a"), "device": "cpu"}
     with pytest.raises(CohortIncomplete, match="4 studies evaluated, 1 failed:\n  bad: "):
         open_workflow(root, ("train", "evaluate"), {**given, "progress": False}).run()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from mcmiad_monai.networks.score import AnomalyScore, volume_score
+from mcmiad_monai.networks.score import AnomalyScore, foreground_of, volume_score
 
 # one place, three channels: difference (0, 3, 4), inner product 2·2 + 0·3 + 1·5, norms √5 and √38
 TARGET = torch.tensor([2.0, 0.0, 1.0]).view(1, 3, 1, 1)
@@ -130,3 +130,12 @@ def test_config_through_json_rebuilds_the_score():
 def test_options_out_of_range_are_refused_by_name(options, name):
     with pytest.raises(ValueError, match=name):
         AnomalyScore(**options)
+
+
+def test_foreground_is_that_of_the_slice_itself() -> None:
+    three = torch.zeros(2, 3, 4, 5)
+    three[:, 0], three[:, 2] = 0.5, 0.5
+    three[1, 1, 2, 3] = 0.1
+    assert foreground_of(three).shape == (2, 1, 4, 5)
+    assert foreground_of(three).nonzero().tolist() == [[1, 0, 2, 3]]
+    assert torch.equal(foreground_of(three[:, 1:2]), foreground_of(three))

@@ -196,8 +196,39 @@ def test_visual_tower_of_clip_is_an_encoder(tiny_clip):
     assert encoder.stage_channels == (32,)
 
 
+def test_blocks_of_a_visual_tower_are_concatenated_or_averaged(tiny_clip):
+    first, last = (
+        build_encoder("open_clip:tiny-clip", weights=tiny_clip, layers=[i]) for i in (0, 1)
+    )
+    image = torch.rand(2, 1, 224, 224)
+    options = {"weights": tiny_clip, "layers": [0, 1]}
+    both = build_encoder("open_clip:tiny-clip", **options)
+    mean = build_encoder("open_clip:tiny-clip", merge="average", **options)
+    assert torch.equal(both(image), torch.cat([first(image), last(image)], dim=1))
+    assert torch.allclose(mean(image), (first(image) + last(image)) / 2, atol=1e-6)
+    assert (both.stage_channels, mean.stage_channels) == ((32, 32), (32,))
+
+
+def test_visual_tower_of_other_images_has_its_positions_resampled(tmp_path, monkeypatch, tiny_clip):
+    """Published towers of 240 or 336 pixels also see images of 224."""
+    monkeypatch.setitem(TINY_CLIP["vision_cfg"], "image_size", 96)
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    clip = open_clip.create_model("tiny-clip", load_weights=False)
+    torch.save(clip.state_dict(), tiny_clip)
+    encoder = build_encoder("open_clip:tiny-clip", weights=tiny_clip)
+    rebuilt = encoder_from_config(json.loads(json.dumps(encoder.config)))
+    rebuilt.load_state_dict(encoder.state_dict())
+    image = torch.rand(1, 1, 224, 224)
+    assert torch.equal(rebuilt(image), encoder(image))
+    expected = open_clip.create_model(
+        "tiny-clip", pretrained=str(tiny_clip), force_image_size=224
+    ).visual.positional_embedding
+    assert torch.equal(encoder.trunk.model.positional_embedding, expected)
+
+
 def test_visual_tower_is_rebuilt_without_its_name(tiny_clip, monkeypatch):
-    encoder = build_encoder("open_clip:tiny-clip", weights=tiny_clip, indices=[0])
+    encoder = build_encoder("open_clip:tiny-clip", weights=tiny_clip, layers=[0])
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {})
     rebuilt = encoder_from_config(json.loads(json.dumps(encoder.config)))
     rebuilt.load_state_dict(encoder.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ def make_model(
     slice_range: tuple[float, float] = RANGE,
     thresholds: tuple[float, float] | None = (1.03, 1.0343),
     seed: int = 11,
+    method: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A small model of random weights, whose thresholds some normals exceed."""
+    """A small model of random weights, whose thresholds some normals exceed.
+
+    `method` has options of its training, e.g. ``field_of_view``.
+    """
     encoder = empty_encoder("test_efficientnet", grid=7, seed=seed)
     detector = small_detector(encoder, rounds=4, standardize_features=True, seed=12)
     detector.heat_scale.fill_(35.0)
@@ -36,6 +41,7 @@ def make_model(
     if thresholds is not None:
         calibration = Calibration(1.0, 0.005, *thresholds, 0.05, 10, 5, 3, 3).to_dict()
     training = {"slice_range": list(slice_range), **({"modality": modality} if modality else {})}
+    training |= {"method": dict(method)} if method else {}
     save_package(path, detector, calibration=calibration, provenance={"training": training})
     return path
 

@@ -88,6 +88,27 @@ def test_without_masks_the_image_auroc_decides() -> None:
     assert "| – | – |" in "\n".join(choice_table(choice))
 
 
+def test_real_labels_choose_the_image_score_and_synthetic_anomalies_do_not() -> None:
+    data = images(["memory-l2"])
+    features, middle = data._blocks[0].features, SOURCES.index("memory-l2")
+    features[1::2, middle] += 0.1  # diffuse: more on average
+    features[::2, middle, 0, 0] = 8.0  # normal images have a hot corner
+    options = candidates(OPEN.with_options(score="memory-l2"), "retina_oct")
+    for by_labels, expected in ((True, "mean"), (False, "hottest")):
+        choice = choose_score(cast(Any, Channels()), data, options, by_labels=by_labels)
+        assert choice.options["image_score"] == expected
+
+
+def test_maps_have_to_rank_images_too() -> None:
+    data = images(["memory-cosine", "memory-l2"])
+    features = data._blocks[0].features
+    features[::2, SOURCES.index("memory-l2")] *= 10  # normal images are hotter all over
+    assert list(choose(data).options["sources"]) == ["memory-cosine"]
+    row = {tuple(r.sources): r for r in choose(data).table}[("memory-cosine",)]
+    best = max(row.image_auroc.values())
+    assert row.criterion == pytest.approx((row.pixel_ap + best) / 2)
+
+
 def test_of_equals_the_simplest_is_taken() -> None:
     data = images(SOURCES)
     choice = choose(data)

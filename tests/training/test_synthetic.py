@@ -137,6 +137,17 @@ def test_normal_slices_come_evenly_from_all_patients_each_beside_its_anomaly(
         assert not torch.equal(found.batch([i]), found.batch([i + 1]))
 
 
+def test_slices_between_their_neighbours_have_the_same_anomalies(
+    cohort: Path, encoder: FrozenEncoder
+) -> None:
+    alone, between = (dataset(cases_of(cohort), encoder, limit=4, context=c) for c in (1, 3))
+    rows = list(range(len(alone)))
+    assert alone.records == between.records
+    assert torch.equal(alone.foreground(rows), between.foreground(rows))
+    assert torch.equal(alone.lesion([1]), between.lesion([1]))  # a bright blob, as seeded
+    assert not torch.equal(alone.batch(rows), between.batch(rows))
+
+
 def test_few_slices_have_several_anomalies_each(cohort: Path, encoder: FrozenEncoder) -> None:
     few = dataset(cases_of(cohort), encoder, limit=9, slice_range=(0.5, 0.6))  # one of each study
     normal = [i for i, r in enumerate(few.records) if not r.anomalous]

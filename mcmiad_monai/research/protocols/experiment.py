@@ -19,7 +19,7 @@ from mcmiad_monai.data.studies import batches, stack_images
 from mcmiad_monai.files import write_text
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
-from mcmiad_monai.networks.encoder import FrozenEncoder, calibrate_batchnorm
+from mcmiad_monai.networks.encoder import FrozenEncoder, calibrate_batchnorm, untrained_norms
 from mcmiad_monai.networks.package import load_package, save_package
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
@@ -110,14 +110,13 @@ class Laboratory:
     def encoder(self, method: Method) -> FrozenEncoder:
         """Encoder of a method; random weights get their statistics from images of all sets."""
         seen: dict[str, Any] = {}
-        if method.weights == "random":
+        if "random" in method.weights:
             seen = {**method.image_options, "context": method.context}
-        key = json.dumps(
-            [method.encoder_name, method.weights, method.pool, method.align_corners, seen]
-        )
+        options = ("encoder_name", "weights", "pool", "align_corners", "layers", "merge")
+        key = json.dumps([*(getattr(method, name) for name in options), seen])
         if key not in self._encoders:
             encoder = method.build_encoder()
-            if method.weights == "random":
+            if untrained_norms(encoder):
                 count = max(1, CALIBRATION_SLICES // len(self.sets))
                 chosen = [
                     sample
@@ -169,6 +168,7 @@ class Laboratory:
             device=self.device,
             progress=self.progress,
             description=f"{name} {split} features",
+            copies=method.copies if split == "train" else 0,
         )
 
     @cached_property
