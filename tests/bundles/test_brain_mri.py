@@ -200,6 +200,7 @@ def test_one_word_sets_the_method(cohort: Path, tmp_path: Path, word: str) -> No
     root = copy_bundle(NAME, tmp_path / NAME)
     options = {"preset": word, "dataset_dir": str(cohort), "jitter_scale": 7.0}
     method = open_workflow(root, "train", options).parser.get_parsed_content("method")
-    assert method == preset(word, jitter_scale=7.0)
+    brain = {"field_of_view": "foreground", "context": 3} if word == "default" else {}
+    assert method == preset(word, jitter_scale=7.0, **brain)
     assert method.learning_rate == {"default": 1e-3, "paper": 2e-4}[word]
     assert (method.max_epochs, method.batch_size) == (100, 16)
