@@ -32,7 +32,7 @@ IMAGE_SCORES = ("hottest", "eq7", "maximum", "mean")
 #: seed of the anomalies to another, differences of close candidates change by less than half of it.
 MARGIN = 0.01
 #: Real labels decide from so many normal and so many anomalous images, of so many patients each.
-LABELLED_IMAGES, LABELLED_PATIENTS = 10, 3
+LABELLED_IMAGES, LABELLED_PATIENTS = 10, 5
 #: Of more labelled images of a kind, so many are looked at.
 MOST_IMAGES = 200
 

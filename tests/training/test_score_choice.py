@@ -212,14 +212,17 @@ def test_patients_are_divided_where_each_half_has_enough_for_its_thresholds() ->
     assert split_patients(many[::-1], seed=1) == (deciding, others)
 
 
-def test_labels_need_ten_images_of_three_patients_of_each_kind() -> None:
+def test_labels_need_ten_images_of_five_patients_of_each_kind() -> None:
     normal = [record(i, anomalous=False) for i in range(10)]
-    anomalous = [record(20 + i % 3, anomalous=True) for i in range(10)]
+    anomalous = [record(20 + i % 5, anomalous=True) for i in range(10)]
     assert labelled_rows(normal + anomalous) == list(range(20))
     assert labelled_rows(normal + anomalous[:9]) == []
     assert labelled_rows(normal[:9] + anomalous) == []
-    assert labelled_rows(normal + [record(20 + i % 2, anomalous=True) for i in range(30)]) == []
-    assert labelled_rows(normal + anomalous, frozenset({"p1", "p20", "p21", "p22"})) == []
+    assert labelled_rows(normal + [record(20 + i % 4, anomalous=True) for i in range(30)]) == []
+    assert (
+        labelled_rows(normal + anomalous, frozenset({"p1", *(f"p{i}" for i in range(20, 25))}))
+        == []
+    )
     many = labelled_rows(normal * 100 + anomalous)
     assert len(many) == score_choice.MOST_IMAGES + 10
 
