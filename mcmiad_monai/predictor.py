@@ -26,12 +26,14 @@ from mcmiad_monai.data.cases.names import stem_of
 from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
+from mcmiad_monai.inference.nearest import recall_from
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD, anomaly_mask, study_scores
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
+from mcmiad_monai.runtime.device import choose_device
 from mcmiad_monai.runtime.open import Engine, open_network
 from mcmiad_monai.runtime.precision import Precision
 from mcmiad_monai.transforms import CanonicalOrientationd, on_whole_grid, preprocessing
@@ -184,31 +186,6 @@ def _warn_of_other_steps(path: Path, content: Mapping[str, Any]) -> None:
             ", ".join(other),
             path,
         )
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """Device to compute on; a GPU if there is one, where none is named.
-
-    Raises
-    ------
-    ValueError
-        If the device is not known or not there.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        message = f"device {device!r} is not known; choose cpu, cuda, cuda:1 or mps."
-        raise ValueError(message) from error
-    count = torch.cuda.device_count()
-    absent = chosen.type == "cuda" and (chosen.index or 0) >= count
-    if absent or (chosen.type == "mps" and not torch.backends.mps.is_available()):
-        raise ValueError(
-            f"device {device} is not there: this machine has {count} CUDA GPUs that PyTorch can "
-            "use. Choose another device, or leave it out."
-        )
-    return chosen
 
 
 class Predictor:
@@ -388,7 +365,10 @@ class Predictor:
             calibration=self.calibration_of(heatmap.meta.get(MODALITY)),
         )
         mask = anomaly_mask(heatmap, self.options.mask_threshold)
-        return Prediction(heatmap, mask, found, on_whole_grid(sample["image"]))
+        recall = recall_from(
+            self.detector, sample["image"], axis=self.slice_axis, lock=self._network_free
+        )
+        return Prediction(heatmap, mask, found, on_whole_grid(sample["image"]), recall)
 
 
 def _name_of(study: Any) -> str:

@@ -134,6 +134,6 @@ def _prepare_computing(options: argparse.Namespace) -> None:
 
         torch.set_num_threads(options.threads)
     if getattr(options, "device", None):
-        from mcmiad_monai.predictor import choose_device
+        from mcmiad_monai.runtime.device import choose_device
 
         choose_device(options.device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from mcmiad_monai.inference.nearest import NearestNormal, Recall, same_place
 from mcmiad_monai.inference.writers import write_study
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.transforms import CanonicalOrientation
@@ -39,6 +41,7 @@ class Prediction:
     mask: MetaTensor
     scores: dict[str, Any]
     image: MetaTensor
+    _recall: Recall | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -79,6 +82,46 @@ class Prediction:
         for entry in self.scores["slices"]:
             scores[entry["index"]] = entry["score"]
         return scores
+
+    def nearest_normal(self, at: Sequence[int] | None = None) -> NearestNormal:
+        """Which normal training slice a place resembles most, and how far it is from it.
+
+        The features of one slice are computed again, by PyTorch.
+
+        Parameters
+        ----------
+        at : (int, int, int), optional
+            Voxel of the study, in its own array; by default the hottest.
+
+        Raises
+        ------
+        NoMemoryError
+            If the model has no memory of normal images.
+        ValueError
+            If the model did not look at the place, or did not make this prediction.
+        """
+        if self._recall is None:
+            raise ValueError(
+                "this prediction knows of no model; take it from a model: load(path)(study)."
+            )
+        heat = self.heatmap.numpy()[0]
+        found = np.unravel_index(int(heat.argmax()), heat.shape) if at is None else at
+        x, y, z = (int(n) for n in found)
+        self._require_seen((x, y, z))
+        return self._recall((x, y, z), self.heatmap.affine.numpy())
+
+    def _require_seen(self, at: tuple[int, int, int]) -> None:
+        shape = self.heatmap.shape[1:]
+        if all(0 <= n < size for n, size in zip(at, shape, strict=True)):
+            place = same_place(at, self.heatmap.affine.numpy(), self.image.affine.numpy())
+            inside = bool((self.image.numpy()[(slice(None), *place)] > 0).any())
+            if inside and np.isfinite(self.slice_scores[at[self.scores["slice_axis"]]]):
+                return
+        raise ValueError(
+            f"the model did not look at voxel {at} of {self.name}, whose shape is {tuple(shape)}: "
+            "it lies outside the image, the foreground, the field of view or the slices that are "
+            "looked at. Choose one where the heatmap is above 0, or leave it out for the hottest."
+        )
 
     def save(self, out: str | Path, *, pictures: bool = True) -> Path:
         """Write heatmap, mask and scores into ``out/<name>/``, each file whole or not at all.

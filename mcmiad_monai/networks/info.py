@@ -14,11 +14,16 @@ from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import DEFAULT_ENCODER, FrozenEncoder, empty_encoder
 from mcmiad_monai.networks.head import build_head
+from mcmiad_monai.networks.memory import MemoryConfig, NormalMemory
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.networks.score import AnomalyScore
 from mcmiad_monai.networks.text_prior import encode_hashing
 
 IMAGE_SIZE = 224
 """Side of the network's input in pixels (§4.2)."""
+
+MEMORY_SIZE = 5_000
+"""Tokens of the default memory."""
 
 
 class PartCost(NamedTuple):
@@ -28,7 +33,7 @@ class PartCost(NamedTuple):
     ----------
     part : str
     parameters, trainable : int
-        All parameters, and those that training changes.
+        All parameters, or numbers that are kept, and those that training changes.
     flops : int
         Floating-point operations of one slice in evaluation: 2 for each multiply-accumulate.
     """
@@ -45,17 +50,22 @@ class PartCost(NamedTuple):
 
 
 def describe(detector: MCMIADDetector, *, size: int = IMAGE_SIZE) -> list[PartCost]:
-    """Rows for every encoder, the head and all together, for one slice of `size` × `size` pixels.
+    """Rows for the parts of a detector, and what inference runs, for `size` × `size` pixels.
 
-    An encoder alone is ``"encoder"``; members of an ensemble are ``"encoder NAME"``.
+    An encoder alone is ``"encoder"``; members of an ensemble are ``"encoder NAME"``. Parameters of
+    a memory are the numbers that it keeps. ``"inference"`` leaves out what the score does not use.
     """
-    parameter = next(detector.parameters())
-    image = torch.zeros(1, 1, size, size, device=parameter.device)
-    grid, channels = detector.encoder.grid, detector.encoder.out_channels
-    features = image.new_zeros(1, channels, grid, grid).to(parameter.dtype)
-    parts = [*encoder_costs(detector.encoder, image), part_cost("head", detector.head, features)]
-    total = (sum(counts) for counts in zip(*(part[1:] for part in parts), strict=True))
-    return [*parts, PartCost("total", *total)]
+    encoder, device = detector.encoder, detector.heat_scale.device
+    image = torch.zeros(1, detector.channels, size, size, device=device)
+    features = torch.zeros(1, encoder.out_channels, encoder.grid, encoder.grid, device=device)
+    encoders = encoder_costs(encoder, image)
+    sources = {f"memory-{name}": memory for name, memory in detector.memories.items()}
+    if detector.head is not None:
+        sources = {"head": detector.head, **sources}
+    others = [part_cost(name, module, features) for name, module in sources.items()]
+    run = [*encoders, *(part for part in others if part.part in detector.score.sources)]
+    total = (sum(counts) for counts in zip(*(part[1:] for part in run), strict=True))
+    return [*encoders, *others, PartCost("inference", *total)]
 
 
 def encoder_costs(encoder: FrozenEncoder, image: torch.Tensor) -> list[PartCost]:
@@ -67,7 +77,7 @@ def encoder_costs(encoder: FrozenEncoder, image: torch.Tensor) -> list[PartCost]
 
 
 def model_costs(*, model: Path | None = None, encoder: str = DEFAULT_ENCODER) -> list[PartCost]:
-    """Costs of a packaged model, or of the default head behind a named encoder."""
+    """Costs of a packaged model, or of default head and memory behind a named encoder."""
     return describe(_default_detector(encoder) if model is None else load_package(model))
 
 
@@ -78,14 +88,17 @@ def _default_detector(name: str) -> MCMIADDetector:
         stage_channels=encoder.stage_channels,
         prior=encode_hashing(normal_prompts()),
     )
-    return MCMIADDetector(encoder, head)
+    memory = NormalMemory(MemoryConfig(size=MEMORY_SIZE, channels=encoder.out_channels))
+    score = AnomalyScore(sources={"head": 1.0, "memory-cosine": 1.0})
+    return MCMIADDetector(encoder, head, score, {"cosine": memory})
 
 
 def part_cost(name: str, module: nn.Module, example: torch.Tensor) -> PartCost:
     """Count one module's parameters, and its operations on `example`."""
-    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
-    trainable = sum(count for count, trains in sizes if trains)
-    return PartCost(name, sum(count for count, _ in sizes), trainable, _flops(module, example))
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    kept = module.tokens.numel() if isinstance(module, NormalMemory) else 0
+    count = kept + sum(p.numel() for p in module.parameters())
+    return PartCost(name, count, trainable, _flops(module, example))
 
 
 def _flops(module: nn.Module, example: torch.Tensor) -> int:

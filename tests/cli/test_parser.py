@@ -248,12 +248,14 @@ def test_info_counts_parameters_that_add_up(capsys: pytest.CaptureFixture[str]) 
     assert header.split()[:3] == ["part", "parameters", "trainable"]
     cells = [line.replace(",", "").split() for line in lines]
     rows = {name: [int(n) for n in counts] for name, *counts in cells}
-    encoder, head, total = (rows[part] for part in ("encoder", "head", "total"))
-    assert encoder[0] + head[0] == total[0]
-    assert encoder[1] == 0  # the encoder is frozen
+    encoder, head, memory, total = (
+        rows[part] for part in ("encoder", "head", "memory-cosine", "inference")
+    )
+    assert encoder[0] + head[0] + memory[0] == total[0]
+    assert encoder[1] == memory[1] == 0  # neither is trained
     assert head[1] == total[1] == head[0]
     assert all(abs(flops - 2 * macs) <= 1 for _, _, flops, macs in rows.values())
-    assert all(n > 0 for n in encoder[2:] + head)
+    assert all(n > 0 for n in encoder[2:] + head + memory[2:])
 
 
 def test_prompts_are_shown_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
