@@ -204,8 +204,7 @@ class MCMIADDetector(nn.Module):
             Of the images; says their size, and where their midline is.
         """
         maps = self.source_maps(features, self.score.sources)
-        total = torch.stack([maps[name] / unit for name, unit in self.score.sources.items()]).sum(0)
-        return self.score.place(total, foreground) / self.heat_scale.float()
+        return self.score.place(self.score.total(maps), foreground) / self.heat_scale.float()
 
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps of images.

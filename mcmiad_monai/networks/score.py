@@ -143,6 +143,10 @@ class AnomalyScore(nn.Module):
             return squared + distance
         return self.mse_weight * squared + (1 - self.mse_weight) * distance
 
+    def total(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the maps of its sources, each in its unit: by name (B, 1, h, w) → (B, 1, h, w)."""
+        return torch.stack([maps[name] / unit for name, unit in self.sources.items()]).sum(0)
+
     def upsample(self, score_map: Tensor, size: Sequence[int]) -> Tensor:
         """Bilinear to `size` = (H, W), then smoothed by `smooth_sigma`: → (B, 1, H, W)."""
         upsampled = F.interpolate(

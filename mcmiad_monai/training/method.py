@@ -172,6 +172,11 @@ class Method:
         return self.parts != "memory"
 
     @property
+    def chooses_score(self) -> bool:
+        """Whether its score, or the units of a sum, are found at the end of the training."""
+        return self.score == AUTO_SCORE or "+" in self.score
+
+    @property
     def possible_sources(self) -> list[str]:
         """Maps that a heatmap can be made of; see :data:`~mcmiad_monai.networks.score.SOURCES`."""
         kinds = {"head": ("head",), "memory": ("memory",), "both": ("head", "memory")}[self.parts]

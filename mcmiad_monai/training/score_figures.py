@@ -197,8 +197,7 @@ def _of_one_modality(
         known = ~anomalous.to(inside.device) | lesion.flatten(1).any(1)
         counted = inside & known[:, None, None, None]
         for number, score in enumerate(placing):
-            total = torch.stack([maps[name] / unit for name, unit in score.sources.items()]).sum(0)
-            heat = score.place(total, inside) * inside  # (n, 1, S, S)
+            heat = score.place(score.total(maps), inside) * inside  # (n, 1, S, S)
             pixels[number].update((heat[counted], lesion[counted]))
             for name, scorer in scoring.items():
                 scores[number][name] += scorer.slice_score(heat, inside).tolist()
