@@ -76,8 +76,8 @@ class ScoreChoice:
 def candidates(method: Method, modality: str) -> list[dict[str, Any]]:
     """Score options that the method leaves open; those that it names are the same in all.
 
-    The sums are of the head and one memory. The mirrored map is tried where the modality has it
-    that both sides of healthy slices look alike.
+    The sums are of two sources, but never of both memories. The mirrored map is tried where the
+    modality has it that both sides of healthy slices look alike.
 
     Returns
     -------
@@ -85,10 +85,10 @@ def candidates(method: Method, modality: str) -> list[dict[str, Any]]:
         ``sources``, in units of 1, ``symmetry``, ``smooth_sigma`` and ``image_score`` of each.
     """
     if method.score == AUTO_SCORE:
-        memories = [name for name in method.possible_sources if name != "head"]
-        alone = ["head"] if method.trains_head else []
-        sums = [("head", name) for name in memories] if alone else []
-        sources = [*((name,) for name in [*memories, *alone]), *sums]
+        alone = method.possible_sources
+        memories = {name for name in alone if name.startswith("memory")}
+        pairs = itertools.combinations(alone, 2)
+        sources = [*((name,) for name in alone), *(p for p in pairs if not set(p) <= memories)]
     else:
         sources = [tuple(method.score.split("+"))]
     sides = SYMMETRIES if get_modality(modality).symmetric else SYMMETRIES[:1]

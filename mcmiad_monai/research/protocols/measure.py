@@ -73,7 +73,9 @@ def measure(
     for start in range(0, len(records), batch_size):
         rows = list(range(start, min(start + batch_size, len(records))))
         features = dataset.batch(rows).to(device)
-        maps = detector.source_maps(features, memories)
+        bright = dataset.intensity(rows)
+        others = [*memories, *(["intensity"] if "intensity" in detector.score.sources else [])]
+        maps = detector.source_maps(features, others, None if bright is None else bright.to(device))
         output = None if detector.head is None else detector.head(features)
         inside, lesion = dataset.foreground(rows).to(device), dataset.lesion(rows)
         for name, scorer in scorers.items():
