@@ -51,8 +51,10 @@ def fold_rows(
     method = method_of(options, row.inputs)
     data = features_of(options, kind, row.inputs, fold, method.build_encoder())
     seed = (options.seeds or [0])[0]
-    test = data["test"]
-    maps = grid_maps(row.source.fit(data["train"], seed), test)
+    test, fit = data["test"], row.source.fit(data["train"], seed)
+    if fit is None:
+        raise ValueError(f"{row.name} has no model to draw the heat of; name another --default")
+    maps = grid_maps(fit, test)
     slices = images_of(fold.test, slices_of(options, kind, row.inputs))
     found = []
     for position in picked(test, count):

@@ -42,7 +42,6 @@ def report(
 ) -> dict[str, Any]:
     """Everything about a set, fit for JSON; `picks` are those of ``score: auto`` by inputs."""
     default = default_of(rows, kind, default_name)
-    patients = max(len(row.validation) for row in rows)  # only for the count in an interval
     choices = {"labels, our candidates": choose(candidates(rows), kind)}
     choices["labels, all rows"] = choose(rows, kind)
     for pick in picks:
@@ -53,21 +52,21 @@ def report(
         "note": kind.note,
         "default": default.name,
         "choice": choices,
-        "rows": {row.name: content(row, default, kind, patients) for row in rows},
+        "rows": {row.name: content(row, default, kind) for row in rows},
         "shown": [row.name for row in shown(rows, kind, default)],
     }
 
 
-def content(row: Row, default: Row, kind: RealSet, patients: int) -> dict[str, Any]:
+def content(row: Row, default: Row, kind: RealSet) -> dict[str, Any]:
     """Figures of a row with intervals, and their differences to those of the default."""
     found: dict[str, Any] = {"ours": row.source.ours, "threshold": row.threshold, **row.costs}
     for name, values in row.drawn.items():
         found[name] = float(values[0])
-        found[f"{name}_interval"] = ends(values, patients)
+        found[f"{name}_interval"] = ends(values)
         if row is not default:
             away = values - default.drawn[name]
             found[f"{name}_minus_default"] = float(away[0])
-            found[f"{name}_minus_default_interval"] = ends(away, patients)
+            found[f"{name}_minus_default_interval"] = ends(away)
     found.update({f"{name}_sd": value for name, value in row.spread.items()})
     found["validation"] = {
         name: float(np.mean([fold[name] for fold in row.validation])) for name in row.validation[0]

@@ -16,8 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcmiad_monai.networks.score import INTENSITY_CELL, foreground_of, intensity_of
+
 #: Type of the kept numbers; masks are packed bits.
-DTYPES: dict[str, type] = {"features": np.float16, "foreground": np.uint8, "lesion": np.uint8}
+DTYPES: dict[str, type] = {
+    "features": np.float16,
+    "intensity": np.float16,
+    "foreground": np.uint8,
+    "lesion": np.uint8,
+}
 INDEX = "index.json"
 
 
@@ -44,6 +51,8 @@ class FeatureBlock:
         What the encoder gave.
     foreground, lesion : ndarray (n, ⌈size²/8⌉) of uint8
         Masks on the network grid, packed.
+    intensity : ndarray (n, 1, size / 4, size / 4) of float16, optional
+        See :func:`~mcmiad_monai.networks.score.intensity_of`.
     size : int
         Pixels a side of the masks.
     failures : dict
@@ -56,6 +65,7 @@ class FeatureBlock:
     lesion: np.ndarray
     size: int
     failures: dict[str, str] = field(default_factory=dict)
+    intensity: np.ndarray | None = None
 
 
 class FeatureWriter:
@@ -84,12 +94,17 @@ class FeatureWriter:
         self,
         records: Sequence[SliceRecord],
         features: np.ndarray,
-        foreground: Tensor,
+        images: Tensor,
         lesion: Tensor,
     ) -> None:
-        """Add n slices: features (n, C, g, g), masks (n, 1, size, size)."""
+        """Add n slices: features (n, C, g, g), images (n, 1 or 3, size, size), masks (n, 1, …)."""
         self.records += records
-        rows = {"features": features, "foreground": pack(foreground), "lesion": pack(lesion)}
+        rows = {
+            "features": features,
+            "intensity": intensity_of(images).half().numpy(),
+            "foreground": pack(foreground_of(images)),
+            "lesion": pack(lesion),
+        }
         for name, batch in rows.items():
             if self.folder is None:
                 self._batches[name].append(batch)
@@ -130,7 +145,8 @@ def open_block(folder: Path, shape: tuple[int, int, int], size: int) -> FeatureB
 
 def _shapes(shape: tuple[int, int, int], size: int) -> dict[str, tuple[int, ...]]:
     bits = ((size**2 + 7) // 8,)
-    return {"features": shape, "foreground": bits, "lesion": bits}
+    side = size // INTENSITY_CELL
+    return {"features": shape, "intensity": (1, side, side), "foreground": bits, "lesion": bits}
 
 
 def pack(masks: Tensor) -> np.ndarray:

@@ -32,7 +32,6 @@ from mcmiad_monai.data.feature_store import (
 )
 from mcmiad_monai.data.studies import SliceSample, batches, iterate_slices, stack_images
 from mcmiad_monai.networks.encoder import FrozenEncoder
-from mcmiad_monai.networks.score import foreground_of
 from mcmiad_monai.runtime.cpu import encoding, slices_at_once
 from mcmiad_monai.transforms import MIN_FOREGROUND, preprocessing
 
@@ -239,6 +238,12 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         """Foreground of slices on the network grid, (n, 1, size, size) bool."""
         return unpack(self._rows("foreground", positions), self.size)
 
+    def intensity(self, positions: Sequence[int]) -> Tensor | None:
+        """Brightness of slices, (n, 1, size / 4, size / 4) float32; None if it was not kept."""
+        if any(block.intensity is None for block in self._blocks):
+            return None
+        return torch.from_numpy(self._rows("intensity", positions).astype(np.float32))
+
     def lesion(self, positions: Sequence[int]) -> Tensor:
         """Lesion masks of slices on the network grid, (n, 1, size, size) bool."""
         return unpack(self._rows("lesion", positions), self.size)
@@ -320,9 +325,7 @@ def encode_slices(
             records = [
                 SliceRecord(s.case, s.index, s.anomalous, s.patient, s.modality) for s in group
             ]
-            writer.append(
-                records, features, foreground_of(images), torch.stack([s.lesion for s in group])
-            )
+            writer.append(records, features, images, torch.stack([s.lesion for s in group]))
         return writer.finish()
     finally:
         writer.clean()

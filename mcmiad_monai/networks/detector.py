@@ -14,7 +14,7 @@ from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.networks.head import MCMIADHead
 from mcmiad_monai.networks.memory import NormalMemory
-from mcmiad_monai.networks.score import AnomalyScore, foreground_of
+from mcmiad_monai.networks.score import AnomalyScore, foreground_of, intensity_of
 
 
 class MCMIADDetector(nn.Module):
@@ -167,17 +167,26 @@ class MCMIADDetector(nn.Module):
         """Encode images (B, 1, H, W) in [0, 1] to features (B, C, grid, grid)."""
         return self.encoder(image)
 
-    def source_maps(self, features: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    def source_maps(
+        self, features: Tensor, names: Iterable[str], intensity: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Score maps (B, 1, grid, grid) by the names of their sources, from features.
+
+        Parameters
+        ----------
+        intensity : Tensor of shape (B, 1, h, w), optional
+            Of the images, which is itself the map of the source ``"intensity"``.
 
         Raises
         ------
         ValueError
             If the detector lacks a part that one is made by.
         """
-        return {name: self._source_map(name, features) for name in names}
+        return {name: self._source_map(name, features, intensity) for name in names}
 
-    def _source_map(self, name: str, features: Tensor) -> Tensor:
+    def _source_map(self, name: str, features: Tensor, intensity: Tensor | None) -> Tensor:
+        if name == "intensity" and intensity is not None:
+            return intensity.float()
         if name == "head" and self.head is not None:
             output = self.head(features)
             return self.score.score_map(output.target, output.reconstruction)
@@ -188,13 +197,16 @@ class MCMIADDetector(nn.Module):
         parts = [
             *(["head"] if self.head is not None else []),
             *(f"memory-{d}" for d in self.memories),
+            *(["intensity"] if intensity is not None else []),
         ]
         raise ValueError(
             f"the score is made of {name!r}, and the model has only {parts}; choose another score, "
             "or train the part that is missing."
         )
 
-    def heatmap_from_features(self, features: Tensor, foreground: Tensor) -> Tensor:
+    def heatmap_from_features(
+        self, features: Tensor, foreground: Tensor, intensity: Tensor | None = None
+    ) -> Tensor:
         """Heatmaps (B, 1, H, W), float32, from features that were computed before.
 
         Parameters
@@ -202,10 +214,11 @@ class MCMIADDetector(nn.Module):
         features : Tensor of shape (B, C, grid, grid)
         foreground : Tensor of shape (B, 1, H, W), bool
             Of the images; says their size, and where their midline is.
+        intensity : Tensor of shape (B, 1, h, w), optional
+            Of the images; needed where the score has it as a source.
         """
-        maps = self.source_maps(features, self.score.sources)
-        total = torch.stack([maps[name] / unit for name, unit in self.score.sources.items()]).sum(0)
-        return self.score.place(total, foreground) / self.heat_scale.float()
+        maps = self.source_maps(features, self.score.sources, intensity)
+        return self.score.place(self.score.total(maps), foreground) / self.heat_scale.float()
 
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps of images.
@@ -221,7 +234,8 @@ class MCMIADDetector(nn.Module):
         Tensor of shape (B, 1, H, W)
             float32, at least 0; 1.0 is the threshold of a pixel once calibrated.
         """
-        return self.heatmap_from_features(self.features(image), foreground_of(image))
+        intensity = intensity_of(image) if "intensity" in self.score.sources else None
+        return self.heatmap_from_features(self.features(image), foreground_of(image), intensity)
 
 
 def _require_fit(part: str, found: tuple[int, int], expected: tuple[int, int]) -> None:

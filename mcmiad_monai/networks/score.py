@@ -16,8 +16,12 @@ MSEReduction = Literal["sum", "mean", "norm"]
 Terms = Literal["both", "mse", "cos"]
 ImageScore = Literal["eq7", "maximum", "hottest", "mean"]
 
-SOURCES = ("head", "memory-cosine", "memory-l2")
-"""Maps that a heatmap can be made of: of the reconstruction, and of the two memories."""
+SOURCES = ("head", "memory-cosine", "memory-l2", "intensity")
+"""Maps that a heatmap can be made of: of the reconstruction, of the two memories, and the image's
+own brightness, which by itself says much where lesions are bright, as on FLAIR."""
+
+INTENSITY_CELL = 4
+"""Pixels a side over which the brightness is averaged."""
 
 HOTTEST = 0.05
 """Share of the foreground, its hottest pixels, whose mean is the image score ``"hottest"``."""
@@ -143,15 +147,28 @@ class AnomalyScore(nn.Module):
             return squared + distance
         return self.mse_weight * squared + (1 - self.mse_weight) * distance
 
+    def total(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the maps of its sources, each in its unit: by name (B, 1, h, w) → (B, 1, h, w).
+
+        Maps on a coarser grid are brought to the finest.
+        """
+        each = [maps[name] / unit for name, unit in self.sources.items()]
+        finest = max(each, key=lambda one: one.shape[-1]).shape[-2:]
+        fine = [one if one.shape[-2:] == finest else self._resized(one, finest) for one in each]
+        return torch.stack(fine).sum(0)
+
     def upsample(self, score_map: Tensor, size: Sequence[int]) -> Tensor:
         """Bilinear to `size` = (H, W), then smoothed by `smooth_sigma`: → (B, 1, H, W)."""
-        upsampled = F.interpolate(
-            score_map, tuple(size), mode="bilinear", align_corners=self.align_corners
-        )
+        upsampled = self._resized(score_map, size)
         if self.smooth_sigma == 0:
             return upsampled
         rows, columns = (_blur(n, self.smooth_sigma, upsampled) for n in upsampled.shape[-2:])
         return rows @ upsampled @ columns.T
+
+    def _resized(self, score_map: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(
+            score_map, tuple(size), mode="bilinear", align_corners=self.align_corners
+        )
 
     def place(self, score_map: Tensor, foreground: Tensor) -> Tensor:
         """From the grid to the image: upsampled, smoothed, less the mirrored map, at least 0.
@@ -221,6 +238,14 @@ def foreground_of(images: Tensor) -> Tensor:
     all three have the same foreground.
     """
     return images[:, images.shape[1] // 2, None] > 0
+
+
+def intensity_of(images: Tensor) -> Tensor:
+    """Brightness (B, 1, H / 4, W / 4) of slices (B, 1 or 3, H, W): the mean of 4 × 4 pixels.
+
+    Of three channels it is the middle one's; see `foreground_of`.
+    """
+    return F.avg_pool2d(images[:, images.shape[1] // 2, None], INTENSITY_CELL)
 
 
 def volume_score(slice_scores: Tensor) -> Tensor:

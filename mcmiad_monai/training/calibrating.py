@@ -239,7 +239,9 @@ def heated(
         chosen = rows[start : start + batch_size]
         inside = dataset.foreground(chosen).to(device)  # (n, 1, S, S)
         features = dataset.batch(chosen).to(device)  # (n, C, g, g)
-        maps = detector.heatmap_from_features(features, inside) * inside
+        bright = dataset.intensity(chosen)
+        bright = None if bright is None else bright.to(device)
+        maps = detector.heatmap_from_features(features, inside, bright) * inside
         scores = detector.score.slice_score(maps, inside).tolist()
         yield from zip(chosen, maps, inside, scores, strict=True)
 

@@ -168,7 +168,7 @@ def build_memories(
     data, held_out : FeatureDataset
         Training slices, and others.
     held_out_rows : sequence of int
-        Normal ones of those.
+        Normal ones of those; without any, nothing is measured.
     without : collection of str
         Training studies to leave out.
     """
@@ -187,6 +187,7 @@ def build_memories(
             "held_out_distances": {
                 d: measure_memory(b.memory, held_out, held_out_rows, device=device)
                 for d, b in built.items()
+                if held_out_rows
             },
         },
     )

@@ -58,7 +58,8 @@ class Method:
         What is trained: the paper's head, a memory of normal tokens, or both.
     score : str
         The maps that a heatmap is made of: ``"head"``, ``"memory-cosine"``, ``"memory-l2"``,
-        or several with ``+`` between them; ``"auto"`` chooses at the end of the training.
+        ``"intensity"``, or several with ``+`` between them; ``"auto"`` chooses at the end of the
+        training.
     coreset : int
         Tokens of the memory, of each modality.
     head : mapping
@@ -172,10 +173,15 @@ class Method:
         return self.parts != "memory"
 
     @property
+    def chooses_score(self) -> bool:
+        """Whether its score, or the units of a sum, are found at the end of the training."""
+        return self.score == AUTO_SCORE or "+" in self.score
+
+    @property
     def possible_sources(self) -> list[str]:
         """Maps that a heatmap can be made of; see :data:`~mcmiad_monai.networks.score.SOURCES`."""
-        kinds = {"head": ("head",), "memory": ("memory",), "both": ("head", "memory")}[self.parts]
-        return [name for name in SOURCES if name.split("-", maxsplit=1)[0] in kinds]
+        without = {"head": ("memory", "intensity"), "memory": ("head",), "both": ()}[self.parts]
+        return [name for name in SOURCES if not name.startswith(without)]
 
     @property
     def image_options(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ IMAGE_SCORES = ("hottest", "eq7", "maximum", "mean")
 #: seed of the anomalies to another, differences of close candidates change by less than half of it.
 MARGIN = 0.01
 #: Real labels decide from so many normal and so many anomalous images, of so many patients each.
-LABELLED_IMAGES, LABELLED_PATIENTS = 10, 3
+LABELLED_IMAGES, LABELLED_PATIENTS = 10, 5
 #: Of more labelled images of a kind, so many are looked at.
 MOST_IMAGES = 200
 
@@ -62,6 +62,10 @@ class ScoreChoice:
     patients: int
     on_same_patients: bool
 
+    def summary(self) -> str:
+        """One sentence for people."""
+        return f"{score_name(self.options)}, by {_basis(self)}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the provenance."""
         plain = asdict(self)
@@ -72,8 +76,8 @@ class ScoreChoice:
 def candidates(method: Method, modality: str) -> list[dict[str, Any]]:
     """Score options that the method leaves open; those that it names are the same in all.
 
-    The sums are of the head and one memory. The mirrored map is tried where the modality has it
-    that both sides of healthy slices look alike.
+    The sums are of two sources, but never of both memories. The mirrored map is tried where the
+    modality has it that both sides of healthy slices look alike.
 
     Returns
     -------
@@ -81,10 +85,10 @@ def candidates(method: Method, modality: str) -> list[dict[str, Any]]:
         ``sources``, in units of 1, ``symmetry``, ``smooth_sigma`` and ``image_score`` of each.
     """
     if method.score == AUTO_SCORE:
-        memories = [name for name in method.possible_sources if name != "head"]
-        alone = ["head"] if method.trains_head else []
-        sums = [("head", name) for name in memories] if alone else []
-        sources = [*((name,) for name in [*memories, *alone]), *sums]
+        alone = method.possible_sources
+        memories = {name for name in alone if name.startswith("memory")}
+        pairs = itertools.combinations(alone, 2)
+        sources = [*((name,) for name in alone), *(p for p in pairs if not set(p) <= memories)]
     else:
         sources = [tuple(method.score.split("+"))]
     sides = SYMMETRIES if get_modality(modality).symmetric else SYMMETRIES[:1]
@@ -168,7 +172,7 @@ def choose_score(
         patients=len({data.records[i].patient for i in used}),
         on_same_patients=on_same_patients,
     )
-    logger.info("chosen score: %s; by %s", score_name(chosen), _basis(choice))
+    logger.info("chosen score: %s", choice.summary())
     return choice
 
 
@@ -223,8 +227,8 @@ class ScoreChooser:
         For the model card; None where nothing was to choose.
     chosen : dict
         The choice as plain values, for the provenance; empty where nothing was to choose.
-    threshold_patients : frozenset of str or None
-        Those who set the thresholds; None for all.
+    deciding, threshold_patients : frozenset of str or None
+        Those who decide, and those who set the thresholds; None for all.
     """
 
     def __init__(
@@ -244,10 +248,8 @@ class ScoreChooser:
         self.method, self.cases, self.validation = method, list(cases), validation
         self.modality, self.seed, self.device = modality, seed, device
         self._images: dict[str, Any] = {"transform": transform, "context": context, **slices}
-        # the units of a sum are found by the same figures
-        self._open = method.score == AUTO_SCORE or "+" in method.score
         apart = split_patients(validation.records, false_positive_rate, seed)
-        self._deciding, self.threshold_patients = apart if self._open else (None, None)
+        self.deciding, self.threshold_patients = apart if method.chooses_score else (None, None)
         self.choice: ScoreChoice | None = None
 
     @property
@@ -257,13 +259,13 @@ class ScoreChooser:
 
     def run(self, detector: MCMIADDetector) -> None:
         """Give the detector its score; does nothing where the method names one."""
-        if not self._open:
+        if not self.method.chooses_score:
             return
         options = candidates(self.method, self.modality)
-        rows = labelled_rows(self.validation.records, self._deciding)
+        rows = labelled_rows(self.validation.records, self.deciding)
         self.choice = choose_score(
             detector,
-            self.validation if rows else self._synthetic(detector),
+            self.validation if rows else self.synthetic(detector),
             options,
             rows=rows or None,
             by_labels=bool(rows),
@@ -273,8 +275,9 @@ class ScoreChooser:
         score = self.method.build_score(detector.encoder, **self.choice.options)
         detector.score = score.to(self.device)
 
-    def _synthetic(self, detector: MCMIADDetector) -> FeatureDataset:
-        deciding = self._deciding
+    def synthetic(self, detector: MCMIADDetector) -> FeatureDataset:
+        """Held-out normal slices of those who decide, with and without synthetic anomalies."""
+        deciding = self.deciding
         return synthetic_dataset(
             [c for c in self.cases if deciding is None or patient_of(c) in deciding],
             detector.encoder,

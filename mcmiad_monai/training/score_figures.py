@@ -58,8 +58,12 @@ class MapFigures:
 
     @property
     def effort(self) -> tuple[Any, ...]:
-        """Less is simpler: fewer sources, a memory rather than the head, no further steps."""
-        return len(self.sources), "head" in self.sources, self.symmetry > 0, self.smooth_sigma > 0
+        """Less is simpler: fewer sources, no further steps; and a memory comes first.
+
+        Brightness alone sees no dark lesion, and the head takes longest.
+        """
+        last = max(("memory", "intensity", "head").index(n.split("-")[0]) for n in self.sources)
+        return len(self.sources), last, self.symmetry > 0, self.smooth_sigma > 0
 
 
 class SourceBatch(NamedTuple):
@@ -94,7 +98,9 @@ class SourceMaps:
         for start in range(0, len(rows), self.batch_size):
             some = list(rows[start : start + self.batch_size])
             features = self.data.batch(some).to(self.device)  # (n, C, g, g)
-            maps = self.detector.source_maps(features, self.names)
+            bright = self.data.intensity(some)
+            bright = None if bright is None else bright.to(self.device)
+            maps = self.detector.source_maps(features, self.names, bright)
             yield SourceBatch(some, maps, self.data.foreground(some).to(self.device))
 
 
@@ -197,8 +203,7 @@ def _of_one_modality(
         known = ~anomalous.to(inside.device) | lesion.flatten(1).any(1)
         counted = inside & known[:, None, None, None]
         for number, score in enumerate(placing):
-            total = torch.stack([maps[name] / unit for name, unit in score.sources.items()]).sum(0)
-            heat = score.place(total, inside) * inside  # (n, 1, S, S)
+            heat = score.place(score.total(maps), inside) * inside  # (n, 1, S, S)
             pixels[number].update((heat[counted], lesion[counted]))
             for name, scorer in scoring.items():
                 scores[number][name] += scorer.slice_score(heat, inside).tolist()

@@ -20,7 +20,7 @@ from mcmiad_monai.networks.memory import (
     prepare,
 )
 from mcmiad_monai.networks.package import load_package, save_package
-from mcmiad_monai.networks.score import AnomalyScore
+from mcmiad_monai.networks.score import AnomalyScore, intensity_of
 from mcmiad_monai.runtime.export import export_model
 from mcmiad_monai.runtime.open import open_network
 
@@ -138,6 +138,20 @@ def test_a_heatmap_is_the_sum_of_its_sources_in_their_units() -> None:
         assert torch.allclose(detector(images()), expected, atol=1e-5)
 
 
+def test_brightness_can_be_a_source() -> None:
+    detector = detector_with({"memory-cosine": 0.3, "intensity": 0.5}, symmetry=0)
+    with torch.no_grad():
+        features, bright = detector.features(images()), intensity_of(images())
+        assert bright.shape == (2, 1, 56, 56)
+        memory = torch.nn.functional.interpolate(
+            detector.memories["cosine"](features), (56, 56), mode="bilinear"
+        )
+        expected = detector.score.upsample(memory / 0.3 + bright / 0.5, (224, 224))
+        assert torch.allclose(detector(images()), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="made of 'intensity'"):
+        detector.heatmap_from_features(features, images() > 0)
+
+
 @pytest.mark.parametrize("head", [True, False], ids=["with a head", "memory alone"])
 def test_a_package_holds_the_memory(head: bool, tmp_path: Path) -> None:
     detector = detector_with({"memory-cosine": 1.0}, head=head)
@@ -152,7 +166,9 @@ def test_a_package_holds_the_memory(head: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.ts"])
 @pytest.mark.parametrize(
-    "sources", [{"memory-cosine": 0.3}, {"memory-l2": 2.0, "head": 0.5}], ids=["cosine", "sum"]
+    "sources",
+    [{"memory-cosine": 0.3}, {"memory-l2": 2.0, "intensity": 0.5}],
+    ids=["cosine", "sum"],
 )
 def test_exported_memories_give_the_same_heatmaps(
     sources: dict[str, float], name: str, tmp_path: Path

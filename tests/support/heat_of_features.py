@@ -22,6 +22,8 @@ class HeatOfFeatures(torch.nn.Module):
         self.score = AnomalyScore()
         self.register_buffer("heat_scale", torch.ones(()))
 
-    def heatmap_from_features(self, features: Tensor, _where: Any) -> Tensor:
+    def heatmap_from_features(
+        self, features: Tensor, _where: Any, _intensity: Any = None
+    ) -> Tensor:
         heat = features[:, :1].repeat_interleave(SIZE // GRID, 2)
         return heat.repeat_interleave(SIZE // GRID, 3) / self.heat_scale

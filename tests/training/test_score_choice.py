@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mcmiad_monai.data.feature_store import FeatureBlock, SliceRecord, pack
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.networks.score import AnomalyScore
+from mcmiad_monai.networks.score import SOURCES, AnomalyScore
 from mcmiad_monai.training import score_choice
 from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.score_choice import (
@@ -28,7 +28,6 @@ GRID, SIZE = 8, 32
 OPEN = Method(
     parts="both", score="auto", symmetry=None, smooth_sigma=None, image_score=None, encoder_name="x"
 )
-SOURCES = ("head", "memory-cosine", "memory-l2")
 
 
 class Channels(nn.Module):
@@ -39,7 +38,9 @@ class Channels(nn.Module):
         self.score = AnomalyScore()
         self.encoder: Any = None
 
-    def source_maps(self, features: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    def source_maps(
+        self, features: Tensor, names: Iterable[str], _intensity: Tensor | None = None
+    ) -> dict[str, Tensor]:
         return {name: features[:, SOURCES.index(name), None] for name in names}
 
 
@@ -121,12 +122,15 @@ def test_of_equals_the_simplest_is_taken() -> None:
 
 def test_what_the_method_names_is_not_searched() -> None:
     everything = candidates(OPEN, "brain_mri")
-    assert len(everything) == 5 * 2 * 2 * 4
+    assert len(everything) == 9 * 2 * 2 * 4
     assert {o["symmetry"] for o in candidates(OPEN, "retina_oct")} == {0.0}
     memory = OPEN.with_options(parts="memory")
     assert {tuple(o["sources"]) for o in candidates(memory, "brain_mri")} == {
         ("memory-cosine",),
         ("memory-l2",),
+        ("intensity",),
+        ("memory-cosine", "intensity"),
+        ("memory-l2", "intensity"),
     }
     named = OPEN.with_options(score="memory-l2", symmetry=0.2, smooth_sigma=1.0, image_score="mean")
     assert candidates(named, "brain_mri") == [
@@ -139,7 +143,7 @@ def test_what_the_method_names_is_not_searched() -> None:
     ]
     fixed = candidates(OPEN.with_options(image_score="mean"), "brain_mri")
     assert {o["image_score"] for o in fixed} == {"mean"}
-    assert len(fixed) == 20
+    assert len(fixed) == 36
 
 
 def test_units_are_medians_over_patients_and_ignore_an_odd_one() -> None:
@@ -212,14 +216,17 @@ def test_patients_are_divided_where_each_half_has_enough_for_its_thresholds() ->
     assert split_patients(many[::-1], seed=1) == (deciding, others)
 
 
-def test_labels_need_ten_images_of_three_patients_of_each_kind() -> None:
+def test_labels_need_ten_images_of_five_patients_of_each_kind() -> None:
     normal = [record(i, anomalous=False) for i in range(10)]
-    anomalous = [record(20 + i % 3, anomalous=True) for i in range(10)]
+    anomalous = [record(20 + i % 5, anomalous=True) for i in range(10)]
     assert labelled_rows(normal + anomalous) == list(range(20))
     assert labelled_rows(normal + anomalous[:9]) == []
     assert labelled_rows(normal[:9] + anomalous) == []
-    assert labelled_rows(normal + [record(20 + i % 2, anomalous=True) for i in range(30)]) == []
-    assert labelled_rows(normal + anomalous, frozenset({"p1", "p20", "p21", "p22"})) == []
+    assert labelled_rows(normal + [record(20 + i % 4, anomalous=True) for i in range(30)]) == []
+    assert (
+        labelled_rows(normal + anomalous, frozenset({"p1", *(f"p{i}" for i in range(20, 25))}))
+        == []
+    )
     many = labelled_rows(normal * 100 + anomalous)
     assert len(many) == score_choice.MOST_IMAGES + 10
 
@@ -265,7 +272,7 @@ def test_labels_decide_where_there_are_enough_and_synthetic_anomalies_otherwise(
         assert f"**{good}" in text
         assert ("synthetic" in text) is not by_labels
         assert "The same patients set the thresholds" in text
-        assert text.count("\n| memory-") == 4
+        assert text.count("\n| memory-") == 8
     assert asked == [3]
 
 

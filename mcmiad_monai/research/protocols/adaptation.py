@@ -63,8 +63,9 @@ def adapt_first(
 ) -> Adapted:
     """Adapt CLIP to the training images of all sets, or read what an earlier run has made.
 
-    Only CLIP is adapted: a method whose prior is hashing or a file keeps it. So does one whose sets
-    are all of one modality, since an image is contrasted with the prompts of the others.
+    Only CLIP is adapted, and only for a head: a method whose prior is hashing or a file keeps it.
+    So does one whose sets are all of one modality, since an image is contrasted with the prompts of
+    the others.
 
     Parameters
     ----------
@@ -81,6 +82,8 @@ def adapt_first(
         If there are too few patients to adapt to, or the prior that is there was adapted to other
         images, prompts or weights.
     """
+    if not method.trains_head:
+        return _none("no head is trained that reads it")
     cases: dict[str, list[Case]] = {}
     for found in sets.values():
         cases.setdefault(found.modality, []).extend(found.cases("train"))

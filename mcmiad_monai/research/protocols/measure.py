@@ -31,6 +31,8 @@ def measure(
 ) -> dict[str, Any]:
     """Image and pixel figures on test images; the heat is zero outside the foreground.
 
+    Of a detector without head there are those of its memories alone.
+
     An image is labelled by its folder, and by its mask where there is one. The two differ: BMAD has
     anomalous images with an empty mask.
 
@@ -64,14 +66,22 @@ def measure(
         name: method.build_score(dataset.encoder, **options).to(device)
         for name, options in scores_of(method).items()
     }
+    scorers[own] = detector.score  # which the training may have chosen
+    memories = [f"memory-{distance}" for distance in detector.memories]
     figures = {name: StudyFigures("image") for name in scorers}
     unit = detector.heat_scale.float()
     for start in range(0, len(records), batch_size):
         rows = list(range(start, min(start + batch_size, len(records))))
-        output = detector.head(dataset.batch(rows).to(device))
+        features = dataset.batch(rows).to(device)
+        bright = dataset.intensity(rows)
+        others = [*memories, *(["intensity"] if "intensity" in detector.score.sources else [])]
+        maps = detector.source_maps(features, others, None if bright is None else bright.to(device))
+        output = None if detector.head is None else detector.head(features)
         inside, lesion = dataset.foreground(rows).to(device), dataset.lesion(rows)
         for name, scorer in scorers.items():
-            heat = scorer(output.target, output.reconstruction, inside.shape[-2:]) * inside
+            if output is not None:  # its map depends on the scoring option
+                maps["head"] = scorer.score_map(output.target, output.reconstruction)
+            heat = scorer.place(scorer.total(maps), inside) * inside
             heat = heat / unit if name == own else heat
             figures[name].update_images(
                 patients[start : start + batch_size],

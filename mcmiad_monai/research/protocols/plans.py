@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mcmiad_monai.research.protocols.experiment import Experiment
+from mcmiad_monai.research.protocols.laboratory import Experiment
 from mcmiad_monai.research.protocols.published import OTHER_SETS, TABLE_SETS
 from mcmiad_monai.training.method import PRESETS, Method
 
@@ -15,6 +15,8 @@ BASE = "w/ CLIP fusion"
 
 def ablations(method: Method, encoders: Mapping[str, str] | None = None) -> dict[str, Method]:
     """Variants of a method, one change each; the scoring options need no run of their own.
+
+    A method without head has those of the encoder alone.
 
     Parameters
     ----------
@@ -35,6 +37,8 @@ def ablations(method: Method, encoders: Mapping[str, str] | None = None) -> dict
         "standardised features": method.with_options(standardize_features=True),
         "defaults of the bundles": method.with_options(**PRESETS["default"]),
     }
+    if not method.trains_head:
+        variants = {"area pooling": variants["area pooling"]}
     for name, weights in (encoders or {}).items():
         variants[f"encoder {name}"] = method.with_options(encoder_name=name, weights=weights)
     return variants

@@ -14,7 +14,8 @@ from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.sets import ImageSet, Masks
 from mcmiad_monai.research.protocols.adaptation import adapt_first
-from mcmiad_monai.research.protocols.experiment import MODEL, Laboratory, run_experiment
+from mcmiad_monai.research.protocols.experiment import MODEL, run_experiment
+from mcmiad_monai.research.protocols.laboratory import Laboratory
 from mcmiad_monai.research.protocols.pictures import figure_3
 from mcmiad_monai.research.protocols.plans import BASE, TABLES, experiments
 from mcmiad_monai.research.protocols.schedules import choose_schedule
@@ -87,7 +88,8 @@ def reproduce(
     method = adapted.method(method)
     if adapted.prior is not None:
         lab.priors[method.text_prior] = adapted.prior
-    method.build_head(encoder, lab.prior(method), seed=0)
+    if method.trains_head:
+        method.build_head(encoder, lab.prior(method), seed=0)
     method = choose_schedule(method, lab, root, seed=seeds[0])
     plans = experiments(sets, method, tables=tables, seeds=seeds, shots=shots, encoders=encoders)
     reports: list[dict[str, Any]] = []
@@ -138,6 +140,17 @@ def images_of(method: Mapping[str, Any]) -> str:
     return f"{colours}, {scale}; pixels that count: {pixels}"
 
 
+def chosen_scores(results: Results) -> list[str]:
+    """Which score each experiment got, where the method leaves that open, for a report."""
+    rows = [
+        f"- {r['experiment']['name']}, {' + '.join(r['experiment']['sets'])}, "
+        f"seed {r['experiment']['seed']}: {r['score']['summary']}"
+        for r in results.reports
+        if "score" in r
+    ]
+    return ["", "Scores that were chosen:", "", *rows] if rows else []
+
+
 def report_folder(out: Path, masks: Masks) -> Path:
     """Where tables go: figures of both readings of masks stand side by side."""
     return out if masks == "any" else out / "white_masks"
@@ -162,22 +175,25 @@ def page(made: Sequence[Table], results: Results, notes: Sequence[str]) -> str:
     encoder, prior = (sample["provenance"][k] for k in ("encoder", "text_prior"))
     data: dict[str, Any] = {k: v for r in results.reports for k, v in r["data"].items()}
     seeds = sorted({r["experiment"]["seed"] for r in results.reports})
+    options = sample["experiment"]["method"]
+    trained = f"epochs {options['max_epochs']}; weights of the last epoch"
     lines = [
         "# Reproduction of the paper's tables",
         "",
         f"- encoder {encoder['name']}, weights {encoder['weights']}, pool {encoder['pool']}, "
         f"tensors {encoder['tensors_sha256'][:12]}",
-        f"- text prior {prior['encoder']}, {prior['weights']}",
-        f"- images: {images_of(sample['experiment']['method'])}",
+        *([f"- text prior {prior['encoder']}, {prior['weights']}"] if prior else []),
+        f"- images: {images_of(options)}",
         *(f"- {note}" for note in notes),
-        f"- seeds {seeds}; epochs {sample['experiment']['method']['max_epochs']}; score "
-        f"{sample['experiment']['score']}; weights of the last epoch",
+        f"- seeds {seeds}; score {sample['experiment']['score']}; "
+        f"{trained if prior else 'no head was trained'}",
         f"- software {json.dumps(sample['provenance']['software'])}, "
         f"revision {sample['provenance']['git_revision']}",
     ]
     for name, counts in data.items():
         each = ", ".join(f"{s} {counts[s][0]} + {counts[s][1]}" for s in ("train", "val", "test"))
         lines.append(f"- {name}: {each} (good + anomalous), layout {counts['layout']}")
+    lines += chosen_scores(results)
     if "random, seed" in str(encoder["weights"]):
         lines += ["", "> **The encoder has random weights: these figures mean nothing.**"]
     return "\n".join(lines) + "\n\n" + "\n".join(table.markdown() for table in made)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mcmiad_monai.files import write_text
 from mcmiad_monai.modality import LIVER_CT
-from mcmiad_monai.research.protocols.experiment import Laboratory
+from mcmiad_monai.research.protocols.laboratory import Laboratory, identity_of
 from mcmiad_monai.training.fit import fit_head
 from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.schedule_choice import better, validation_metric
@@ -32,9 +32,9 @@ def choose_schedule(method: Method, lab: Laboratory, out: Path, *, seed: int) ->
     out : Path
         ``schedules`` in it keeps the choice and its figures.
     """
-    if method.schedule != "auto":
+    if method.schedule != "auto" or not method.trains_head:
         return method
-    options = json.dumps([method.to_dict(), lab.data, seed], sort_keys=True)
+    options = json.dumps([identity_of(method), lab.data, seed], sort_keys=True)
     path = out / "schedules" / hashlib.sha256(options.encode()).hexdigest()[:10] / CHOICE
     found: dict[str, Any] = {}
     if path.is_file():
@@ -66,7 +66,7 @@ def _figures(
             seed=seed,
             device=lab.device,
             checkpoints=folder / kind,
-            fingerprint={"method": chosen.to_dict(), "set": name, "seed": seed},
+            fingerprint={"method": identity_of(chosen), "set": name, "seed": seed},
             progress=lab.progress,
         )
         validation = lab.features(name, "val", chosen)

@@ -24,7 +24,7 @@ from mcmiad_monai.research.protocols.published import (
     TABLE_SETS,
     Pair,
 )
-from mcmiad_monai.research.protocols.scores import OWN, SCORES
+from mcmiad_monai.research.protocols.scores import MEMORY_SCORES, NAMES, SCORES
 from mcmiad_monai.research.tables import MISSING, markdown_table
 
 METRICS = {"image_auroc": "Image-AUROC", "pixel_auroc": "Pixel-AUROC"}
@@ -213,7 +213,17 @@ def table_4(results: Results) -> Table:
         (variant, *map(str, TABLE_4.get(variant, (MISSING, MISSING))), *ours(variant))
         for variant in found
     ]
-    rows += [(f"score {score}", MISSING, MISSING, *ours(BASE, score)) for score in SCORES]
+    measured = {
+        name
+        for r in results.of(BASE)
+        for found in r["results"].values()
+        for name in found["scores"]
+    }
+    rows += [
+        (f"score {score}", MISSING, MISSING, *ours(BASE, score))
+        for score in (*SCORES, *MEMORY_SCORES)
+        if score in measured
+    ]
     header = ("Method", "Image-AUROC, paper", "Pixel-AUROC, paper", "Image-AUROC", "Pixel-AUROC")
     note = f"means over {', '.join(title_of(n) for n in names)}; one change each"
     return Table("table4", "Table 4: ablations (AUROC %)", header, rows, (note,))
@@ -223,7 +233,7 @@ def details(results: Results) -> Table:
     """Every figure of every experiment, set and scoring option."""
     rows = []
     names = dict.fromkeys(report["experiment"]["name"] for report in results.reports)
-    for experiment, name, score in product(names, results.sets, (*SCORES, OWN)):
+    for experiment, name, score in product(names, results.sets, NAMES):
         values = [results.values(experiment, name, metric, score) for metric in DETAILS]
         if any(values):
             rows.append((experiment, title_of(name), score, *map(spread, values)))

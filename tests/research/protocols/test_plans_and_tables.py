@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from mcmiad_monai.research.protocols.laboratory import Experiment
 from mcmiad_monai.research.protocols.plans import ablations, experiments
 from mcmiad_monai.research.protocols.published import (
     TABLE_1_PAPER,
@@ -78,6 +79,22 @@ def test_folder_tells_options_apart_and_not_names() -> None:
     assert first.folder.startswith("brain_seed0_")
 
 
+def test_experiments_of_the_paper_are_found_by_the_names_that_they_always_had() -> None:
+    paper = Experiment(name="x", sets=("brain",), method=Method())
+    assert paper.folder == "brain_seed0_33444fb65b"
+    few = Experiment(name="x", sets=("brain",), method=Method(pool="area"), shots=1)
+    assert few.folder == "brain_1shot_seed0_85dd4abe8b"
+    parts = [Method(parts="both", score=score) for score in ("head", "auto", "memory-cosine")]
+    folders = {Experiment(name="x", sets=("brain",), method=method).folder for method in parts}
+    assert len(folders | {paper.folder}) == 4
+
+
+def test_ablations_of_a_memory_are_those_of_the_encoder() -> None:
+    memory = Method(parts="memory", score="auto")
+    variants = ablations(memory, {"other": "weights.safetensors"})
+    assert list(variants) == ["area pooling", "encoder other"]
+
+
 def test_unknown_tables_and_no_seeds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[5\]"):
         experiments(ALL, Method(), tables=[1, 5])
@@ -98,10 +115,21 @@ def test_unknown_options_of_a_method_are_refused() -> None:
 
 def test_score_that_no_table_names_is_reported_under_a_name_of_its_own() -> None:
     assert score_name(Method()) == "S_MSE + S_cos (Eq. 6)"
-    assert score_name(preset("default", top_k=0.01)) == "S_cos"
+    assert score_name(preset("default", score="head", top_k=0.01)) == "S_cos"
     other = Method(mse_weight=0.3)
     assert scores_of(other)[score_name(other)] == other.score_options()
     assert list(SCORES) == [name for name in scores_of(other) if name != score_name(other)]
+
+
+def test_scores_are_those_of_the_parts_that_a_method_has() -> None:
+    head = list(SCORES)
+    assert list(scores_of(preset("default"))) == [*head, "memory-cosine", "memory-l2"]
+    assert score_name(preset("default")) == "score of the method"  # it is chosen after training
+    one = Method(parts="memory", score="memory-cosine")
+    assert list(scores_of(one)) == ["memory-cosine"]
+    assert score_name(one) == "memory-cosine"
+    smoothed = Method(parts="both", score="memory-l2", smooth_sigma=6.0)
+    assert list(scores_of(smoothed)) == [*head, "memory-l2", "score of the method"]
 
 
 def test_published_averages_are_those_of_the_paper() -> None:
@@ -150,6 +178,13 @@ def test_table_2_counts_parameters() -> None:
         report("w/ CLIP fusion", {name: (0.8, 0.9)}, seed=s) for name in TABLE_SETS for s in (0, 1)
     ]
     assert table_2(Results(reports)).rows[-1] == ("ours", "2.96", "85.0 ± 0.0")
+
+
+def test_table_4_has_no_rows_of_scores_that_were_not_measured() -> None:
+    found = report("w/ CLIP fusion", {"brain": (0.8, 0.9)})
+    found["results"]["brain"]["scores"] = {"memory-l2": {"image_auroc": 0.7, "pixel_auroc": None}}
+    rows = [row for row in table_4(Results([found])).rows if row[0].startswith("score ")]
+    assert rows == [("score memory-l2", "–", "–", "70.0", "–")]
 
 
 def test_table_4_is_a_mean_over_sets_seed_by_seed() -> None:
