@@ -30,7 +30,9 @@ def add_commands(commands: Commands) -> None:
     train.add_argument("--bundle", default=DEFAULT_BUNDLE, help="shipped bundle to start from")
     train.add_argument("--preset", choices=PRESETS, help="settings of the method")
     train.add_argument("--method", choices=METHODS, help="what is trained (default: both)")
-    train.add_argument("--score", help="auto, head, memory-cosine, memory-l2, or a sum with +")
+    train.add_argument(
+        "--score", help="auto, head, memory-cosine, memory-l2, intensity, or sums: A+B"
+    )
     train.add_argument("--encoder", help="auto, a model of timm, open_clip:MODEL, or A+B")
     train.add_argument("--weights", help="pretrained, packaged, a weights file, random, or A+B")
     train.add_argument("--text-prior", help="open_clip, hashing, or a prior file")

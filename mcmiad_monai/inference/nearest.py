@@ -115,8 +115,8 @@ def memory_of_score(detector: MCMIADDetector) -> tuple[str, NormalMemory]:
     names = [*used, *detector.memories]
     if not names:
         raise NoMemoryError(
-            "the model has no memory of normal images: it was trained with parts: head, or its "
-            "score is made by the head alone. Train one with mcmiad train --method memory."
+            "the model has no memory of normal images: it was trained without one, or its score "
+            "does not use it. Train one with mcmiad train --score memory-cosine."
         )
     return names[0], cast(NormalMemory, detector.memories[names[0]])
 

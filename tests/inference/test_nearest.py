@@ -163,5 +163,5 @@ def test_places_that_were_not_looked_at_are_refused(predictor: Any) -> None:
 def test_a_model_without_a_memory_says_how_to_get_one(tmp_path: Path) -> None:
     save_model(tmp_path / "model.pt", "whole", {"head": 1.0})
     prediction = load(tmp_path / "model.pt", device="cpu", engine="torch")(head())
-    with pytest.raises(NoMemoryError, match="mcmiad train --method memory"):
+    with pytest.raises(NoMemoryError, match="mcmiad train --score memory-cosine"):
         prediction.nearest_normal()
