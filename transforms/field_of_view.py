@@ -188,8 +188,8 @@ def _span(inside: torch.Tensor, axis: int) -> tuple[int, int]:
 def _part(values: torch.Tensor, window: Window) -> torch.Tensor:
     """The voxels of a volume (C, X, Y, Z) that lie in a window, a view."""
     bounds = zip(window.start, window.size, values.shape[1:], strict=True)
-    places = [slice(max(start, 0), max(min(start + n, whole), 0)) for start, n, whole in bounds]
-    return values[(slice(None), *places)]
+    x, y, z = (slice(max(start, 0), max(min(start + n, whole), 0)) for start, n, whole in bounds)
+    return values[:, x, y, z]
 
 
 def _cut(values: torch.Tensor, window: Window) -> torch.Tensor:

@@ -87,7 +87,7 @@ def recall_from(
             images = slice_batch(image, [voxel[axis]], axis=axis, context=detector.context)
             features = detector.features(images.to(detector.heat_scale.device))
             found = memory.nearest(features)
-        study, index, cell = memory.origin[found.index[0, row, column]].tolist()
+        study, index, cell = memory.origin[found.token[0, row, column]].tolist()
         distance = float(found.distance[0, 0, row, column])
         quantiles = detector.trained_with.get("memory", {}).get("held_out_distances", {})
         return NearestNormal(
@@ -141,7 +141,7 @@ def share_above(distance: float, quantiles: Sequence[float]) -> float:
     if distance > quantiles[-1]:
         return 0.0
     # ties at the distance count: the first of equal quantiles
-    below = np.searchsorted(quantiles, distance, side="left")
+    below = int(np.searchsorted(quantiles, distance, side="left"))
     if below == 0:
         return 1.0
     low, high = quantiles[below - 1], quantiles[below]

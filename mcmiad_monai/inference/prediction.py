@@ -113,8 +113,8 @@ class Prediction:
     def _require_seen(self, at: tuple[int, int, int]) -> None:
         shape = self.heatmap.shape[1:]
         if all(0 <= n < size for n, size in zip(at, shape, strict=True)):
-            place = same_place(at, self.heatmap.affine.numpy(), self.image.affine.numpy())
-            inside = bool((self.image.numpy()[(slice(None), *place)] > 0).any())
+            x, y, z = same_place(at, self.heatmap.affine.numpy(), self.image.affine.numpy())
+            inside = bool((self.image.numpy()[:, x, y, z] > 0).any())
             if inside and np.isfinite(self.slice_scores[at[self.scores["slice_axis"]]]):
                 return
         raise ValueError(

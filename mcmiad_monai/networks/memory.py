@@ -61,12 +61,12 @@ class Nearest(NamedTuple):
     ----------
     distance : Tensor of shape (B, 1, g, g)
         What `NormalMemory.forward` gives.
-    index : Tensor of shape (B, g, g), int64
+    token : Tensor of shape (B, g, g), int64
         Row of the memory; with several groups, the one nearest in the first.
     """
 
     distance: Tensor
-    index: Tensor
+    token: Tensor
 
 
 class NormalMemory(nn.Module):

@@ -63,7 +63,7 @@ def test_distance_is_that_to_the_nearest_token(distance: Distance) -> None:
     found = memory.nearest(features)
     np.testing.assert_allclose(memory(features).numpy(), expected, atol=3e-3)  # kept in float16
     assert torch.equal(found.distance, memory(features))
-    assert (found.index.numpy() == nearest).mean() > 0.95
+    assert (found.token.numpy() == nearest).mean() > 0.95
 
 
 @pytest.mark.parametrize("distance", ["cosine", "l2"])
@@ -73,7 +73,7 @@ def test_what_it_remembers_has_no_distance(distance: Distance) -> None:
     features = kept[: GRID * GRID].T.reshape(1, CHANNELS, GRID, GRID)
     assert float(memory(features).max()) < (2e-3 if distance == "cosine" else 5e-3)
     assert float(memory(features).min()) >= 0
-    assert memory.nearest(features).index.flatten().tolist() == list(range(GRID * GRID))
+    assert memory.nearest(features).token.flatten().tolist() == list(range(GRID * GRID))
 
 
 def test_encoders_of_an_ensemble_add_up_in_their_units() -> None:
