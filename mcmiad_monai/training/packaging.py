@@ -170,7 +170,7 @@ class Packager:
         write_text(self.path.with_name("MODEL_CARD.md"), card)
         if self.metadata is not None and self.metadata.is_file():
             known = json.loads(self.metadata.read_text(encoding="utf-8"))
-            known |= {"calibration": calibration.to_dict(), "provenance": provenance}
+            known |= {"calibration": calibration.to_dict(scores=False), "provenance": provenance}
             write_text(self.metadata, json.dumps(known, indent=4, default=str) + "\n")
         logger.info("packaged %s", self.path)
         return self.path

@@ -39,6 +39,7 @@ from mcmiad_monai.training.calibrating import (
 )
 from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.packaging import Packager
+from mcmiad_monai.training.score_choice import ScoreChooser
 
 BRAIN = Calibration(
     pixel_threshold=0.5,
@@ -247,6 +248,7 @@ def packager(
     **options: Any,
 ) -> Packager:
     checkpoints: Any = SimpleNamespace(best="best.pt", load_network=lambda _: {"best_epoch": 4})
+    method = Method()
     return Packager(
         detector=detector,
         prior=encode_hashing(["healthy"], dim=32),
@@ -255,7 +257,8 @@ def packager(
         calibration_data=held_out,
         path=folder / "model.pt",
         training={"modality": "unified"},
-        method=Method(),
+        method=method,
+        chooser=ScoreChooser(method=method, cases=[], validation=held_out, modality="unified"),
         **OPTIONS,
         **options,
     )
