@@ -49,8 +49,8 @@ class MCMIADApp(MONAILabelApp):
         Folder of studies, or the address of a DICOMweb server.
     conf : mapping
         Of ``--conf``: ``models`` names the bundles to serve, separated by commas (default: all);
-        ``weights`` and ``text_prior`` are defaults of training; ``skip_trainers`` ``true`` leaves
-        training out.
+        ``weights``, ``text_prior`` and ``method`` are defaults of training; ``skip_trainers``
+        ``true`` leaves training out.
 
     Raises
     ------

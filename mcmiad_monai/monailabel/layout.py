@@ -26,8 +26,9 @@ Research software, not a medical device, not for diagnosis.
 
 STUDIES is a folder of NIfTI studies or the address of a DICOMweb server. Models: {models}. Each
 folder of `model/` is a bundle; copy another one there and restart to add it. Options, each as
-`--conf NAME VALUE`: `models` (names, separated by commas) serves only these; `weights` and
-`text_prior` are defaults of training; `skip_trainers true` leaves training out.
+`--conf NAME VALUE`: `models` (names, separated by commas) serves only these;
+`weights`, `text_prior` and `method` are defaults of training; `skip_trainers true` leaves training
+out.
 
 On a DICOMweb server, series of the kinds that the models are for are listed; where one model is for
 CT, CT alone, unless `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` says otherwise.

@@ -57,7 +57,7 @@ def output_kind(request: Mapping[str, Any]) -> OutputKind:
     3D Slicer and OHIF ask for uint8 and take each value for a label; a heatmap would be cut off.
     `RequestError` 400 if there is no such kind or number type.
     """
-    kind = _choice(request, "output_kind", OUTPUT_KINDS, OUTPUT_KINDS[0])
+    kind = choice(request, "output_kind", OUTPUT_KINDS, OUTPUT_KINDS[0])
     dtype = _result_dtype(request)
     whole = dtype is not None and dtype.kind in "iu"
     return cast(OutputKind, "bands" if kind == "heatmap" and whole else kind)
@@ -69,7 +69,7 @@ def extension(request: Mapping[str, Any], path: str) -> str:
     `RequestError` 400 if a type is asked for that cannot be written.
     """
     same = next((e for e in EXTENSIONS if path.lower().endswith(e)), EXTENSIONS[0])
-    return _choice(request, "result_extension", EXTENSIONS, same)
+    return choice(request, "result_extension", EXTENSIONS, same)
 
 
 def label_tag(request: Mapping[str, Any], default: str) -> str:
@@ -130,7 +130,10 @@ def plain_text(request: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _choice(request: Mapping[str, Any], name: str, choices: Sequence[str], default: str) -> str:
+def choice(
+    request: Mapping[str, Any], name: str, choices: Sequence[str], default: str | None = None
+) -> str | None:
+    """One of several words of a request, or the default; `RequestError` 400 if it is another."""
     value = given(request, name)
     if value is not None and value not in choices:
         raise RequestError(400, f"{name} is {value!r}; choose one of {', '.join(choices)}.")

@@ -25,9 +25,10 @@ from mcmiad_monai.errors import unwrap
 from mcmiad_monai.files import replace_atomically, write_text
 from mcmiad_monai.monailabel.bundles import ServedBundle
 from mcmiad_monai.monailabel.normals import Normals, collect_normals
-from mcmiad_monai.monailabel.requests import RequestError, number, plain_text
+from mcmiad_monai.monailabel.requests import RequestError, choice, number, plain_text
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.training.method import preset
+from mcmiad_monai.training.score_choice import score_name
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ MIN_NORMALS = 2
 #: The only lines of the bundle's train.yaml that requests may set: a configuration can execute
 #: code.
 SETTABLE = ("max_epochs", "learning_rate", "weights", "text_prior")
+#: What is trained, of which a request may also choose one: a memory is built in no epoch.
+METHODS = ("both", "memory", "head")
 STATS = "train_stats.json"
+#: Which studies the numbers in a memory stand for; beside the bundle's other figures.
+STUDIES = "memory_studies.csv"
 #: How long to wait for a look at the figures, which takes the lock for a moment.
 LOCK_SECONDS = 2
 #: Model files that a training replaces.
@@ -54,7 +59,7 @@ class NormalTrainTask(TrainTask):
     ----------
     bundle : ServedBundle
     conf : mapping
-        Of the server; ``weights`` and ``text_prior`` are defaults of the requests.
+        Of the server; ``weights``, ``text_prior`` and ``method`` are defaults of the requests.
     """
 
     def __init__(self, bundle: ServedBundle, conf: Mapping[str, str] | None = None) -> None:
@@ -63,7 +68,7 @@ class NormalTrainTask(TrainTask):
         self.root = bundle.root
         # of the training that is running
         self.work = bundle.root / "eval" / "label_app" / "training"
-        self.conf = {key: value for key, value in (conf or {}).items() if key in SETTABLE}
+        self.conf = {k: v for k, v in (conf or {}).items() if k in (*SETTABLE, "method")}
 
     def config(self) -> dict[str, Any]:
         """Settings that a client can change, with the bundle's own values."""
@@ -71,13 +76,18 @@ class NormalTrainTask(TrainTask):
         own = {name: content[name] for name in SETTABLE if name in content}
         if own.get("learning_rate", 0) is None:  # which a client would show as text
             own["learning_rate"] = preset(content["preset"]).learning_rate
-        return {"device": device_list(), **own, **self.conf}
+        method = self.conf.get("method", content["method"].get("parts"))
+        first = method or preset(content["preset"]).parts
+        # clients send the first of a list where the user chose none
+        choices = {"method": list(dict.fromkeys((first, *METHODS)))}
+        return {"device": device_list(), **own, **self.conf, **choices}
 
     def stats(self) -> dict[str, Any]:
         """Figures of the training that is running, else of the last one that ended well.
 
         Keys are those of MONAI Label's own trainers. ``total_time`` is there once the training has
-        ended. ``best_metric`` is 1 / (1 + validation loss), as viewers show it as a percentage.
+        ended. ``best_metric`` is 1 / (1 + validation loss), as viewers show it as a percentage. A
+        training without epochs has neither that nor epochs.
         """
         with suppress(FileNotFoundError):
             running = json.loads((self.work / STATS).read_text("utf-8"))
@@ -103,7 +113,8 @@ class NormalTrainTask(TrainTask):
         Parameters
         ----------
         request : mapping
-            ``max_epochs``, ``learning_rate``, ``weights``, ``text_prior`` and ``device``.
+            ``method`` (``both``, ``memory`` or ``head``), ``max_epochs``, ``learning_rate``,
+            ``weights``, ``text_prior`` and ``device``.
 
         Returns
         -------
@@ -121,9 +132,12 @@ class NormalTrainTask(TrainTask):
             "learning_rate": number(request, "learning_rate", float, above=0),
             "weights": plain_text(request, "weights"),
             "text_prior": plain_text(request, "text_prior"),
+            "method": choice({**self.conf, **request}, "method", METHODS),
         }
         given = {key: value for key, value in asked.items() if value is not None}
         overrides = {**self.conf, **given, "device": name_to_device(request.get("device"))}
+        if method := overrides.pop("method", None):
+            overrides["method#parts"] = method
         normals = collect_normals(datastore)
         _check_enough(normals)
         try:
@@ -173,8 +187,12 @@ class NormalTrainTask(TrainTask):
         made, models = self.work / "models", self.root / "models"
         detector = load_package(made / "model.pt")
         training = detector.provenance["training"]
-        stats = json.loads((self.work / STATS).read_text("utf-8"))
-        del stats["current_time"]
+        path = self.work / STATS
+        # viewers divide by the number of epochs: where there were none, it is left out
+        stats = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        stats.pop("current_time", None)
+        if "best_epoch" in training:
+            stats["best_epoch"] = training["best_epoch"]
         stats |= {
             "total_time": _duration(started),
             "normal_studies": len(normals.cases),
@@ -182,13 +200,19 @@ class NormalTrainTask(TrainTask):
             "unreadable_studies_kept_out": normals.unreadable,
             "training_studies": training["training_studies"],
             "validation_studies": training["validation_studies"],
-            "best_epoch": training["best_epoch"],
+            "method": training["method"]["parts"],
+            "score": score_name(detector.score.config),
             "calibration": detector.calibration,
         }
         if self.bundle.model_file.is_file():
             _copy(self.bundle.model_file, models / "model.previous.pt")
         for name in PUBLISHED:
             _copy(made / name, models / name)
+        kept = self.root / "eval" / STUDIES
+        if (self.work / "eval" / STUDIES).is_file():
+            _copy(self.work / "eval" / STUDIES, kept)
+        else:
+            kept.unlink(missing_ok=True)
         write_text(models / STATS, json.dumps(stats, indent=1))
         return dict(stats)
 

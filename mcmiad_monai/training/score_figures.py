@@ -16,8 +16,13 @@ from torch import Tensor
 from mcmiad_monai.calibration import PIXEL_FALSE_POSITIVE_RATE
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.metrics.curves import auroc
-from mcmiad_monai.metrics.histogram import ScoreHistogram
-from mcmiad_monai.metrics.pixels import PixelMetrics
+from mcmiad_monai.metrics.histogram import (
+    ScoreHistogram,
+    bin_count,
+    histogram_auroc,
+    histogram_average_precision,
+)
+from mcmiad_monai.metrics.pixels import lesion_and_normal
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.score import AnomalyScore
 
@@ -194,7 +199,8 @@ def _of_one_modality(
     own = read.detector.score.config
     placing = [AnomalyScore(**{**own, **way}) for way in ways]
     scoring = {name: AnomalyScore(**{**own, "image_score": name}) for name in image_scores}
-    pixels = [PixelMetrics(bits=BITS) for _ in ways]
+    # no metric of ignite: those wait for all processes, and one process alone chooses
+    pixels = torch.zeros(len(ways), 2, bin_count(BITS), dtype=torch.float64)  # lesion, normal
     scores: list[dict[str, list[float]]] = [{name: [] for name in image_scores} for _ in ways]
     for some, maps, inside in read(rows):
         lesion = read.data.lesion(some).to(inside.device)
@@ -204,15 +210,16 @@ def _of_one_modality(
         counted = inside & known[:, None, None, None]
         for number, score in enumerate(placing):
             heat = score.place(score.total(maps), inside) * inside  # (n, 1, S, S)
-            pixels[number].update((heat[counted], lesion[counted]))
+            both = lesion_and_normal(heat[counted], lesion[counted], BITS)
+            pixels[number] += torch.stack(both).cpu()
             for name, scorer in scoring.items():
                 scores[number][name] += scorer.slice_score(heat, inside).tolist()
     labels = [read.data.records[i].anomalous for i in rows]
     found = []
-    for metric, by_name in zip(pixels, scores, strict=True):
-        figures = metric.compute()
+    for (positive, negative), by_name in zip(pixels, scores, strict=True):
         of_images = {name: auroc(values, labels) for name, values in by_name.items()}
-        found.append(_Figures(figures["pixel_ap"], figures["pixel_auroc"], of_images))
+        average_precision = histogram_average_precision(positive, negative)
+        found.append(_Figures(average_precision, histogram_auroc(positive, negative), of_images))
     return found
 
 

@@ -219,6 +219,32 @@ def test_two_processes_train_what_one_does(
     assert found == pytest.approx(expected, rel=NOISY if noise else EXACT)
 
 
+def test_two_processes_build_the_memory_of_one(forked: Any, brain: Any, tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        root = copy_bundle("brain_mri_anomaly", tmp_path / str(processes))
+        options = {**brain.small(), "method#parts": "memory"}
+        if processes == 1:
+            given = place_method_options(options, config_keys([root / "configs/train.yaml"]))
+            open_workflow(root, "train", given).run()
+        else:
+            del options["device"]
+            keys = config_keys([root / "configs/train.yaml"])
+            given = place_method_options(options, keys)
+            files = [f"{root}/configs/{name}.yaml" for name in ("train", "multi_gpu_train")]
+            given["config_file"] = str(files)
+            forked.run_group(["-m", "monai.bundle", "run", *option_words(given)], tmp_path, 2)
+        assert not (root / "models" / "last.pt").exists()
+        found.append(load_package(root / "models" / "model.pt"))
+    one, two = found
+    assert two.head is None
+    assert two.score.config == one.score.config
+    assert list(two.memories) == list(one.memories)
+    for name, memory in two.memories.items():
+        assert torch.equal(memory.tokens, one.memories[name].tokens)
+    assert two.calibration["pixel_threshold"] == pytest.approx(one.calibration["pixel_threshold"])
+
+
 def test_multi_gpu_configuration_started_alone_says_how_to_start_it(
     brain: Any, monai_process: Any
 ) -> None:

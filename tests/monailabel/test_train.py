@@ -92,6 +92,22 @@ def test_training_replaces_the_model_and_keeps_the_last(finished: Any) -> None:
     assert not (models / "last.pt").exists()
 
 
+def test_a_memory_is_trained_without_epochs(finished: Any) -> None:
+    root = finished.bundles[MODEL].root
+    result = finished.train({"model": MODEL, "method": ["memory"]})
+    assert result["method"] == "memory"
+    assert result["score"].startswith("memory-")
+    assert result["normal_studies"] == 3
+    assert result["total_time"].startswith("0:0")
+    assert not {"epoch", "total_epochs", "best_epoch", "best_metric"} & set(result)
+    assert finished.info()["train_stats"][MODEL] == result
+    answer = finished.infer({"model": MODEL, "image": "mass"})["params"]
+    assert answer["volume_score"] > 0
+    assert "number,case" in (root / "eval" / "memory_studies.csv").read_text()
+    scored = finished.scoring({"method": "anomaly_score"})
+    assert scored["mass"]["anomaly_score"] == answer["volume_score"]
+
+
 def test_figures_change_epoch_by_epoch_and_fall_back_if_the_training_fails(
     finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,10 +198,20 @@ def test_settings_come_from_request_server_and_bundle(
     assert "max_epochs" not in seen  # the bundle's own
     config = task.config()
     assert (config["weights"], config["max_epochs"]) == ("server.safetensors", 2)
+    assert config["method"] == ["both", "memory", "head"]
+    assert "method#parts" not in seen  # the bundle's own
+    task = NormalTrainTask(finished.bundles[MODEL], {"method": "memory"})
+    assert task.config()["method"] == ["memory", "both", "head"]
+    for request, expected in (({}, "memory"), ({"method": "both"}, "both")):
+        with pytest.raises(RequestError, match="far enough"):
+            task(request, finished.datastore())
+        assert seen["method#parts"] == expected
+        assert "method" not in seen
 
 
 @pytest.mark.parametrize(
-    "request_", [{"max_epochs": 0}, {"learning_rate": "fast"}, {"weights": "$print(1)"}]
+    "request_",
+    [{"max_epochs": 0}, {"learning_rate": "fast"}, {"weights": "$print(1)"}, {"method": "moead"}],
 )
 def test_wrong_settings_are_refused(finished: Any, request_: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from small_heads import small_detector
 
 from mcmiad_monai.calibration import Calibration
+from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
+from mcmiad_monai.networks.memory import NormalMemory
 from mcmiad_monai.networks.package import save_package
+from mcmiad_monai.networks.score import AnomalyScore
 
 RANGE = (0.3, 0.8)
 FEW: dict[str, Any] = {
@@ -42,6 +46,29 @@ def make_model(
         calibration = Calibration(1.0, 0.005, *thresholds, 0.05, 10, 5, 3, 3).to_dict()
     training = {"slice_range": list(slice_range), **({"modality": modality} if modality else {})}
     training |= {"method": dict(method)} if method else {}
+    save_package(path, detector, calibration=calibration, provenance={"training": training})
+    return path
+
+
+def make_memory_model(path: Path) -> Path:
+    """A model without head, of slices between their neighbours, cropped to the foreground."""
+    encoder = empty_encoder("test_efficientnet", grid=7, seed=11)
+    channels = encoder.out_channels
+    tokens = torch.randn(20, channels, generator=torch.Generator().manual_seed(5))
+    memory = NormalMemory.of_tokens(
+        torch.nn.functional.normalize(tokens),
+        mean=torch.zeros(channels),
+        std=torch.ones(channels),
+        distance="cosine",
+        groups=(channels,),
+        origin=torch.zeros(20, 3, dtype=torch.int32),
+    )
+    score = AnomalyScore(sources={"memory-cosine": 1.0}, symmetry=0.4, image_score="hottest")
+    detector = MCMIADDetector(encoder, None, score, {"cosine": memory}).eval()
+    method = {"context": 3, "field_of_view": "foreground"}
+    training = {"slice_range": list(RANGE), "modality": "brain_mri", "method": method}
+    calibration = Calibration(0.5, 0.005, 1.0, 1.0, 0.05, 10, 5, 3, 3).to_dict()
+    detector.heat_scale.fill_(0.5)
     save_package(path, detector, calibration=calibration, provenance={"training": training})
     return path
 

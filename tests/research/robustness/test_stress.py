@@ -15,7 +15,7 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose
 from PIL import Image
-from stressed import FEW, RANGE, make_model, rows_of
+from stressed import FEW, RANGE, make_memory_model, make_model, rows_of
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.calibration import Calibration, UnifiedCalibration
@@ -71,6 +71,25 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_clean_figures_are_those_of_an_evaluation_of_the_bundle(
     model: Path, cohort: Path, straight: Straight, tmp_path: Path
 ) -> None:
+    require_figures_of_an_evaluation(straight, model, cohort, tmp_path)
+
+
+def test_model_without_head_that_sees_neighbours_is_stressed_as_it_is_evaluated(
+    cases: list[dict[str, Any]], cohort: Path, tmp_path: Path
+) -> None:
+    model = make_memory_model(tmp_path / "memory.pt")
+    few = {**FEW, "severities": [5]}
+    report = run_stress(model, cases, out=tmp_path / "stress", **few)
+    require_complete(report)
+    require_figures_of_an_evaluation((tmp_path / "stress", report), model, cohort, tmp_path)
+    noisy = rows_of(report)["rician_noise", 5]
+    assert noisy["slice_auroc"] != report["rows"][0]["slice_auroc"]
+
+
+def require_figures_of_an_evaluation(
+    straight: Straight, model: Path, cohort: Path, tmp_path: Path
+) -> None:
+    """Compare the condition without corruption with an evaluation of the model in a bundle."""
     root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
     shutil.copy(model, root / "models" / "model.pt")
     overrides = {
