@@ -69,7 +69,7 @@ def extension(request: Mapping[str, Any], path: str) -> str:
     `RequestError` 400 if a type is asked for that cannot be written.
     """
     same = next((e for e in EXTENSIONS if path.lower().endswith(e)), EXTENSIONS[0])
-    return choice(request, "result_extension", EXTENSIONS, same)
+    return cast(str, choice(request, "result_extension", EXTENSIONS, same))
 
 
 def label_tag(request: Mapping[str, Any], default: str) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from mcmiad_monai.data.odd import log_odd, odd_training_studies
 from mcmiad_monai.files import write_csv, write_text
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.networks.memory import NormalMemory
 from mcmiad_monai.networks.package import save_package
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
@@ -205,7 +206,8 @@ class Packager:
     def _keep_what_is_used(self) -> None:
         """Leave out memories that the score is not made of; the head always stays."""
         used = self.detector.score.sources
-        kept = {n: m for n, m in self.detector.memories.items() if f"memory-{n}" in used}
+        memories = cast(Mapping[str, NormalMemory], dict(self.detector.memories.items()))
+        kept = {name: memory for name, memory in memories.items() if f"memory-{name}" in used}
         self.detector.set_memories(kept)
         if kept and self.studies_path is not None:
             rows = [{"number": n, "case": case} for n, case in enumerate(self.studies)]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from small_heads import small_detector
 
+from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import empty_encoder
@@ -75,3 +80,31 @@ def make_memory_model(path: Path) -> Path:
 
 def rows_of(report: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     return {(row["corruption"], row["severity"]): row for row in report["rows"]}
+
+
+def require_figures_of_an_evaluation(
+    straight: tuple[Path, dict[str, Any]], model: Path, cohort: Path, tmp_path: Path
+) -> None:
+    """Compare the condition without corruption with an evaluation of the model in a bundle."""
+    root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
+    shutil.copy(model, root / "models" / "model.pt")
+    overrides = {
+        "dataset_dir": str(cohort / "datalist.json"),
+        "output_dir": str(tmp_path / "eval"),
+        "progress": False,
+        "device": "cpu",
+    }
+    open_workflow(root, ("train", "evaluate"), overrides).run()
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"]
+    clean = straight[1]["rows"][0]
+    assert (clean["corruption"], clean["severity"]) == ("clean", 0)
+    for name in ("volume_auroc", "slice_auroc"):
+        assert clean[name] == metrics[name], name
+    # pixel histograms are kept for every study, in coarser bins than those of an evaluation
+    assert clean["pixel_auroc"] == pytest.approx(metrics["pixel_auroc"], abs=5e-4)
+    expected = list(csv.DictReader((tmp_path / "eval" / "studies.csv").open()))
+    found = list(csv.DictReader((straight[0] / "studies.csv").open()))
+    for column in ("case", "slices", "anomalous_slices"):
+        assert [row[column] for row in found] == [row[column] for row in expected]
+    scores = [[float(row["volume_score"]) for row in rows] for rows in (found, expected)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)  # a bit of float32

@@ -73,7 +73,7 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
     trained = time.monotonic()
     finished = finish(plan, lab, detector, data)
     calibration = finished["calibration"]
-    learned = {key: finished[key] for key in ("memory", "score") if key in finished}
+    learned: dict[str, Any] = {key: finished[key] for key in ("memory", "score") if key in finished}
     report: dict[str, Any] = {
         "experiment": plan.to_dict(),
         **_measured(plan, lab, detector, bool(calibration)),
@@ -99,7 +99,7 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
         },
     }
     modalities = {lab.sets[name].modality for name in plan.sets}
-    training = {
+    training: dict[str, Any] = {
         "experiment": plan.to_dict(),
         "method": plan.method.to_dict(),
         "modality": modalities.pop() if len(modalities) == 1 else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import statistics
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from small_experiments import SIZE, TINY, make_lab, read_table, run
 
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.networks.package import load_package
@@ -23,45 +23,11 @@ from mcmiad_monai.research.protocols import experiment as experiments_room
 from mcmiad_monai.research.protocols import reproduce as reproduce_room
 from mcmiad_monai.research.protocols.experiment import run_experiment
 from mcmiad_monai.research.protocols.laboratory import Experiment, Laboratory
-from mcmiad_monai.research.protocols.reproduce import reproduce
 from mcmiad_monai.research.protocols.scores import SCORES, score_name, scores_of
 from mcmiad_monai.training import fit as fit_room
-from mcmiad_monai.training.method import Method
 from mcmiad_monai.training.schedule_choice import better
 
-SIZE = 64
-TINY = Method(
-    encoder_name="test_efficientnet.r160_in1k",
-    weights="random",
-    text_prior="hashing",
-    max_epochs=2,
-    batch_size=4,
-    min_steps_per_epoch=1,
-    head={"dim": 16, "heads": 2, "hidden": 16, "experts": 2, "rounds": 1},
-)
 pytestmark = pytest.mark.filterwarnings("ignore:the encoder .* has RANDOM weights")
-
-
-def make_lab(root: Path, *sets: str, layout: Layout = "official") -> Laboratory:
-    data = write_bmad_phantom(root / "data", layout=layout, sets=sets, size=SIZE)
-    return Laboratory(sets=find_bmad(data), cache_dir=root / "features", size=SIZE, progress=False)
-
-
-def run(root: Path, **options: Any) -> Path:
-    reproduce(
-        find_bmad(root / "data"),
-        root / "out",
-        options.pop("method", TINY),
-        size=SIZE,
-        progress=False,
-        **options,
-    )
-    return root / "out"
-
-
-def read_table(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -200,81 +166,6 @@ def test_packaged_model_gives_the_figures_heatmaps(tmp_path: Path) -> None:
         heat = detector.heatmap_from_features(data.batch([0, 9]), data.foreground([0, 9]))
     assert heat.shape == (2, 1, SIZE, SIZE)
     assert detector.heat_scale > 0
-
-
-MEMORY = TINY.with_options(parts="memory", score="auto", smooth_sigma=None, image_score=None)
-
-
-@pytest.mark.parametrize("parts", ["memory", "both"])
-def test_memory_is_built_chosen_calibrated_and_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: str
-) -> None:
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a head was trained")
-
-    if parts == "memory":
-        monkeypatch.setattr(experiments_room, "fit_head", never)
-    lab = make_lab(tmp_path, "brain")
-    method = MEMORY.with_options(parts=parts)
-    plan = Experiment(name="x", sets=("brain",), method=method)
-    report = run_experiment(plan, lab, tmp_path / "runs")
-    rows = ["memory-cosine", "memory-l2", "score of the method"]
-    rows = rows if parts == "memory" else [*SCORES, *rows]
-    assert list(report["results"]["brain"]["scores"]) == rows
-    assert "pixel_dice_at_threshold" in report["results"]["brain"]["scores"][rows[-1]]
-    assert report["memory"]["studies"] == report["trained_on"]["brain"]
-    chosen = report["score"]["options"]["sources"]
-    assert set(chosen) <= {"head", "memory-cosine", "memory-l2"}
-    assert (report["parameters"] == 0) == (parts == "memory")
-    detector = load_package(tmp_path / "runs" / plan.folder / "model.pt")
-    assert (detector.head is None) == (parts == "memory")
-    assert detector.score.sources == chosen
-    assert detector.calibration == report["calibration"]
-    assert detector.trained_with["score"]["summary"] == report["score"]["summary"]
-    json.dumps(report, allow_nan=False)
-
-
-def test_a_memory_of_shots_and_one_of_all_sets(tmp_path: Path) -> None:
-    lab = make_lab(tmp_path, "brain", "liver")
-    one = Experiment(name="1-shot", sets=("brain",), method=MEMORY, shots=1)
-    report = run_experiment(one, lab, tmp_path / "runs")
-    assert report["memory"]["studies"] == 1
-    cells = lab.encoder(MEMORY).grid ** 2
-    assert report["memory"]["tokens"] == cells
-    both = Experiment(name="unified", sets=("liver", "brain"), method=MEMORY)
-    report = run_experiment(both, lab, tmp_path / "runs")
-    assert report["memory"]["studies"] == sum(report["trained_on"].values())
-    assert list(report["results"]) == ["liver", "brain"]
-
-
-def test_without_validation_images_the_simplest_score_is_taken_and_said(tmp_path: Path) -> None:
-    lab = make_lab(tmp_path, "brain", layout="ader")
-    assert not lab.sets["brain"].cases("val")
-    plan = Experiment(name="x", sets=("brain",), method=MEMORY)
-    report = run_experiment(plan, lab, tmp_path / "runs")
-    assert report["calibration"] == {}
-    assert "memory-cosine, image score eq7, not chosen: not every set" in report["score"]["summary"]
-    scores = report["results"]["brain"]["scores"]
-    assert scores["score of the method"]["pixel_ap"] == scores["memory-cosine"]["pixel_ap"]
-    total = plan.method.with_options(parts="both", score="head+memory-l2")
-    plan = Experiment(name="x", sets=("brain",), method=total)
-    with pytest.raises(ValueError, match=r"head\+memory-l2 is a sum.*--set score=memory-cosine"):
-        run_experiment(plan, lab, tmp_path / "runs")
-
-
-def test_tables_figure_and_report_of_a_memory(tmp_path: Path) -> None:
-    write_bmad_phantom(tmp_path / "data", sets=["brain"], size=SIZE)
-    method = MEMORY.with_options(text_prior="open_clip")  # which nothing reads
-    out = run(tmp_path, method=method, tables=[4], seeds=[0])
-    report = (out / "report.md").read_text()
-    assert "no head was trained" in report
-    assert "- w/ CLIP fusion, brain, seed 0: memory-" in report
-    assert "text prior not adapted: no head is trained that reads it" in report
-    variants = [row[0] for row in read_table(out / "table4.csv")]
-    assert variants[-2:] == ["score memory-cosine", "score memory-l2"]
-    assert not [name for name in variants if "S_cos" in name]
-    with Image.open(out / "figure3.png") as picture:
-        assert picture.size[0] > 500
 
 
 def test_head_is_measured_as_its_score_alone_defines(tmp_path: Path) -> None:

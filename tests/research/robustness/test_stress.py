@@ -15,9 +15,8 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose
 from PIL import Image
-from stressed import FEW, RANGE, make_memory_model, make_model, rows_of
+from stressed import FEW, RANGE, make_model, require_figures_of_an_evaluation, rows_of
 
-from mcmiad_monai.bundle import copy_bundle, open_workflow
 from mcmiad_monai.calibration import Calibration, UnifiedCalibration
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.data.studies import StudyDataset
@@ -72,46 +71,6 @@ def test_clean_figures_are_those_of_an_evaluation_of_the_bundle(
     model: Path, cohort: Path, straight: Straight, tmp_path: Path
 ) -> None:
     require_figures_of_an_evaluation(straight, model, cohort, tmp_path)
-
-
-def test_model_without_head_that_sees_neighbours_is_stressed_as_it_is_evaluated(
-    cases: list[dict[str, Any]], cohort: Path, tmp_path: Path
-) -> None:
-    model = make_memory_model(tmp_path / "memory.pt")
-    few = {**FEW, "severities": [5]}
-    report = run_stress(model, cases, out=tmp_path / "stress", **few)
-    require_complete(report)
-    require_figures_of_an_evaluation((tmp_path / "stress", report), model, cohort, tmp_path)
-    noisy = rows_of(report)["rician_noise", 5]
-    assert noisy["slice_auroc"] != report["rows"][0]["slice_auroc"]
-
-
-def require_figures_of_an_evaluation(
-    straight: Straight, model: Path, cohort: Path, tmp_path: Path
-) -> None:
-    """Compare the condition without corruption with an evaluation of the model in a bundle."""
-    root = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
-    shutil.copy(model, root / "models" / "model.pt")
-    overrides = {
-        "dataset_dir": str(cohort / "datalist.json"),
-        "output_dir": str(tmp_path / "eval"),
-        "progress": False,
-        "device": "cpu",
-    }
-    open_workflow(root, ("train", "evaluate"), overrides).run()
-    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"]
-    clean = straight[1]["rows"][0]
-    assert (clean["corruption"], clean["severity"]) == ("clean", 0)
-    for name in ("volume_auroc", "slice_auroc"):
-        assert clean[name] == metrics[name], name
-    # pixel histograms are kept for every study, in coarser bins than those of an evaluation
-    assert clean["pixel_auroc"] == pytest.approx(metrics["pixel_auroc"], abs=5e-4)
-    expected = list(csv.DictReader((tmp_path / "eval" / "studies.csv").open()))
-    found = list(csv.DictReader((straight[0] / "studies.csv").open()))
-    for column in ("case", "slices", "anomalous_slices"):
-        assert [row[column] for row in found] == [row[column] for row in expected]
-    scores = [[float(row["volume_score"]) for row in rows] for rows in (found, expected)]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-6)  # a bit of float32
 
 
 def test_corrupted_figures_are_those_of_an_evaluation_of_corrupted_studies(
