@@ -71,9 +71,11 @@ def fit_head(
             score=method.build_score(data.encoder).to(device),
         )
         early_stop = EarlyStop(validator, method.patience)
-        handlers += [ValidationHandler(1, validator), early_stop]
+        handlers.append(ValidationHandler(1, validator))
     store = None
-    if checkpoints is not None:
+    if checkpoints is None and early_stop is not None:
+        handlers.append(early_stop)
+    elif checkpoints is not None:
         store = Checkpoints(
             checkpoints,
             network=head,

@@ -176,8 +176,10 @@ class Checkpoints:
         return self.directory / "best.pt"
 
     def attach(self, engine: Engine) -> None:
-        """Save at the end of each epoch; attach after the validation handler."""
+        """Save at the end of each epoch, early stopping first; attach after the validation."""
         self._trainer = engine
+        if self.early_stop is not None:
+            self.early_stop.attach(engine)
         # the bare method: of a DiskSaver itself, Checkpoint deletes the old file before it writes
         # the new one, and a process that is killed in between leaves none
         save = DiskSaver(self.directory, atomic=True, require_empty=False).__call__

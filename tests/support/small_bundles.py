@@ -46,3 +46,12 @@ def why_failed(root: Path, options: Mapping[str, Any]) -> str:
     report = json.loads((Path(options["output_dir"]) / "scores.json").read_text())
     (reason,) = report["failed"].values()
     return str(reason)
+
+
+def without_scores(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """A calibration without the held-out scores, as ``metadata.json`` has it."""
+    return {
+        key: without_scores(value) if isinstance(value, Mapping) else value
+        for key, value in calibration.items()
+        if key not in ("slice_scores", "volume_scores")
+    }

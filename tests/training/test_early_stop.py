@@ -79,7 +79,6 @@ def make_run(
         loss_function=ReconstructionLoss(),
         train_handlers=[
             ValidationHandler(interval, validator),
-            early_stop,
             LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
         ],
         checkpoints=checkpoints,

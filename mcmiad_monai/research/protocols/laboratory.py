@@ -27,7 +27,10 @@ from mcmiad_monai.training.method import Method
 #: Options that experiments were already run without. The paper's values of these are left out of
 #: what an experiment is found by, so that a finished one is found again.
 LATER_OPTIONS = frozenset(
-    ("field_of_view", "context", "parts", "score", "coreset", "symmetry", "image_score")
+    (
+        *("field_of_view", "context", "parts", "score", "coreset", "symmetry", "image_score"),
+        *("layers", "merge", "copies", "patience"),
+    )
 )
 
 

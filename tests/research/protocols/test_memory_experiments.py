@@ -70,7 +70,10 @@ def test_without_validation_images_the_simplest_score_is_taken_and_said(tmp_path
     plan = Experiment(name="x", sets=("brain",), method=MEMORY)
     report = run_experiment(plan, lab, tmp_path / "runs")
     assert report["calibration"] == {}
-    assert "memory-cosine, image score eq7, not chosen: not every set" in report["score"]["summary"]
+    assert (
+        "memory-cosine, image score hottest, not chosen: not every set"
+        in report["score"]["summary"]
+    )
     scores = report["results"]["brain"]["scores"]
     assert scores["score of the method"]["pixel_ap"] == scores["memory-cosine"]["pixel_ap"]
     total = plan.method.with_options(parts="both", score="head+memory-l2")
