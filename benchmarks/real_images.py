@@ -15,6 +15,7 @@ validation ranks first, and ``--out`` has all. Heads are trained where ``--seeds
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,9 +39,11 @@ from real_measures import (
     pixel_threshold,
 )
 from real_methods import (
+    BRIGHTNESS,
     GROUPS,
     INPUTS,
     Inputs,
+    Mixed,
     Source,
     Steps,
     features_of,
@@ -58,6 +61,7 @@ from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import iterate_slices
+from mcmiad_monai.networks.score import SOURCES, AnomalyScore
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.method import PRESETS
 
@@ -176,15 +180,24 @@ def maps_of(
             for data in folds:
                 fit, spent = fitted(lambda s=source, d=data, n=seed: s.fit(d["train"], n))
                 maps[-1].append({name: grid_maps(fit, data[name]) for name in PARTS})
-                if source.ours and len(maps) == 1:
+                if source.ours and source.name != BRIGHTNESS and len(maps) == 1:
                     fitted_ones.setdefault(source.name, []).append(fit)
                 if not costs:
-                    costs = {**spent, **(asking(fit, data["test"]) if options.costs else {})}
+                    costs = {
+                        **spent,
+                        **(
+                            asking(fit, data["test"])
+                            if options.costs and source.name != BRIGHTNESS
+                            else {}
+                        ),
+                    }
         yield source, maps, costs
         if source.ours:
             ours[source.name] = source, maps
-    for name in [name for name in ours if name.startswith("memory") and "head" in ours]:
-        yield (*summed((ours["head"], ours[name]), kind, folds), {})
+    alone = [name for name in SOURCES if name in ours]
+    for first, second in itertools.combinations(alone, 2):
+        if not (first.startswith("memory") and second.startswith("memory")):
+            yield (*summed((ours[first], ours[second]), kind, folds), {})
 
 
 def summed(
@@ -195,27 +208,31 @@ def summed(
         part_of(kind, data["validation"], fold.validation)
         for data, fold in zip(folds, kind.folds, strict=True)
     ]
-    units: list[float] = []  # the first are of the first seed and fold
-
-    def over_unit(maps: FoldMaps, part: Part) -> FoldMaps:
-        units.append(pixel_threshold(measure(maps["validation"], Steps(), part, kind)))
-        return {name: tensor / units[-1] for name, tensor in maps.items()}
+    names = [source.name for source, _ in pair]
+    used: list[dict[str, float]] = []  # the first are of the first seed and fold
 
     def both(one: FoldMaps, other: FoldMaps, part: Part) -> FoldMaps:
-        first, second = over_unit(one, part), over_unit(other, part)
-        return {name: first[name] + second[name] for name in PARTS}
+        maps = dict(zip(names, (one, other), strict=True))
+        units = {
+            name: pixel_threshold(measure(m["validation"], Steps(), part, kind))
+            for name, m in maps.items()
+        }
+        used.append(units)
+        total = AnomalyScore(sources=units).total
+        return {name: total({n: m[name] for n, m in maps.items()}) for name in PARTS}
 
+    seeds = max(len(maps) for _, maps in pair)  # what has no chance in it was fitted once
+    each = [maps if len(maps) == seeds else maps * seeds for _, maps in pair]
     total = [
         [both(*maps, part) for *maps, part in zip(*by_seed, parts, strict=True)]
-        for by_seed in zip(*(maps for _, maps in pair), strict=True)
+        for by_seed in zip(*each, strict=True)
     ]
 
-    def fit(data: FeatureDataset, seed: int) -> GridMap:
-        one, other = (source.fit(data, seed) for source, _ in pair)
-        return lambda features: one(features) / units[0] + other(features) / units[1]
+    def fit(data: FeatureDataset, seed: int) -> Mixed:
+        fits = {s.name: None if s.name == BRIGHTNESS else s.fit(data, seed) for s, _ in pair}
+        return Mixed(fits, used[0])
 
-    name = "+".join(source.name for source, _ in pair)
-    return Source(name, fit, drawn=True, ours=True), total
+    return Source("+".join(names), fit, drawn=True, ours=True), total
 
 
 def intensity(

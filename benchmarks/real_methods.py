@@ -163,7 +163,7 @@ def sources_of(options: argparse.Namespace, inputs: Inputs) -> list[Source]:
         found += {
             "peers": peers,
             "anomalib": anomalib,
-            "memory": lambda: memories(method_of(options, inputs).coreset),
+            "memory": lambda: [*memories(method_of(options, inputs).coreset), brightness()],
             "head": lambda: heads(options, inputs),
         }[group]()
     return found
@@ -260,8 +260,35 @@ def checkpoints_of(
     return folder
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """Maps of several sources, each over its unit, as one; the image's brightness may be one."""
+
+    parts: dict[str, GridMap | None]
+    units: dict[str, float]
+
+    def __call__(self, features: Tensor, bright: Tensor) -> Tensor:
+        """Features (n, C, g, g) and brightness (n, 1, h, w) to (n, 1, h, w)."""
+        maps = {n: bright if m is None else m(features) for n, m in self.parts.items()}
+        return AnomalyScore(sources=self.units).total(maps)
+
+
+#: The image's brightness as a candidate; it has nothing to fit.
+BRIGHTNESS = "intensity"
+
+
+def brightness() -> Source:
+    """Bright is anomalous, on cells of 4 × 4 pixels, as in a model's score."""
+    alone = Mixed({BRIGHTNESS: None}, {BRIGHTNESS: 1.0})
+    return Source(BRIGHTNESS, lambda *_: alone, ours=True)
+
+
 @torch.inference_mode()
-def grid_maps(maps: GridMap, dataset: FeatureDataset) -> Tensor:
+def grid_maps(maps: GridMap | Mixed, dataset: FeatureDataset) -> Tensor:
     """Maps of all slices of a dataset, (n, 1, g, g)."""
-    chunks = torch.arange(len(dataset)).split(32)
-    return torch.cat([maps(dataset.batch(chunk.tolist())) for chunk in chunks]).float()
+    found = []
+    for chunk in torch.arange(len(dataset)).split(32):
+        rows = chunk.tolist()
+        asked = (dataset.batch(rows), dataset.intensity(rows))
+        found.append(maps(*asked) if isinstance(maps, Mixed) else maps(asked[0]))
+    return torch.cat(found).float()
