@@ -47,7 +47,8 @@ def automatic(
         score = method.build_score(encoder, terms="cos")
         detector = MCMIADDetector(encoder, head, score, memories)  # type: ignore[arg-type]
         normals = synthetic_dataset(fold.validation, encoder, **slices_of(options, kind, inputs))
-        chosen = choose_score(detector, normals, candidates(method, kind.modality)).options
+        ways = candidates(method, kind.modality, by_labels=False)
+        chosen = choose_score(detector, normals, ways).options
         steps = Steps(chosen["symmetry"], chosen["smooth_sigma"])
         picks.append(Pick(inputs, "+".join(chosen["sources"]), steps, chosen["image_score"]))
     return picks

@@ -73,11 +73,12 @@ class ScoreChoice:
         return {**plain, "table": list(plain["table"])}
 
 
-def candidates(method: Method, modality: str) -> list[dict[str, Any]]:
+def candidates(method: Method, modality: str, *, by_labels: bool = True) -> list[dict[str, Any]]:
     """Score options that the method leaves open; those that it names are the same in all.
 
     The sums are of two sources, but never of both memories. The mirrored map is tried where the
-    modality has it that both sides of healthy slices look alike.
+    modality has it that both sides of healthy slices look alike. Brightness is tried by real labels
+    alone: synthetic anomalies are as often dark as bright, and say nothing of what lesions are.
 
     Returns
     -------
@@ -85,7 +86,7 @@ def candidates(method: Method, modality: str) -> list[dict[str, Any]]:
         ``sources``, in units of 1, ``symmetry``, ``smooth_sigma`` and ``image_score`` of each.
     """
     if method.score == AUTO_SCORE:
-        alone = method.possible_sources
+        alone = [n for n in method.possible_sources if by_labels or n != "intensity"]
         memories = {name for name in alone if name.startswith("memory")}
         pairs = itertools.combinations(alone, 2)
         sources = [*((name,) for name in alone), *(p for p in pairs if not set(p) <= memories)]
@@ -261,8 +262,8 @@ class ScoreChooser:
         """Give the detector its score; does nothing where the method names one."""
         if not self.method.chooses_score:
             return
-        options = candidates(self.method, self.modality)
         rows = labelled_rows(self.validation.records, self.deciding)
+        options = candidates(self.method, self.modality, by_labels=bool(rows))
         self.choice = choose_score(
             detector,
             self.validation if rows else self.synthetic(detector),

@@ -132,6 +132,8 @@ def test_what_the_method_names_is_not_searched() -> None:
         ("memory-cosine", "intensity"),
         ("memory-l2", "intensity"),
     }
+    without_labels = candidates(memory, "brain_mri", by_labels=False)
+    assert not any("intensity" in o["sources"] for o in without_labels)
     named = OPEN.with_options(score="memory-l2", symmetry=0.2, smooth_sigma=1.0, image_score="mean")
     assert candidates(named, "brain_mri") == [
         {

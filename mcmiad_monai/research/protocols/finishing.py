@@ -150,7 +150,7 @@ def _simplest(plan: Experiment, lab: Laboratory, detector: MCMIADDetector) -> di
             f"images, and not every set of {', '.join(plan.sets)} has such. Name a score of one "
             "map, e.g. --set score=memory-cosine, or give the sets a val part."
         )
-    options = candidates(method, _modality(plan, lab))[0]
+    options = candidates(method, _modality(plan, lab), by_labels=False)[0]
     detector.score = method.build_score(detector.encoder, **options).to(lab.device)
     told = f"{score_name(options)}, not chosen: not every set has normal validation images"
     logger.warning("score: %s", told)
