@@ -37,7 +37,7 @@ from mcmiad_monai.runtime.device import choose_device
 from mcmiad_monai.runtime.open import Engine, open_network
 from mcmiad_monai.runtime.precision import Precision
 from mcmiad_monai.transforms import CanonicalOrientationd, on_whole_grid, preprocessing
-from mcmiad_monai.transforms.metadata import MODALITY
+from mcmiad_monai.transforms.metadata import INPUT, MODALITY
 from mcmiad_monai.transforms.recipes import Region
 
 logger = logging.getLogger(__name__)
@@ -364,6 +364,7 @@ class Predictor:
             slice_axis=self.slice_axis,
             calibration=self.calibration_of(heatmap.meta.get(MODALITY)),
         )
+        found["input"] = heatmap.meta.get(INPUT)
         mask = anomaly_mask(heatmap, self.options.mask_threshold)
         recall = recall_from(
             self.detector, sample["image"], axis=self.slice_axis, lock=self._network_free
