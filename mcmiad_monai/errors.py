@@ -32,5 +32,5 @@ def root_message(error: BaseException) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text of a file name or a header on one line: control characters as ``\\n``, ``\\x1b``."""
+    r"""Text of a file name or a header on one line: control characters as ``\n``, ``\x1b``."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

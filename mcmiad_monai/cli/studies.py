@@ -17,6 +17,7 @@ from mcmiad_monai.cli.options import (
     add_overrides,
     add_source,
 )
+from mcmiad_monai.errors import escaped
 
 if TYPE_CHECKING:
     from mcmiad_monai.data.cases.names import Case
@@ -72,11 +73,11 @@ def _cases(options: argparse.Namespace) -> None:
         print_json({"cases": cases, "not_read": reasons} if options.explain else cases)
         return
     for case in cases:
-        print(f"{case['case']}\t{case['image']}\t{case.get('label') or '-'}")
+        print(*(escaped(case.get(key) or "-") for key in ("case", "image", "label")), sep="\t")
     if options.explain:
         print(f"\n{len(cases)} studies found, {len(left_out)} files not read")
         for path, reason in left_out.items():
-            print(f"{path}\t{reason}")
+            print(escaped(str(path)), escaped(reason), sep="\t")
 
 
 def _infer(options: argparse.Namespace) -> None:
