@@ -56,6 +56,7 @@ SETTINGS = {
     "slice_range": "slice_range",
     "region": "region",
     "organ_label": "organ_label",
+    "max_voxels": "max_voxels",
 }
 #: Parts of a bundle's inference.yaml that `Predictor` has in Python.
 STEPS = ("preprocessing", "network", "inferer", "postprocessing")
@@ -87,6 +88,9 @@ class InferenceOptions:
         Where to look; by default what the model was trained for.
     organ_label : int, optional
         Value of the organ in a mask of many; by default that of the training.
+    max_voxels : int, optional
+        Of a study, by its header: a larger one is refused before it is unpacked; by default
+        5·10⁸, which are 2·10⁹ bytes as float32.
     """
 
     engine: Engine = "auto"
@@ -99,6 +103,7 @@ class InferenceOptions:
     slice_range: Sequence[float] | None = None
     region: Region | None = None
     organ_label: int | None = None
+    max_voxels: int | None = None
 
 
 def load(
@@ -280,6 +285,7 @@ class Predictor:
             self.modality,
             mask_key="label" if label else None,
             check_modality=self.options.check_modality,
+            max_voxels=self.options.max_voxels,
             **self._region,
             **self.detector.image_options,
         )

@@ -13,6 +13,7 @@ from mcmiad_monai.cli.options import (
     add_command,
     add_computing,
     add_json,
+    add_max_voxels,
     add_modality,
     add_overrides,
     add_source,
@@ -42,6 +43,7 @@ def add_commands(commands: Commands) -> None:
         "--preview", action="store_true", help="also write a picture of each study's hottest slices"
     )
     add_modality(infer)
+    add_max_voxels(infer)
     add_computing(infer)
     add_json(infer)
     add_overrides(infer, "override a setting of the bundle's inference.yaml")
@@ -53,6 +55,7 @@ def add_commands(commands: Commands) -> None:
     )
     evaluate.add_argument("--out", type=Path, help="output folder (default: the bundle's eval)")
     add_modality(evaluate)
+    add_max_voxels(evaluate)
     add_computing(evaluate)
     add_json(evaluate)
     add_overrides(evaluate, "override a setting of the bundle's inference.yaml")
@@ -132,6 +135,8 @@ def _opened(
     chosen = {SETTINGS[key]: value for key, value in given.items() if key in SETTINGS}
     if options.modality:
         chosen.setdefault("modality", options.modality)
+    if options.max_voxels:
+        chosen["max_voxels"] = options.max_voxels
     settings = others | {key: value for key, value in given.items() if key in others}
     predictor = load(options.bundle, device=settings["device"], **chosen)
     cases = find_studies(
