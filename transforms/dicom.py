@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.checks import VolumeError, check_affine
 from mcmiad_monai.transforms.readers import LPS_TO_RAS, Image
-from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_size
+from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_deflated, check_size
 
 POSITION_TOLERANCE = 0.1
 """How far a slice may lie from its place in an even stack, as a share of the slice step."""
@@ -72,6 +72,9 @@ def read_dicom_folder(folder: Path, max_voxels: int = MAX_VOXELS) -> Image:
     VolumeError
         If there is none, there are several, or the slices are no even stack of grey images.
     """
+    for file in folder.iterdir():
+        if file.is_file():
+            check_deflated(file, max_voxels)
     with _quiet():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         files = {

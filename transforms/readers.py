@@ -18,7 +18,12 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.checks import VolumeError, check_affine, check_dtype, spatial_shape
-from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_packed_header, check_size
+from mcmiad_monai.transforms.sizes import (
+    MAX_VOXELS,
+    check_deflated,
+    check_packed_header,
+    check_size,
+)
 
 NIFTI_LABEL_INTENTS = (1002, 1003)
 """NIfTI intent codes of label maps: NIFTI_INTENT_LABEL and NIFTI_INTENT_NEURONAME."""
@@ -229,6 +234,7 @@ def _picture_opened(path: Path) -> Any:
 def _read_dicom_file(path: Path, max_voxels: int) -> Image:
     from mcmiad_monai.transforms.dicom import read_dicom_files
 
+    check_deflated(path, max_voxels)
     return read_dicom_files([path], source=path, max_voxels=max_voxels)
 
 

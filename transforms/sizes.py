@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,9 @@ MAX_VOXELS = 500_000_000
 
 MAX_EXTENSIONS = 1 << 26
 """Most bytes of extensions between the header and the voxels of a packed NIfTI file."""
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+"""Transfer syntax of DICOM files of which all but the first group is packed."""
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
 
@@ -82,6 +86,33 @@ def _check_extensions(file: IO[bytes], path: Path, *, start: int, end: int, orde
                 f"{path} has extensions of {place - start} bytes or more before its voxels, by its "
                 f"header; at most {MAX_EXTENSIONS} are read. Export the study again."
             )
+
+
+def check_deflated(path: Path, limit: int) -> None:
+    """Refuse a deflated DICOM file that unpacks to more than so many float32, unpacking in parts.
+
+    Raises
+    ------
+    VolumeError
+        If it does, or has no length of its first group.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if head[128:132] != b"DICM" or DEFLATED not in head:
+            return
+        if head[132:136] != b"\2\0\0\0":
+            raise VolumeError(f"{path} lacks the length of its first group. Export it again.")
+        file.seek(144 + _ints("<I", head, 140)[0])
+        unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while packed := file.read(1 << 16):
+            while packed:
+                total += len(unpacker.decompress(packed, 1 << 20))
+                packed = unpacker.unconsumed_tail
+                if total > 4 * limit:
+                    raise VolumeError(
+                        f"{path} unpacks to more than {4 * limit} bytes. If the study is as large "
+                        f"as that, raise the limit (--max-voxels {2 * limit})."
+                    )
 
 
 def _ints(form: str, head: bytes, offset: int) -> tuple[Any, ...]:
