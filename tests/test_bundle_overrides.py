@@ -41,7 +41,6 @@ def config(tmp_path: Path) -> Path:
         "batch_size": 4,
         "max_epochs": 3,
         "output_dir": "out",
-        "dataset_dir": "d",
         "train": {"lr": 0.1},
     }
     path = tmp_path / "train.yaml"
