@@ -12,6 +12,7 @@ from mcmiad_monai.errors import BundleError
 from mcmiad_monai.overrides import (
     check_overrides,
     config_keys,
+    literal,
     monai_command,
     place_method_options,
     refuse_unknown_overrides,
@@ -128,5 +129,5 @@ def open_workflow(
         config_file=[str(f) for f in config_files],
         workflow_type="inference" if names[0] == "inference" else "train",
         tracking=tracking,
-        **given,
+        **{key: literal(value) for key, value in given.items()},
     )

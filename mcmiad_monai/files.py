@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+#: First characters by which a spreadsheet takes a cell for a formula or splits it.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def replace_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
@@ -46,10 +51,62 @@ def save_torch(content: Any, path: str | Path) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same keys as CSV atomically, the keys first; no rows give an empty file."""
+    """Write rows of the same keys as CSV atomically, the keys first; no rows give an empty file.
+
+    Texts that a spreadsheet would run are neutralised; see `csv_cell`.
+    """
     stream = io.StringIO()
     table = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
     if rows:
         table.writeheader()
-        table.writerows(rows)
+        table.writerows({key: csv_cell(cell) for key, cell in row.items()} for row in rows)
     write_text(path, stream.getvalue())
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell of which a spreadsheet makes no formula: ``=1+1`` becomes ``'=1+1``.
+
+    Numbers stay as they are, also where they are text.
+    """
+    if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def input_digest(path: str | Path) -> str:
+    """SHA-256 of a file, or of the visible files of a folder whatever their names."""
+    source = Path(path)
+    if not source.is_dir():
+        return _sha256(source)
+    files = (file for file in source.iterdir() if file.is_file() and file.name[0] != ".")
+    digests = sorted(_sha256(file) for file in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Let one thread of one process at a time write into a folder, where the system has locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -99,6 +99,16 @@ def check_overrides(overrides: Iterable[str], config_files: Sequence[str | Path]
     )
 
 
+def literal(value: Any) -> Any:
+    """An override as MONAI takes it unchanged: in a text it would turn ``#`` into ``::``.
+
+    Expressions, references and macros stay as they are; a text with ``#`` becomes an expression.
+    """
+    if not isinstance(value, str) or "#" not in value or value.startswith(("$", "@", "%")):
+        return value
+    return "$" + repr(value).replace("#", "\\x23")
+
+
 def place_method_options(overrides: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """Overrides in which an option of the method has its id: ``dim`` becomes ``method#dim``.
 
@@ -133,13 +143,19 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     Raises
     ------
     BundleError
-        If a top-level override is unknown, or a switch would arrive as text, which counts as true.
+        If a top-level override is unknown, a switch would arrive as text, which counts as true, or
+        a text has a ``#``.
     """
     given, config_files = monai_command(argv)
     if not config_files:
         return
     check_overrides(given, config_files)
     for name, value in given.items():
+        if name not in RUN_OPTIONS and literal(value) != value:
+            raise BundleError(
+                f"--{name} {value} has a #, which MONAI's command line turns into ::. Rename the "
+                f'path, or write --{name} "{literal(value)}".'
+            )
         meant = WORDS.get(value.lower()) if isinstance(value, str) else None
         if meant not in (None, value):
             raise BundleError(

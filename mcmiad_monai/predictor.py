@@ -37,7 +37,7 @@ from mcmiad_monai.runtime.device import choose_device
 from mcmiad_monai.runtime.open import Engine, open_network
 from mcmiad_monai.runtime.precision import Precision
 from mcmiad_monai.transforms import CanonicalOrientationd, on_whole_grid, preprocessing
-from mcmiad_monai.transforms.metadata import MODALITY
+from mcmiad_monai.transforms.metadata import INPUT, MODALITY
 from mcmiad_monai.transforms.recipes import Region
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ SETTINGS = {
     "slice_range": "slice_range",
     "region": "region",
     "organ_label": "organ_label",
+    "max_voxels": "max_voxels",
 }
 #: Parts of a bundle's inference.yaml that `Predictor` has in Python.
 STEPS = ("preprocessing", "network", "inferer", "postprocessing")
@@ -87,6 +88,9 @@ class InferenceOptions:
         Where to look; by default what the model was trained for.
     organ_label : int, optional
         Value of the organ in a mask of many; by default that of the training.
+    max_voxels : int, optional
+        Of a study, by its header: a larger one is refused before it is unpacked; by default
+        5·10⁸, which are 2·10⁹ bytes as float32.
     """
 
     engine: Engine = "auto"
@@ -99,6 +103,7 @@ class InferenceOptions:
     slice_range: Sequence[float] | None = None
     region: Region | None = None
     organ_label: int | None = None
+    max_voxels: int | None = None
 
 
 def load(
@@ -280,6 +285,7 @@ class Predictor:
             self.modality,
             mask_key="label" if label else None,
             check_modality=self.options.check_modality,
+            max_voxels=self.options.max_voxels,
             **self._region,
             **self.detector.image_options,
         )
@@ -364,6 +370,7 @@ class Predictor:
             slice_axis=self.slice_axis,
             calibration=self.calibration_of(heatmap.meta.get(MODALITY)),
         )
+        found["input"] = heatmap.meta.get(INPUT)
         mask = anomaly_mask(heatmap, self.options.mask_threshold)
         recall = recall_from(
             self.detector, sample["image"], axis=self.slice_axis, lock=self._network_free

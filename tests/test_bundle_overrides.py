@@ -26,6 +26,7 @@ from mcmiad_monai.overrides import (
     check_overrides,
     command_line_options,
     config_keys,
+    literal,
     place_method_options,
 )
 
@@ -36,7 +37,12 @@ PROGRAM = "/env/site-packages/monai/bundle/__main__.py"
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    content = {"batch_size": 4, "max_epochs": 3, "output_dir": "out", "train": {"lr": 0.1}}
+    content = {
+        "batch_size": 4,
+        "max_epochs": 3,
+        "output_dir": "out",
+        "train": {"lr": 0.1},
+    }
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -286,3 +292,30 @@ def test_python_overrides_are_checked_before_anything_is_built(tmp_path: Path) -
     root = copy_bundle(NAME, tmp_path / "mine")
     with pytest.raises(BundleError, match=r"--epochs_max \(did you mean --max_epochs"):
         open_workflow(root, "train", {"epochs_max": 1})
+
+
+@pytest.mark.parametrize("text", ["/data/case#3", "it's #1", "C:\\new#2", "##"])
+def test_a_text_with_a_hash_reaches_the_configuration_as_it_is(text: str) -> None:
+    parser = ConfigParser({"dataset_dir": ".", "inside": "$@dataset_dir + '/a'"})
+    parser["dataset_dir"] = literal(text)
+    assert parser.get_parsed_content("inside") == f"{text}/a"
+
+
+@pytest.mark.parametrize("value", ["$1 # one", "@network_def#x", "%a.yaml#b", "plain", 3, None])
+def test_expressions_and_texts_without_a_hash_stay(value: Any) -> None:
+    assert literal(value) is value
+
+
+def test_a_bundle_in_a_folder_with_a_hash_finds_its_files(tmp_path: Path) -> None:
+    root = copy_bundle("brain_mri_anomaly", tmp_path / "try#1")
+    (tmp_path / "case#3").mkdir()
+    given = {"dataset_dir": str(tmp_path / "case#3"), "logging_file": False}
+    parser = open_workflow(root, "inference", given).parser
+    assert parser.get_parsed_content("model_path") == str(root / "models" / "model.pt")
+    assert parser.get_parsed_content("dataset_dir") == str(tmp_path / "case#3")
+
+
+def test_a_path_with_a_hash_on_the_command_line_of_monai_is_refused(config: Path) -> None:
+    options = ("--config_file", str(config), "--output_dir", "/data/case#3")
+    with pytest.raises(BundleError, match=r"has a #.*\$'/data/case\\x233'"):
+        refuse_unknown_overrides(argv(*options))

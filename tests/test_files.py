@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mcmiad_monai.files import replace_atomically, save_torch, write_text
+from mcmiad_monai.files import replace_atomically, save_torch, write_csv, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -139,3 +140,21 @@ def test_checkpoint_that_cannot_be_pickled_leaves_the_old_one(tmp_path: Path) ->
         save_torch(unpicklable, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert names(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_texts_of_a_csv_are_no_formulas_and_numbers_stay_numbers(
+    tmp_path: Path, start: str
+) -> None:
+    text = f"{start}HYPERLINK(1)"
+    row = {"case": text, "score": -1.5, "text": "-1.5", "none": None, "plain": "a=b"}
+    write_csv(tmp_path / "t.csv", [row])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert found == {
+        "case": f"'{text}",
+        "score": "-1.5",
+        "text": "-1.5",
+        "none": "",
+        "plain": "a=b",
+    }

@@ -44,7 +44,7 @@ def spatial_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
         If the shape is not that of one 3-D volume or one 2-D image, or an axis has length zero.
     """
     sizes = [int(size) for size in shape]
-    if 0 in sizes:
+    if any(size < 1 for size in sizes):
         raise VolumeError(
             f"{path} has shape {tuple(sizes)}, so it holds no voxels; every axis needs at least "
             "one. Export the study again."

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.checks import VolumeError, check_affine
 from mcmiad_monai.transforms.readers import LPS_TO_RAS, Image
+from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_deflated, check_size
 
 POSITION_TOLERANCE = 0.1
 """How far a slice may lie from its place in an even stack, as a share of the slice step."""
@@ -63,7 +64,7 @@ class Slice:
         return np.cross(self.axes[0], self.axes[1])
 
 
-def read_dicom_folder(folder: Path) -> Image:
+def read_dicom_folder(folder: Path, max_voxels: int = MAX_VOXELS) -> Image:
     """Read the one DICOM series that lies in a folder; Hounsfield rescaling is applied by GDCM.
 
     Raises
@@ -71,6 +72,9 @@ def read_dicom_folder(folder: Path) -> Image:
     VolumeError
         If there is none, there are several, or the slices are no even stack of grey images.
     """
+    for file in folder.iterdir():
+        if file.is_file():
+            check_deflated(file, max_voxels)
     with _quiet():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         files = {
@@ -87,21 +91,24 @@ def read_dicom_folder(folder: Path) -> Image:
             f"{folder} holds {len(files)} DICOM series ({found}); one is needed. Move each series "
             "to a folder of its own and pass one folder per series."
         )
-    return read_dicom_files([Path(name) for name in next(iter(files.values()))], source=folder)
+    return read_dicom_files(
+        [Path(name) for name in next(iter(files.values()))], source=folder, max_voxels=max_voxels
+    )
 
 
-def read_dicom_files(paths: Sequence[Path], *, source: Path) -> Image:
+def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = MAX_VOXELS) -> Image:
     """Stack DICOM slices by position; `source` names them in errors.
 
     Raises
     ------
     VolumeError
-        If slices differ in size, orientation or pixel spacing, are coloured, lack a position, or
-        are not evenly spaced.
+        If slices differ in size, orientation or pixel spacing, are coloured, lack a position, are
+        not evenly spaced, or have more than `max_voxels` together.
     """
     with _quiet():
         headers = [_open(path) for path in paths]
         _check_sizes(headers, source)
+        check_size((*headers[0].GetSize()[:2], len(headers)), source, max_voxels)
         slices = [_slice(path, header) for path, header in zip(paths, headers, strict=True)]
         normal = slices[0].normal
         slices.sort(key=lambda s: float(s.position @ normal))

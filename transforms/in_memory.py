@@ -12,12 +12,13 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from mcmiad_monai.transforms.checks import VolumeError, check_affine, check_dtype, spatial_shape
 from mcmiad_monai.transforms.readers import LPS_TO_RAS, Image, nibabel_image
+from mcmiad_monai.transforms.sizes import MAX_VOXELS
 
 #: Stands for the path of an image that has none, in metadata and messages.
 UNNAMED = Path("the given image")
 
 
-def image_in_memory(given: Any) -> tuple[Image, Path]:
+def image_in_memory(given: Any, max_voxels: int = MAX_VOXELS) -> tuple[Image, Path]:
     """Voxels and affine of an image in memory, and the path to call it by.
 
     Parameters
@@ -25,6 +26,8 @@ def image_in_memory(given: Any) -> tuple[Image, Path]:
     given : nibabel image, MetaTensor or (array, affine)
         A MetaTensor or an array is (X, Y, Z), (X, Y) or, with a channel, (1, X, Y, Z). An affine
         (4, 4) is in RAS millimetres, as nibabel has it.
+    max_voxels : int
+        Of a nibabel image, whose voxels may still be in its file.
 
     Raises
     ------
@@ -34,7 +37,7 @@ def image_in_memory(given: Any) -> tuple[Image, Path]:
     if isinstance(given, nib.spatialimages.SpatialImage):
         name = given.get_filename()
         path = UNNAMED if name is None else Path(name)
-        return nibabel_image(given, path, lambda: np.asanyarray(given.dataobj)), path
+        return nibabel_image(given, path, lambda: np.asanyarray(given.dataobj), max_voxels), path
     if isinstance(given, MetaTensor):
         path = Path(str(given.meta.get("filename_or_obj", UNNAMED)))
         affine = np.asarray(given.affine.cpu(), dtype=np.float64)

@@ -24,6 +24,9 @@ MODALITY = "modality"
 MODALITY_FROM = "modality_from"
 """Metadata key: where that is known from, for people."""
 
+INPUT = "input"
+"""Metadata key: SHA-256 of the files that the study was read from."""
+
 
 def new_volume(
     values: NDArray[np.float32],

@@ -6,20 +6,24 @@ A reader looks at the header before it reads voxels, so that an unsuitable file 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
-from nibabel.filebasedimages import ImageFileError
+from isal import igzip
 from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.checks import VolumeError, check_affine, check_dtype, spatial_shape
+from mcmiad_monai.transforms.sizes import (
+    MAX_VOXELS,
+    check_deflated,
+    check_packed_header,
+    check_size,
+)
 
 NIFTI_LABEL_INTENTS = (1002, 1003)
 """NIfTI intent codes of label maps: NIFTI_INTENT_LABEL and NIFTI_INTENT_NEURONAME."""
@@ -29,10 +33,6 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 PACKED = (".gz", ".mgz")
 """Ends of the names of files that gzip packed."""
-
-# the types of isal describe its error as an object
-PACKING_ERRORS = (zlib.error, cast("type[Exception]", igzip_lib.IsalError))
-"""Of damaged packed data."""
 
 GREY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes that hold one grey value a pixel."""
@@ -66,26 +66,27 @@ class Image:
     dicom_modality: str | None = None
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, max_voxels: int = MAX_VOXELS) -> Image:
     """Read one file or one folder with a DICOM series.
 
     Raises
     ------
     VolumeError
-        If the path does not exist, is empty, of an unknown type, damaged, or no single volume.
+        If the path does not exist, is empty, of an unknown type, damaged, no single volume, or
+        larger by its header than `max_voxels`.
     """
     if not path.exists():
         raise VolumeError(f"{path} does not exist; a file or a DICOM folder is needed.")
     if path.is_dir():
-        return _read_dicom_folder(path)
+        return _read_dicom_folder(path, max_voxels)
     if path.stat().st_size == 0:
         raise VolumeError(f"{path} is empty (0 bytes). Copy or export the file again.")
     reader = _reader_for(path)
     with _damage_reported(path):
-        return reader(path)
+        return reader(path, max_voxels)
 
 
-def _reader_for(path: Path) -> Callable[[Path], Image]:
+def _reader_for(path: Path) -> Reader:
     name = path.name.lower()
     for suffixes, reader in _READERS.items():
         if name.endswith(suffixes):
@@ -104,22 +105,32 @@ def _damage_reported(path: Path) -> Iterator[None]:
         yield
     except VolumeError:
         raise
-    except (OSError, EOFError, ValueError, RuntimeError, ImageFileError, *PACKING_ERRORS) as error:
+    except MemoryError as error:
+        raise VolumeError(
+            f"{path} does not fit into memory. Check that its header is right, or use a machine "
+            "with more memory."
+        ) from error
+    except Exception as error:  # of libraries, for which a damaged file is anything
         raise VolumeError(
             f"{path} could not be read; it is damaged, cut short, or not what its name says "
             f"({type(error).__name__}: {error}). Copy or export the file again."
         ) from error
 
 
-def _read_nibabel(path: Path) -> Image:
+def _read_nibabel(path: Path, max_voxels: int) -> Image:
     """NIfTI and FreeSurfer MGH; scaling by slope and intercept is nibabel's."""
+    if path.suffix.lower() in PACKED:
+        check_packed_header(path, max_voxels)
     stored: Any = nib.load(path)
-    return nibabel_image(stored, path, lambda: _values(stored, path))
+    return nibabel_image(stored, path, lambda: _values(stored, path), max_voxels)
 
 
-def nibabel_image(stored: Any, path: Path, read: Callable[[], NDArray[Any]]) -> Image:
+def nibabel_image(
+    stored: Any, path: Path, read: Callable[[], NDArray[Any]], max_voxels: int = MAX_VOXELS
+) -> Image:
     """An image of nibabel; its voxels are read only once its header has been checked."""
     shape = spatial_shape(stored.shape, path)
+    check_size(shape, path, max_voxels)
     check_dtype(stored.get_data_dtype(), path)
     affine = np.asarray(stored.affine, dtype=np.float64)
     check_affine(affine, path)
@@ -155,7 +166,7 @@ def sidecar_modality(path: Path) -> str | None:
     return modality if isinstance(modality, str) else None
 
 
-def _read_itk(path: Path) -> Image:
+def _read_itk(path: Path, max_voxels: int) -> Image:
     """NRRD and MetaImage through SimpleITK."""
     import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 
@@ -163,6 +174,7 @@ def _read_itk(path: Path) -> Image:
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     shape = spatial_shape(reader.GetSize(), path)
+    check_size(shape, path, max_voxels)
     if reader.GetNumberOfComponents() > 1:
         raise VolumeError(
             f"{path} has {reader.GetNumberOfComponents()} numbers per voxel; one is needed. Export "
@@ -187,11 +199,10 @@ def itk_affine(
     return LPS_TO_RAS @ affine
 
 
-def _read_picture(path: Path) -> Image:
+def _read_picture(path: Path, max_voxels: int) -> Image:
     """One 2-D image: x to the right, y down; its values are the luminance of its colours."""
-    from PIL import Image as Pillow
-
-    with Pillow.open(path) as picture:
+    with _picture_opened(path) as picture:
+        check_size(picture.size, path, max_voxels)
         if getattr(picture, "n_frames", 1) > 1:
             raise VolumeError(
                 f"{path} has {picture.n_frames} pages; one 2-D image is needed. Save each page as "
@@ -208,20 +219,35 @@ def _read_picture(path: Path) -> Image:
     return Image(grey.T[:, :, None], LPS_TO_RAS.copy(), is_picture=True, colours=colours)
 
 
-def _read_dicom_file(path: Path) -> Image:
+def _picture_opened(path: Path) -> Any:
+    """A picture whose header was read; Pillow has a limit of its own."""
+    from PIL import Image as Pillow
+
+    try:
+        return Pillow.open(path)
+    except Pillow.DecompressionBombError as error:
+        raise VolumeError(
+            f"{path} is too large by its header: {error} Export it smaller, or as NIfTI."
+        ) from error
+
+
+def _read_dicom_file(path: Path, max_voxels: int) -> Image:
     from mcmiad_monai.transforms.dicom import read_dicom_files
 
-    return read_dicom_files([path], source=path)
+    check_deflated(path, max_voxels)
+    return read_dicom_files([path], source=path, max_voxels=max_voxels)
 
 
-def _read_dicom_folder(path: Path) -> Image:
+def _read_dicom_folder(path: Path, max_voxels: int) -> Image:
     from mcmiad_monai.transforms.dicom import read_dicom_folder
 
     with _damage_reported(path):
-        return read_dicom_folder(path)
+        return read_dicom_folder(path, max_voxels)
 
 
-_READERS: dict[tuple[str, ...], Callable[[Path], Image]] = {
+#: Reads a file of at most so many voxels.
+Reader = Callable[[Path, int], Image]
+_READERS: dict[tuple[str, ...], Reader] = {
     (".nii", ".nii.gz", ".mgz", ".mgh"): _read_nibabel,
     (".nrrd", ".nhdr", ".mha", ".mhd"): _read_itk,
     (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"): _read_picture,

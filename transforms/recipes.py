@@ -44,6 +44,7 @@ def preprocessing(
     normalize_images: bool = True,
     mask_background: bool = True,
     field_of_view: View = "whole",
+    max_voxels: int | None = None,
 ) -> Compose:
     """Load, orient and normalise the volume under `key`, and bring its lesion mask along.
 
@@ -74,6 +75,8 @@ def preprocessing(
     field_of_view : {"whole", "foreground"}
         ``"foreground"`` crops image and mask to a square around the foreground, which is the organ
         in the region of an organ; see `FieldOfView`.
+    max_voxels : int, optional
+        Of a study, by its header; see `load_volume`.
 
     Raises
     ------
@@ -84,7 +87,7 @@ def preprocessing(
     masks = [] if mask_key is None else [mask_key]
     organs = organ_keys(region)
     steps: list[Any] = [
-        LoadVolumed(key, keep_colours=keep_colours),
+        LoadVolumed(key, keep_colours=keep_colours, max_voxels=max_voxels),
         StudyModalityd(key, chosen, check=check_modality),
         *(LoadMaskd(mask, ref_key=key, label=mask_label) for mask in masks),
         *(LoadOrganMaskd(organ, ref_key=key, label=organ_label) for organ in organs),

@@ -22,6 +22,7 @@ from mcmiad_monai.transforms.checks import (
 from mcmiad_monai.transforms.in_memory import image_in_memory
 from mcmiad_monai.transforms.metadata import new_volume, with_metadata_of
 from mcmiad_monai.transforms.readers import Image, read_image
+from mcmiad_monai.transforms.sizes import MAX_VOXELS
 
 __all__ = [
     "LoadMaskd",
@@ -43,7 +44,9 @@ PathLike = str | os.PathLike[str]
 Study = Any
 
 
-def load_volume(study: Study, *, keep_colours: bool = False) -> MetaTensor:
+def load_volume(
+    study: Study, *, keep_colours: bool = False, max_voxels: int = MAX_VOXELS
+) -> MetaTensor:
     """Load one image: NIfTI, MGH, NRRD, MetaImage, a picture, or a folder with a DICOM series.
 
     Parameters
@@ -52,6 +55,8 @@ def load_volume(study: Study, *, keep_colours: bool = False) -> MetaTensor:
         An image in memory passes the same checks; see `image_in_memory`.
     keep_colours : bool
         Give three channels: those of a picture in colour, or one three times.
+    max_voxels : int
+        Of the file, by its header: a larger one is refused before it is unpacked.
 
     Returns
     -------
@@ -68,9 +73,9 @@ def load_volume(study: Study, *, keep_colours: bool = False) -> MetaTensor:
     """
     if isinstance(study, (str, os.PathLike)):
         source = Path(study).expanduser()
-        image = read_image(source)
+        image = read_image(source, max_voxels)
     else:
-        image, source = image_in_memory(study)
+        image, source = image_in_memory(study, max_voxels)
     if image.is_label:
         raise_label_map(source, "the intent code of its header says so")
     values = _as_float32(image)
@@ -88,7 +93,9 @@ def load_volume(study: Study, *, keep_colours: bool = False) -> MetaTensor:
     )
 
 
-def load_mask(path: PathLike, *, label: int | None = None) -> MetaTensor:
+def load_mask(
+    path: PathLike, *, label: int | None = None, max_voxels: int = MAX_VOXELS
+) -> MetaTensor:
     """Load a mask (1, X, Y, Z) as float32 zeros and ones: whatever is above 0 is lesion.
 
     In a JPEG, whose compression leaves grey around lesions, it is what is above half of white.
@@ -102,6 +109,8 @@ def load_mask(path: PathLike, *, label: int | None = None) -> MetaTensor:
         File, or folder with a DICOM series.
     label : int, optional
         Value of the structure in a mask of many; all values above 0 if left.
+    max_voxels : int
+        See `load_volume`.
 
     Raises
     ------
@@ -109,7 +118,7 @@ def load_mask(path: PathLike, *, label: int | None = None) -> MetaTensor:
         If the file cannot be read, is no single 3-D volume, or has NaN.
     """
     source = Path(path).expanduser()
-    image = read_image(source)
+    image = read_image(source, max_voxels)
     values = _as_float32(image)
     if np.isnan(values).any():
         raise VolumeError(
@@ -151,17 +160,25 @@ class LoadVolumed(MapTransform):
         Keys of the studies.
     keep_colours : bool
         Give (3, X, Y, Z); see `load_volume`.
+    max_voxels : int, optional
+        See `load_volume`.
     """
 
-    def __init__(self, keys: KeysCollection, *, keep_colours: bool = False) -> None:
+    max_voxels = MAX_VOXELS  # of the class: features on disk are found by what an instance has
+
+    def __init__(
+        self, keys: KeysCollection, *, keep_colours: bool = False, max_voxels: int | None = None
+    ) -> None:
         super().__init__(keys)
         self.keep_colours = keep_colours
+        if max_voxels is not None:
+            self.max_voxels = max_voxels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key; see `load_volume` for what is refused."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = load_volume(d[key], keep_colours=self.keep_colours)
+            d[key] = load_volume(d[key], keep_colours=self.keep_colours, max_voxels=self.max_voxels)
         return d
 
 
@@ -218,7 +235,7 @@ def mask_on_grid_of(image: MetaTensor, path: PathLike, *, label: int | None = No
     VolumeError
         If it has another shape than the image or lies elsewhere in the world.
     """
-    mask = load_mask(path, label=label)
+    mask = load_mask(path, label=label, max_voxels=max(MAX_VOXELS, image[0].numel()))
     if mask.shape[1:] != image.shape[1:]:
         raise VolumeError(
             f"{path} has shape {tuple(mask.shape[1:])}, but its image has "

@@ -8,7 +8,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
 from typing import Any
+
+from mcmiad_monai.errors import escaped
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -48,7 +52,7 @@ class Screen(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         """``message``, ``warning: message``, or all of it if verbose."""
-        text = super().format(record)
+        text = super().format(_one_line(record))
         level = record.levelname.lower()
         if self.verbose:
             return f"{level} {record.name}: {text}"
@@ -61,6 +65,17 @@ class Screen(logging.Handler):
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr)
+
+
+def _one_line(record: logging.LogRecord) -> logging.LogRecord:
+    """A record whose texts, which may be of file names and headers, forge no line."""
+    if not isinstance(record.args, tuple) or record.msg == "%s":  # "%s" is a message of our own
+        return record
+    shown = copy(record)
+    shown.args = tuple(
+        escaped(str(part)) if isinstance(part, (str, Path)) else part for part in record.args
+    )
+    return shown
 
 
 @contextmanager
@@ -89,4 +104,5 @@ def print_json(result: Any) -> None:
 
 def print_error(message: object) -> None:
     """Print the one message of a failed command."""
-    print(f"mcmiad: {message}", file=sys.stderr)
+    lines = f"mcmiad: {message}".split("\n")  # of our own; names in them were escaped
+    print("\n".join(escaped(line) for line in lines), file=sys.stderr)

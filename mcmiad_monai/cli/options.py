@@ -68,6 +68,16 @@ def add_modality(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_voxels(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-voxels``."""
+    parser.add_argument(
+        "--max-voxels",
+        type=positive,
+        metavar="N",
+        help="refuse a study that is larger by its header, before it is unpacked (default: 5e8)",
+    )
+
+
 def add_computing(parser: argparse.ArgumentParser) -> None:
     """Add ``--device`` and ``--threads``."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")

@@ -13,10 +13,12 @@ from mcmiad_monai.cli.options import (
     add_command,
     add_computing,
     add_json,
+    add_max_voxels,
     add_modality,
     add_overrides,
     add_source,
 )
+from mcmiad_monai.errors import escaped
 
 if TYPE_CHECKING:
     from mcmiad_monai.data.cases.names import Case
@@ -41,6 +43,7 @@ def add_commands(commands: Commands) -> None:
         "--preview", action="store_true", help="also write a picture of each study's hottest slices"
     )
     add_modality(infer)
+    add_max_voxels(infer)
     add_computing(infer)
     add_json(infer)
     add_overrides(infer, "override a setting of the bundle's inference.yaml")
@@ -52,6 +55,7 @@ def add_commands(commands: Commands) -> None:
     )
     evaluate.add_argument("--out", type=Path, help="output folder (default: the bundle's eval)")
     add_modality(evaluate)
+    add_max_voxels(evaluate)
     add_computing(evaluate)
     add_json(evaluate)
     add_overrides(evaluate, "override a setting of the bundle's inference.yaml")
@@ -72,11 +76,11 @@ def _cases(options: argparse.Namespace) -> None:
         print_json({"cases": cases, "not_read": reasons} if options.explain else cases)
         return
     for case in cases:
-        print(f"{case['case']}\t{case['image']}\t{case.get('label') or '-'}")
+        print(*(escaped(case.get(key) or "-") for key in ("case", "image", "label")), sep="\t")
     if options.explain:
         print(f"\n{len(cases)} studies found, {len(left_out)} files not read")
         for path, reason in left_out.items():
-            print(f"{path}\t{reason}")
+            print(escaped(str(path)), escaped(reason), sep="\t")
 
 
 def _infer(options: argparse.Namespace) -> None:
@@ -131,6 +135,8 @@ def _opened(
     chosen = {SETTINGS[key]: value for key, value in given.items() if key in SETTINGS}
     if options.modality:
         chosen.setdefault("modality", options.modality)
+    if options.max_voxels:
+        chosen["max_voxels"] = options.max_voxels
     settings = others | {key: value for key, value in given.items() if key in others}
     predictor = load(options.bundle, device=settings["device"], **chosen)
     cases = find_studies(

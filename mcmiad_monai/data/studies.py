@@ -6,15 +6,19 @@ A case that cannot be read is reported and left out; it never stops the cohort.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mcmiad_monai.data.cases.names import plain_name
 from mcmiad_monai.errors import root_message
+from mcmiad_monai.files import input_digest
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.transforms import (
     MIN_FOREGROUND,
@@ -23,7 +27,7 @@ from mcmiad_monai.transforms import (
     select_slices,
     slice_batch,
 )
-from mcmiad_monai.transforms.metadata import MODALITY
+from mcmiad_monai.transforms.metadata import INPUT, MODALITY
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +71,15 @@ class StudyDataset(Dataset[dict[str, Any]]):
 def prepare_study(
     case: Mapping[str, Any], transform: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Any]:
-    """A case through a transform; the image's metadata then name the case and its patient."""
+    """A case through a transform; the image's metadata then name the case and its patient.
+
+    They also have the digest of the input's files under `INPUT`, of an image that has files.
+    """
     sample: dict[str, Any] = transform(dict(case))
     meta = sample["image"].meta
-    meta["case"], meta["patient"] = case["case"], patient_of(case)
+    meta["case"], meta["patient"] = plain_name(str(case["case"])), patient_of(case)
+    if isinstance(case["image"], (str, os.PathLike)):
+        meta[INPUT] = input_digest(Path(case["image"]).expanduser())
     if case.get("anomalous") is not None:
         meta["anomalous"] = case["anomalous"]
     return {key: value for key, value in sample.items() if value is not None}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -16,8 +14,9 @@ from typing import Any, Protocol
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
-from mcmiad_monai.errors import root_message
-from mcmiad_monai.files import write_text
+from mcmiad_monai.errors import escaped, root_message
+from mcmiad_monai.files import only_writer, write_text
+from mcmiad_monai.inference.merging import earlier_report, merge_reports, score_table
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -47,7 +46,8 @@ class StudyPredictor(Protocol):
 class CohortReport:
     """Collect the scores of a cohort, and which studies failed.
 
-    Writes ``scores.json`` and ``scores.csv`` (one row a slice) into the output folder. Attached to
+    Writes ``scores.json`` and ``scores.csv`` (one row a slice) into the output folder; studies of
+    earlier runs that these files hold stay in them, see `merge_reports`. Attached to
     an ignite engine it collects what `SaveStudyd` puts under ``scores``, and writes when the
     engine completes or is stopped by an exception.
 
@@ -113,13 +113,16 @@ class CohortReport:
             self.writes.finish()
             self.failures.update(self.writes.failures)
             self.scores = [s for s in self.scores if s["case"] not in self.writes.failures]
-        text = json.dumps(self.content(), indent=1, default=str)
-        write_text(self.output_dir / "scores.json", text)
-        write_text(self.output_dir / "scores.csv", self._table())
-        logger.info("%s", self.summary())
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        path = self.output_dir / "scores.json"
+        with only_writer(self.output_dir):
+            report = merge_reports(earlier_report(path), self.content())
+            write_text(path, json.dumps(report, indent=1, default=str))
+            write_text(self.output_dir / "scores.csv", score_table(report))
+        logger.info("%s", escaped(self.summary()))
 
     def content(self) -> dict[str, Any]:
-        """What ``scores.json`` holds."""
+        """What ``scores.json`` holds of this run."""
         return {
             "studies": len(self.scores) + len(self.failures),
             "failed": self.failures,
@@ -129,21 +132,6 @@ class CohortReport:
             "inferred_with": produced_with(),
             "scores": self.scores,
         }
-
-    def _table(self) -> str:
-        """One row a slice; a failed study has one row with its error."""
-        stream = io.StringIO()
-        rows = csv.writer(stream)
-        rows.writerow(["case", "volume_score", "slice", "slice_score", "anomalous", "error"])
-        for study in self.scores:
-            for entry in study["slices"]:
-                volume, score = f"{study['volume_score']:.6g}", f"{entry['score']:.6g}"
-                rows.writerow(
-                    [study["case"], volume, entry["index"], score, entry["anomalous"], ""]
-                )
-        for name, error in self.failures.items():
-            rows.writerow([name, "", "", "", "", error])
-        return stream.getvalue()
 
     def summary(self) -> str:
         """How many studies are done and failed, and where the results are."""

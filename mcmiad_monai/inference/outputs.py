@@ -21,7 +21,7 @@ from mcmiad_monai.inference.writers import write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.transforms import on_whole_grid
-from mcmiad_monai.transforms.metadata import MODALITY, MODALITY_FROM, PICTURE
+from mcmiad_monai.transforms.metadata import INPUT, MODALITY, MODALITY_FROM, PICTURE
 from mcmiad_monai.transforms.positions import source_slices
 
 logger = logging.getLogger(__name__)
@@ -211,6 +211,7 @@ class SaveStudyd(SaveImaged):
             slice_axis=self.slice_axis,
             calibration=calibration_for(self.calibration, modality),
         )
+        scores["input"] = heatmap.meta.get(INPUT)
         picture = self.pictures and heatmap.meta.get(PICTURE)
         image = on_whole_grid(data[self.image_key]) if picture else None
         work = partial(write_study, self.output_dir, scores, heatmap, mask, image)

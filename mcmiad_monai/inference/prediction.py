@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,18 @@ class Prediction:
         -------
         Path
             The study's folder.
+
+        Raises
+        ------
+        StudyExistsError
+            If the folder holds the result of another input; see `write_study`.
         """
         image = self.image if pictures and self.heatmap.meta.get(PICTURE) else None
-        return write_study(Path(out), self.scores, self.heatmap, self.mask, image)
+        scores = self.scores
+        if scores.get("input") is None:  # an image that was in memory
+            values = np.ascontiguousarray(self.image.numpy())
+            scores = {**scores, "input": sha256(values.data).hexdigest()}
+        return write_study(Path(out), scores, self.heatmap, self.mask, image)
 
     def preview(self, path: str | Path, *, count: int = PREVIEW_SLICES) -> Path:
         """Draw the hottest slices, with and without heat, as a PNG.

@@ -15,12 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.data.cases.names import plain_name
+from mcmiad_monai.files import only_writer, replace_atomically, write_text
 from mcmiad_monai.inference.blend import blend
 
 #: Level of ISA-L's deflate: a heatmap is smaller than with zlib's level 3, in a tenth of the time
 #: (``benchmarks/deflate.py``).
 GZIP_LEVEL = 1
+
+
+class StudyExistsError(ValueError):
+    """A result would take the place of another study's, or would lie outside the output folder."""
 
 
 def write_nifti(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
@@ -59,14 +64,55 @@ def write_study(
     Parameters
     ----------
     scores : mapping
-        See `study_scores`; written last, so that a study with scores is complete.
+        See `study_scores`; written last, so that a study with scores is complete. ``input`` is
+        the digest of what the study was read from.
     heatmap, mask : (1, X, Y, Z) tensors
         On the study's grid.
     image : (1, W, H, 1) tensor, of colours (3, W, H, 1), or None
         Of a study that was a picture, which then comes back as pictures.
+
+    Raises
+    ------
+    StudyExistsError
+        If the folder holds the result of another input, is a link, or cannot have the name.
     """
-    folder = out / scores["case"]
-    stem = folder / scores["case"]
+    name = plain_name(scores["case"])
+    if name != scores["case"]:
+        raise StudyExistsError(
+            f"{scores['case']!r} is no name of a folder below {out}; name the study {name!r}."
+        )
+    folder = out / name
+    if folder.is_symlink():
+        raise StudyExistsError(
+            f"{folder} is a link to {folder.resolve()}; a folder is needed. Remove the link, or "
+            "name another output folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder):
+        _check_same_input(folder / f"{name}_scores.json", scores.get("input"))
+        _write_files(folder / name, scores, heatmap, mask, image)
+    return folder
+
+
+def _check_same_input(path: Path, digest: str | None) -> None:
+    """An earlier result may be replaced if it is of the same input."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")).get("input")
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError):
+        earlier = "unreadable"
+    if earlier != digest:
+        raise StudyExistsError(
+            f"{path.parent} holds the result of another input of the name {path.parent.name!r}, or "
+            "of an earlier version; it is kept. Name another output folder (--out), or move or "
+            "delete that folder."
+        )
+
+
+def _write_files(
+    stem: Path, scores: Mapping[str, Any], heatmap: MetaTensor, mask: Tensor, image: Tensor | None
+) -> None:
     if image is not None:
         write_pictures(
             stem,
@@ -79,7 +125,6 @@ def write_study(
         write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
         write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
     write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))
-    return folder
 
 
 def picture_of(volume: Tensor) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from mcmiad_monai.data.cases.names import (
     MissingSplitError,
     is_dicom,
     listing,
+    plain_name,
     stem_of,
     subfolders,
     suffix_of,
@@ -222,8 +223,11 @@ def drop_repeated(cases: list[Case]) -> list[Case]:
 
 
 def name_uniquely(cases: list[Case]) -> list[Case]:
-    """Put parent folders before names that several cases share, and number those of one folder."""
-    names = [case["case"] for case in cases]
+    """Put parent folders before names that several cases share, and number those of one folder.
+
+    The names are those of folders, whatever a datalist or a header says; see `plain_name`.
+    """
+    names = [plain_name(case["case"]) for case in cases]
     parents = [Path(case["image"]).absolute().parts[1:-1] for case in cases]
     for level in range(1, max((len(p) for p in parents), default=0) + 1):
         folders: dict[str, set[tuple[str, ...]]] = {}
@@ -233,13 +237,14 @@ def name_uniquely(cases: list[Case]) -> list[Case]:
             above = parents[i][-level] if level <= len(parents[i]) else name
             if len(folders[name]) > 1 and above != name:
                 names[i] = f"{above}_{name}"
-    return [{**case, "case": name} for case, name in zip(cases, _numbered(names), strict=True)]
+    names = _numbered([plain_name(name) for name in names])
+    return [{**case, "case": name} for case, name in zip(cases, names, strict=True)]
 
 
 def _numbered(names: list[str]) -> list[str]:
     """``a, a, b`` as ``a, a_2, b``."""
     taken: dict[str, None] = {}
     for name in names:
-        candidates = (f"{name}_{k}" if k > 1 else name for k in count(1))
+        candidates = (plain_name(f"{name}_{k}") if k > 1 else name for k in count(1))
         taken[next(c for c in candidates if c not in taken)] = None
     return list(taken)

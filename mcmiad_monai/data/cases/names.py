@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
+
+from mcmiad_monai.errors import CONTROL
 
 # A case as the transforms take it: "case", "image", "label" and "anomalous", and, where they are
 # known, "patient", "organ" (path of the mask of the organ to look in) and "modality".
@@ -25,12 +28,40 @@ ORGAN_WORDS = frozenset({"organ", "liver"})
 DICOM_MAGIC_OFFSET = 128
 
 
+#: Longest name in bytes: 255, less the endings and the mark of a file that is being written.
+NAME_BYTES = 230
+# Names of a cohort's own files, which no study's folder may take.
+RESERVED_NAMES = frozenset({"scores.json", "scores.csv", "metrics.json", "studies.csv"})
+
+
 class CaseError(ValueError):
     """Cases could not be found, or are not what was asked for."""
 
 
 class MissingSplitError(CaseError):
     """A source does not have the split that was asked for."""
+
+
+def plain_name(name: str) -> str:
+    """The name of a study as one that a folder can have; good names stay as they are.
+
+    Parts of a path are joined by ``_`` without ``.`` and ``..``, control characters become ``_``,
+    leading dots go, and what is longer than `NAME_BYTES` ends in a digest of the whole.
+
+    Parameters
+    ----------
+    name : str
+        From a file, a folder, a datalist or a header.
+    """
+    parts = CONTROL.sub("_", name).replace("\\", "/").split("/")
+    plain = "_".join(kept for part in parts if (kept := part.lstrip(".")))
+    plain = plain if plain.strip() else "study"
+    if plain.lower() in RESERVED_NAMES:
+        plain = f"study_{plain}"
+    if len(plain.encode()) <= NAME_BYTES:
+        return plain
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{plain.encode()[: NAME_BYTES - 9].decode(errors='ignore')}_{digest}"
 
 
 def suffix_of(path: Path) -> str:
