@@ -26,6 +26,8 @@ from mcmiad_monai.transforms.positions import source_slices
 
 logger = logging.getLogger(__name__)
 
+#: Warning of a study in which no slice had enough foreground: it has no score and no verdict.
+NOTHING_LOOKED_AT = "nothing_looked_at"
 #: Heatmaps are in units of the pixel threshold.
 HEATMAP_THRESHOLD = 1.0
 
@@ -113,11 +115,12 @@ def study_scores(
     -------
     dict
         ``modality``, ``volume_score``, its threshold and verdict, and a list of slices with the
-        array index of the source volume.
+        array index of the source volume. Score and verdict are None if no slice was looked at;
+        ``warnings`` says so.
     """
     scores = slice_scores.double()
     looked_at = torch.isfinite(scores)
-    volume = float(volume_score(scores[looked_at])) if looked_at.any() else 0.0
+    volume = float(volume_score(scores[looked_at])) if looked_at.any() else None
     axis, indices = source_slices(heatmap, slice_axis)
     limit = calibration.slice_threshold if calibration else math.inf
     return {
@@ -126,6 +129,7 @@ def study_scores(
         "modality_from": heatmap.meta.get(MODALITY_FROM),
         "volume_score": volume,
         **verdict("volume", volume, calibration.volume_threshold if calibration else math.inf),
+        "warnings": [] if looked_at.any() else [NOTHING_LOOKED_AT],
         "slice_axis": axis,
         "slices_scored": int(looked_at.sum()),
         "slices_skipped": int((~looked_at).sum()),
@@ -137,11 +141,11 @@ def study_scores(
 
 
 def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
-    """Threshold and decision; both are null where the threshold could not be set."""
+    """Threshold and decision, null where there is no threshold or no score."""
     finite = math.isfinite(threshold)
     return {
         f"{what}_threshold": threshold if finite else None,
-        "anomalous": bool(score > threshold) if finite else None,
+        "anomalous": bool(score > threshold) if finite and score is not None else None,
     }
 
 
