@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.files import write_text
-from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT
+from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT, OUT_OF_DISTRIBUTION
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -33,6 +33,8 @@ COLUMNS = ("case", "volume_score", "slice", "slice_score", "anomalous", "error",
 MEANING = {
     NOTHING_LOOKED_AT: "no slice has enough foreground to be looked at, so that there is no score "
     "and no verdict; look at it yourself",
+    OUT_OF_DISTRIBUTION: "its median heat is far from that of the held-out healthy studies, as of "
+    "another sequence, contrast or quality; trust neither score nor verdict",
 }
 
 

@@ -77,7 +77,7 @@ class Prediction:
 
     @property
     def warnings(self) -> list[str]:
-        """Why the score is not to be trusted: ``"nothing_looked_at"``; mostly empty."""
+        """Why not to trust the score: ``"nothing_looked_at"`` or ``"out_of_distribution"``."""
         return list(self.scores["warnings"])
 
     @property
