@@ -135,7 +135,7 @@ def median_interval(
     return ends, float(1 - missed[rank - 1])
 
 
-def robust_range(logs: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def robust_range(logs: np.ndarray) -> tuple[float, float]:
     """Median of logarithms, and how far from it a value is far from the others.
 
     `LIMIT` robust standard deviations (1.4826 · median absolute deviation, at least `FLOOR`).
