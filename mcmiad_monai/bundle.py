@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import BundleError
+from mcmiad_monai.files import file_sha256, write_text
 from mcmiad_monai.overrides import (
     check_overrides,
     config_keys,
@@ -20,12 +21,20 @@ from mcmiad_monai.overrides import (
 
 __all__ = [
     "BundleError",
+    "compare_checksums",
     "copy_bundle",
     "locate",
     "open_workflow",
     "refuse_unknown_overrides",
+    "renew_checksum",
     "shipped_bundles",
+    "write_checksums",
 ]
+
+#: Digests of the files of a trained bundle, as ``sha256sum`` writes and reads them.
+CHECKSUMS = "SHA256SUMS"
+#: Folders and files that belong to the training and not to the model.
+OF_TRAINING = ("eval", "models/last.pt", "models/best.pt")
 
 
 def shipped_bundles() -> dict[str, Path]:
@@ -131,3 +140,68 @@ def open_workflow(
         tracking=tracking,
         **{key: literal(value) for key, value in given.items()},
     )
+
+
+def checksums(root: Path) -> dict[str, str]:
+    """SHA-256 of the files of a bundle by their paths in it, without those of the training."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    names = {path.relative_to(root).as_posix(): path for path in files}
+    return {
+        name: file_sha256(path)
+        for name, path in names.items()
+        if name != CHECKSUMS
+        and not any(name == of or name.startswith(f"{of}/") for of in OF_TRAINING)
+        and not any(part.startswith((".", "__pycache__")) for part in Path(name).parts)
+    }
+
+
+def write_checksums(root: str | Path) -> None:
+    """Write ``SHA256SUMS`` of a bundle, anew."""
+    _write_checksums(Path(root), checksums(Path(root)))
+
+
+def _write_checksums(root: Path, digests: Mapping[str, str]) -> None:
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    write_text(root / CHECKSUMS, text)
+
+
+def _stored_checksums(root: Path) -> dict[str, str]:
+    path = root / CHECKSUMS
+    if not path.is_file():
+        raise BundleError(
+            f"{path} does not exist, and says what the files of a bundle were. It is written at "
+            "the end of mcmiad train; a bundle of an older version has none: train it again."
+        )
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def renew_checksum(path: str | Path) -> None:
+    """Put the digest of a file that was written anew into the ``SHA256SUMS`` of its bundle."""
+    file = Path(path).resolve()
+    root = file.parent.parent  # of models/model.onnx
+    if (root / CHECKSUMS).is_file():
+        name = file.relative_to(root).as_posix()
+        _write_checksums(root, {**_stored_checksums(root), name: file_sha256(file)})
+
+
+def compare_checksums(root: str | Path) -> dict[str, str]:
+    """What differs between a bundle and its ``SHA256SUMS``.
+
+    Returns
+    -------
+    dict of str to str
+        Path in the bundle → ``"changed"``, ``"missing"`` or ``"new"``; empty if nothing differs.
+
+    Raises
+    ------
+    BundleError
+        If there is no ``SHA256SUMS``.
+    """
+    stored, found = _stored_checksums(Path(root)), checksums(Path(root))
+    differs = {
+        name: "changed" for name in stored.keys() & found.keys() if stored[name] != found[name]
+    }
+    differs |= dict.fromkeys(stored.keys() - found.keys(), "missing")
+    differs |= dict.fromkeys(found.keys() - stored.keys(), "new")
+    return dict(sorted(differs.items()))

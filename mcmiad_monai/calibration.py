@@ -30,6 +30,15 @@ PATIENT_RATE = 0.5
 CONFIDENCE = 0.95
 #: Held-out scores that a model keeps; of more, as many quantiles, from the smallest to the largest.
 KEPT_SCORES = 1000
+#: Of fewer studies none is called far from the others.
+MIN_STUDIES = 5
+#: Robust standard deviations from the median, on a log scale, beyond which a study is far from the
+#: others: among normally distributed studies one is so in 6 % of draws of 5, in 1 % of draws of 50.
+LIMIT = 4.5
+#: Smallest robust standard deviation: nothing within a factor of exp(LIMIT · FLOOR) = 1.57 is far.
+FLOOR = 0.1
+#: What is smaller counts as this.
+TINY = 1e-9
 #: Share of normal slices and volumes above their thresholds.
 FALSE_POSITIVE_RATE = 0.05
 
@@ -126,6 +135,23 @@ def median_interval(
     return ends, float(1 - missed[rank - 1])
 
 
+def robust_range(logs: np.ndarray) -> tuple[float, float]:
+    """Median of logarithms, and how far from it a value is far from the others.
+
+    `LIMIT` robust standard deviations (1.4826 · median absolute deviation, at least `FLOOR`).
+    """
+    middle = float(np.median(logs))
+    return middle, LIMIT * max(1.4826 * float(np.median(np.abs(logs - middle))), FLOOR)
+
+
+def usual_range(values: Sequence[float]) -> tuple[float, float] | None:
+    """Between what values of the same kind usually lie; None from fewer than 5."""
+    if len(values) < MIN_STUDIES:
+        return None
+    middle, reach = robust_range(np.log(np.maximum(values, TINY)))
+    return math.exp(middle - reach), math.exp(middle + reach)
+
+
 def kept_scores(scores: Sequence[float] | np.ndarray) -> tuple[float, ...]:
     """Scores as a model keeps them: sorted, at most 1000, rounded to 4 significant digits."""
     values = np.sort(np.asarray(scores, dtype=np.float64))
@@ -178,6 +204,8 @@ class Calibration:
     slice_scores, volume_scores : tuple of float
         Of the held-out normals, sorted, in units of calibrated heatmaps, with 4 digits. At most
         1000, which are quantiles of a larger set. Empty in models of older versions.
+    typical_heat : tuple of float
+        Median heat of each held-out normal study where it is above 0, kept in the same way.
     """
 
     pixel_threshold: float
@@ -193,10 +221,21 @@ class Calibration:
     pixel_confidence: float = 0.0
     slice_scores: tuple[float, ...] = ()
     volume_scores: tuple[float, ...] = ()
+    typical_heat: tuple[float, ...] = ()
+
+    @property
+    def usual_heat(self) -> tuple[float, float] | None:
+        """Between what the median heat of a study lies that is like the held-out normals.
+
+        A study beyond it has another contrast, sequence or quality than those of the training:
+        a lesion hardly moves a median. None in models of older versions, and of fewer than 5
+        held-out studies.
+        """
+        return usual_range(self.typical_heat)
 
     def to_dict(self, *, scores: bool = True) -> dict[str, Any]:
         """JSON-able form, with the scores or without; an infinite threshold is ``"inf"``."""
-        left_out = () if scores else ("slice_scores", "volume_scores")
+        left_out = () if scores else ("slice_scores", "volume_scores", "typical_heat")
         return {k: _to_json(v) for k, v in asdict(self).items() if k not in left_out}
 
     @classmethod

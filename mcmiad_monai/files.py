@@ -50,6 +50,16 @@ def save_torch(content: Any, path: str | Path) -> None:
     replace_atomically(path, lambda partial: torch.save(content, partial))
 
 
+def file_sha256(path: Path, *, without_last: int = 0) -> str:
+    """SHA-256 of a file in hexadecimal, all of it or without its last bytes."""
+    digest, left = hashlib.sha256(), max(0, path.stat().st_size - without_last)
+    with path.open("rb") as stream:
+        while block := stream.read(min(left, 1 << 20)):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of the same keys as CSV atomically, the keys first; no rows give an empty file.
 

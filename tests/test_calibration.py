@@ -119,7 +119,8 @@ def test_kept_scores_are_sorted_short_and_do_not_grow_with_the_cohort() -> None:
 
 def test_thresholds_are_described_without_the_scores_where_people_read_them() -> None:
     short = THRESHOLDS.to_dict(scores=False)
-    assert set(THRESHOLDS.to_dict()) - set(short) == {"slice_scores", "volume_scores"}
+    left_out = {"slice_scores", "volume_scores", "typical_heat"}
+    assert set(THRESHOLDS.to_dict()) - set(short) == left_out
     assert Calibration.from_dict(short).slice_threshold == THRESHOLDS.slice_threshold
 
 

@@ -19,7 +19,8 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    some studies failed (all others are done), or an error of the program itself
+  1    some studies failed (all others are done), files of a bundle differ, or an error of the
+       program itself
   2    wrong usage, or an input that cannot be used
   130  interrupted (Ctrl-C)"""
 

@@ -1,11 +1,11 @@
-"""The commands ``train``, ``export``, ``info``, ``label-app`` and ``demo``."""
+"""The commands ``train``, ``export``, ``verify``, ``info``, ``label-app`` and ``demo``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from mcmiad_monai.cli.console import print_json
+from mcmiad_monai.cli.console import FAILED, OK, print_json
 from mcmiad_monai.cli.options import (
     METHODS,
     PRESETS,
@@ -52,6 +52,12 @@ def add_commands(commands: Commands) -> None:
     export = add_command(commands, "export", _export, "write a model as ONNX or TorchScript")
     export.add_argument("model", type=Path, help="model.pt of a trained bundle")
     export.add_argument("out", type=Path, help="file to write: .onnx or .ts")
+
+    verify = add_command(
+        commands, "verify", _verify, "check the files of a trained bundle against its SHA256SUMS"
+    )
+    verify.add_argument("bundle", type=Path, help="folder of the trained bundle")
+    add_json(verify)
 
     label = add_command(commands, "label-app", _label_app, "make a MONAI Label app of bundles")
     label.add_argument("directory", type=Path, help="folder of the app")
@@ -107,10 +113,27 @@ def _require_untrained(root: Path) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import renew_checksum
     from mcmiad_monai.networks.package import load_package
     from mcmiad_monai.runtime.export import export_model
 
-    print(f"exported: {export_model(load_package(options.model), options.out)}")
+    exported = export_model(load_package(options.model), options.out)
+    renew_checksum(exported)
+    print(f"exported: {exported}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mcmiad_monai.bundle import compare_checksums
+
+    differs = compare_checksums(options.bundle)
+    if options.json:
+        print_json(differs)
+    elif differs:
+        for name, how in differs.items():
+            print(f"{how}\t{name}")
+    else:
+        print(f"{options.bundle}: all files are as they were written")
+    return FAILED if differs else OK
 
 
 def _label_app(options: argparse.Namespace) -> None:

@@ -13,21 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mcmiad_monai.calibration import MIN_STUDIES, TINY, robust_range
 from mcmiad_monai.data.features import FeatureDataset
 
 logger = logging.getLogger(__name__)
 
-#: Of fewer studies none is called odd.
-MIN_STUDIES = 5
-#: Robust standard deviations from the median, on a log scale, beyond which a study is odd: among
-#: normally distributed studies one is called so in 6 % of draws of 5, and in 1 % of draws of 50.
-LIMIT = 4.5
-#: Smallest robust standard deviation: nothing within a factor of exp(LIMIT · FLOOR) = 1.57 is odd.
-FLOOR = 0.1
 #: Added to values that are 0 for most studies: with the floor, 0.11 more than usual is odd.
 OFFSET = 0.2
-#: What is smaller counts as this.
-TINY = 1e-9
 #: Slices of a study that are looked at, evenly spaced.
 SLICES = 16
 
@@ -40,8 +32,7 @@ BORDER = "share of foreground at the border of its slices"
 def odd_values(values: Mapping[str, float], what: str, *, offset: float = 0.0) -> dict[str, str]:
     """Studies whose value is far from those of the others.
 
-    Far is more than `LIMIT` robust standard deviations (1.4826 · median absolute deviation, at
-    least `FLOOR`) from the median, on a log scale.
+    Far is beyond `robust_range`, on a log scale.
 
     Parameters
     ----------
@@ -60,8 +51,7 @@ def odd_values(values: Mapping[str, float], what: str, *, offset: float = 0.0) -
     if len(values) < MIN_STUDIES:
         return {}
     logs = np.log(np.maximum(list(values.values()), TINY) + offset)
-    middle = float(np.median(logs))
-    reach = LIMIT * max(1.4826 * float(np.median(np.abs(logs - middle))), FLOOR)
+    middle, reach = robust_range(logs)
     low, median, high = np.exp([middle - reach, middle, middle + reach]) - offset
     return {
         case: f"{what} is {value:.3g}; the median of {len(values)} studies is {median:.3g}, and "

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mcmiad_monai.errors import escaped, root_message
 from mcmiad_monai.files import only_writer, write_text
 from mcmiad_monai.inference.merging import earlier_report, merge_reports, score_table
+from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT, OUT_OF_DISTRIBUTION
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -25,6 +26,13 @@ from mcmiad_monai.provenance import produced_with
 logger = logging.getLogger(__name__)
 
 Case = Mapping[str, Any]
+#: What a warning of a study means, for the screen.
+MEANING = {
+    NOTHING_LOOKED_AT: "no slice has enough foreground to be looked at, so that there is no score "
+    "and no verdict; look at it yourself",
+    OUT_OF_DISTRIBUTION: "its median heat is far from that of the held-out healthy studies, as of "
+    "another sequence, contrast or quality; trust neither score nor verdict",
+}
 
 
 class CohortIncomplete(SystemExit):
@@ -91,7 +99,8 @@ class CohortReport:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._finish_and_raise)
 
     def _collect(self, engine: Any) -> None:
-        self.scores += [item["scores"] for item in engine.state.output]
+        for item in engine.state.output:
+            self.add(item["scores"])
 
     def _finish(self, engine: Any) -> None:
         self.failures |= getattr(engine, "failures", {})
@@ -100,6 +109,16 @@ class CohortReport:
     def _finish_and_raise(self, engine: Engine, error: BaseException) -> None:
         self._finish(engine)
         raise error
+
+    def add(self, scores: dict[str, Any]) -> None:
+        """Keep the scores of a study, and log its warnings."""
+        self.scores.append(scores)
+        for warning in scores["warnings"]:
+            logger.warning("study %s: %s (%s)", scores["case"], MEANING[warning], warning)
+
+    def warned(self, warning: str) -> int:
+        """How many studies have a warning."""
+        return sum(warning in study["warnings"] for study in self.scores)
 
     def fail(self, case: str, error: BaseException) -> None:
         """Keep and log why a study failed."""
@@ -126,6 +145,7 @@ class CohortReport:
         return {
             "studies": len(self.scores) + len(self.failures),
             "failed": self.failures,
+            **{warning: self.warned(warning) for warning in MEANING},
             "heatmap_unit": "1.0 is the calibrated pixel threshold",
             "calibration": self.calibration,
             "provenance": self.provenance,
@@ -134,8 +154,10 @@ class CohortReport:
         }
 
     def summary(self) -> str:
-        """How many studies are done and failed, and where the results are."""
-        return f"{len(self.scores)} studies done, {len(self.failures)} failed: {self.output_dir}"
+        """How many studies are done, failed and have warnings, and where the results are."""
+        counts = [f"{len(self.scores)} studies done", f"{len(self.failures)} failed"]
+        counts += [f"{n} with {warning}" for warning in MEANING if (n := self.warned(warning))]
+        return f"{', '.join(counts)}: {self.output_dir}"
 
     def finish(self) -> None:
         """Tell the caller if anything failed.
@@ -196,7 +218,7 @@ def infer_cohort(
         for name, sample in read_ahead(predictor.prepare, cases):
             try:
                 prediction = predictor.predict(sample.result())
-                report.scores.append(prediction.scores)
+                report.add(prediction.scores)
                 writes.submit(name, partial(_save, prediction, Path(output_dir), pictures, preview))
             except Exception as error:
                 report.fail(name, error)

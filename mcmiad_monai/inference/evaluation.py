@@ -25,6 +25,7 @@ from mcmiad_monai.errors import root_message
 from mcmiad_monai.files import write_csv, write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete, read_ahead, to_plain
 from mcmiad_monai.inference.inferer import SLICE_SCORES
+from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT
 from mcmiad_monai.metrics.studies import StudyFigures
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.provenance import produced_with
@@ -45,6 +46,8 @@ class CountedSlices(NamedTuple):
         Whether a slice has a lesion.
     heat, lesion, image : Tensor (1, X, Y, Z)
         Heatmap, mask and normalised intensities of these slices alone.
+    looked_at : bool
+        Whether the model looked at any of them.
     """
 
     scores: Tensor
@@ -52,10 +55,14 @@ class CountedSlices(NamedTuple):
     heat: Tensor
     lesion: Tensor
     image: Tensor
+    looked_at: bool
 
     @property
     def volume_score(self) -> float | None:
-        """Score of the study; None if no slice counts."""
+        """Score of the study in figures; None if no slice counts.
+
+        A study with a lesion that was skipped as a whole counts as missed.
+        """
         return float(volume_score(self.scores)) if self.scores.numel() else None
 
 
@@ -87,7 +94,15 @@ def counted_slices(
     inside[slices_in_range(len(labels), (slice_range[0], slice_range[1]))] = True
     chosen = ((torch.isfinite(scores) | labels) & inside).nonzero().flatten()
     parts = (volume.index_select(1 + axis, chosen) for volume in volumes)
-    return CountedSlices(torch.nan_to_num(scores, nan=0.0)[chosen], labels[chosen], *parts)
+    heat, lesion, image = parts
+    return CountedSlices(
+        torch.nan_to_num(scores, nan=0.0)[chosen],
+        labels[chosen],
+        heat,
+        lesion,
+        image,
+        looked_at=bool(torch.isfinite(scores[chosen]).any()),
+    )
 
 
 class EvaluationReport:
@@ -147,12 +162,14 @@ class EvaluationReport:
             labels=found.labels,
             volume_score=found.volume_score,
         )
+        if not found.looked_at:
+            logger.warning("study %s has no score: no slice was looked at", meta["case"])
         self.rows.append(
             {
                 "case": meta["case"],
                 "slices": found.labels.numel(),
                 "anomalous_slices": int(found.labels.sum()),
-                "volume_score": found.volume_score or 0.0,
+                "volume_score": found.volume_score if found.looked_at else None,
                 "lesion_voxels": int((found.lesion > 0).sum()),
                 "dice_at_threshold": dice(found.heat > 1, found.lesion > 0),
             }
@@ -167,6 +184,7 @@ class EvaluationReport:
             "undefined": "null: only one class was present",
             "slice_range": list(self.slice_range),
             "studies": len(self.rows),
+            NOTHING_LOOKED_AT: sum(r["volume_score"] is None for r in self.rows),
             "slices": sum(r["slices"] for r in self.rows),
             "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),
             "failed": dict(failures),

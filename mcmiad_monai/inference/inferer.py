@@ -108,7 +108,7 @@ class SliceHeatmapInferer(Inferer):
         TypeError
             If the input is a plain tensor: its geometry would be lost without a word.
         ValueError
-            If the input is not (B, 1, X, Y, Z).
+            If the input is not (B, 1, X, Y, Z), or the network gives NaN or infinity.
         """
         if not isinstance(inputs, MetaTensor):
             raise TypeError(
@@ -159,7 +159,20 @@ class SliceHeatmapInferer(Inferer):
             maps = network(images.to(device), *args, **kwargs).float()  # (n, 1, S, S)
             inside = foreground_of(images).to(device)
             maps = maps / unit * inside
-            scores[indices] = self.score(maps, inside).float().cpu()
+            found = self.score(maps, inside).float().cpu()
+            _require_finite(maps, found)
+            scores[indices] = found
             planes = restore_maps(maps.cpu(), plane_shape=(x, y))  # (n, X, Y)
             insert_slices(heat, planes, indices, axis=self.axis)
         heat.mul_(plain[:1].to(heat.device) > 0)  # exact at full resolution
+
+
+def _require_finite(maps: Tensor, scores: Tensor) -> None:
+    """Refuse what has no verdict: NaN is above no threshold."""
+    if bool(torch.isfinite(scores).all()) and bool(torch.isfinite(maps).all()):
+        return
+    raise ValueError(
+        "the network gave NaN or infinity, and numbers are needed: there is no heatmap and no "
+        "verdict. The model file may be damaged: check it with mcmiad verify BUNDLE. If it is "
+        "not, compute with engine torch, in float32, on the CPU."
+    )

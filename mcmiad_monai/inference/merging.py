@@ -15,6 +15,8 @@ from mcmiad_monai.files import csv_cell
 logger = logging.getLogger(__name__)
 
 Report = Mapping[str, Any]
+#: Of ``scores.csv``.
+COLUMNS = ("case", "volume_score", "slice", "slice_score", "anomalous", "error", "warnings")
 #: What a report says of the model of its scores.
 MODEL = ("calibration", "provenance", "inferred_with")
 
@@ -79,17 +81,19 @@ def _plain(content: Any) -> Any:
 
 
 def score_table(report: Report) -> str:
-    """CSV with one row a slice; a failed study has one row with its error."""
+    """CSV with one row a slice; a study without any has one row, with its error if it failed."""
     stream = io.StringIO()
     rows = csv.writer(stream)
-    rows.writerow(["case", "volume_score", "slice", "slice_score", "anomalous", "error"])
+    rows.writerow(COLUMNS)
     for study in report["scores"]:
-        name = csv_cell(study["case"])
+        name, warnings = csv_cell(study["case"]), " ".join(study.get("warnings", ()))
+        if not study["slices"]:
+            rows.writerow([name, "", "", "", "", "", warnings])
         for entry in study["slices"]:
             volume, score = _figure(study["volume_score"]), _figure(entry["score"])
-            rows.writerow([name, volume, entry["index"], score, entry["anomalous"], ""])
+            rows.writerow([name, volume, entry["index"], score, entry["anomalous"], "", warnings])
     for name, error in report["failed"].items():
-        rows.writerow([csv_cell(name), "", "", "", "", csv_cell(error)])
+        rows.writerow([csv_cell(name), "", "", "", "", csv_cell(error), ""])
     return stream.getvalue()
 
 

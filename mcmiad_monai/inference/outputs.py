@@ -26,6 +26,10 @@ from mcmiad_monai.transforms.positions import source_slices
 
 logger = logging.getLogger(__name__)
 
+#: Warning of a study in which no slice had enough foreground: it has no score and no verdict.
+NOTHING_LOOKED_AT = "nothing_looked_at"
+#: Warning of a study whose median heat is far from that of held-out normals.
+OUT_OF_DISTRIBUTION = "out_of_distribution"
 #: Heatmaps are in units of the pixel threshold.
 HEATMAP_THRESHOLD = 1.0
 
@@ -113,19 +117,27 @@ def study_scores(
     -------
     dict
         ``modality``, ``volume_score``, its threshold and verdict, and a list of slices with the
-        array index of the source volume.
+        array index of the source volume. Score and verdict are None if no slice was looked at;
+        ``warnings`` says so, and whether ``typical_heat`` is out of the model's ``usual_heat``.
     """
     scores = slice_scores.double()
     looked_at = torch.isfinite(scores)
-    volume = float(volume_score(scores[looked_at])) if looked_at.any() else 0.0
+    volume = float(volume_score(scores[looked_at])) if looked_at.any() else None
     axis, indices = source_slices(heatmap, slice_axis)
     limit = calibration.slice_threshold if calibration else math.inf
+    typical, usual = typical_heat(heatmap), calibration.usual_heat if calibration else None
+    warnings = [] if looked_at.any() else [NOTHING_LOOKED_AT]
+    if usual is not None and typical is not None and not usual[0] <= typical <= usual[1]:
+        warnings.append(OUT_OF_DISTRIBUTION)
     return {
         "case": str(heatmap.meta["case"]),
         "modality": heatmap.meta.get(MODALITY),
         "modality_from": heatmap.meta.get(MODALITY_FROM),
         "volume_score": volume,
         **verdict("volume", volume, calibration.volume_threshold if calibration else math.inf),
+        "warnings": warnings,
+        "typical_heat": typical,
+        "usual_heat": None if usual is None else list(usual),
         "slice_axis": axis,
         "slices_scored": int(looked_at.sum()),
         "slices_skipped": int((~looked_at).sum()),
@@ -136,12 +148,19 @@ def study_scores(
     }
 
 
+def typical_heat(heatmap: Tensor) -> float | None:
+    """Median of a heatmap (1, X, Y, Z) where it is above 0; None where it is 0 everywhere."""
+    values = torch.as_tensor(heatmap).as_subclass(Tensor)
+    values = values[values > 0]
+    return float(values.median()) if values.numel() else None
+
+
 def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
-    """Threshold and decision; both are null where the threshold could not be set."""
+    """Threshold and decision, null where there is no threshold or no score."""
     finite = math.isfinite(threshold)
     return {
         f"{what}_threshold": threshold if finite else None,
-        "anomalous": bool(score > threshold) if finite else None,
+        "anomalous": bool(score > threshold) if finite and score is not None else None,
     }
 
 

@@ -45,9 +45,10 @@ class Prediction:
     _recall: Recall | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
+        score = None if self.score is None else f"{self.score:.4g}"
         return (
             f"Prediction(name={self.name!r}, shape={tuple(self.heatmap.shape)}, "
-            f"score={self.score:.4g}, threshold={self.threshold}, anomalous={self.anomalous})"
+            f"score={score}, threshold={self.threshold}, anomalous={self.anomalous})"
         )
 
     @property
@@ -61,9 +62,9 @@ class Prediction:
         return str(self.scores["modality"])
 
     @property
-    def score(self) -> float:
-        """Anomaly score of the study."""
-        return float(self.scores["volume_score"])
+    def score(self) -> float | None:
+        """Anomaly score of the study; None if no slice was looked at."""
+        return self.scores["volume_score"]
 
     @property
     def threshold(self) -> float | None:
@@ -74,6 +75,11 @@ class Prediction:
     def anomalous(self) -> bool | None:
         """Whether the score exceeds its threshold; None is no verdict."""
         return self.scores["anomalous"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why not to trust the score: ``"nothing_looked_at"`` or ``"out_of_distribution"``."""
+        return list(self.scores["warnings"])
 
     @property
     def slice_scores(self) -> NDArray[np.float64]:

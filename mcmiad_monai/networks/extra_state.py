@@ -5,6 +5,7 @@ A tensor, so that the file is a plain state dict, as MONAI's bundle specificatio
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +18,12 @@ from mcmiad_monai.networks.weights import WeightsError, tensors_sha256
 EXTRA_STATE = "_extra_state"
 """PyTorch's key of it in a state dict."""
 
-FORMAT = 2
-"""Version of the layout; 1 was a dict of a state dict and JSON strings."""
+FORMAT = 3
+"""Version of the layout; 2 had no digest of the content, 1 was a dict of a state dict and JSON
+strings."""
+
+DIGEST = "content_sha256"
+"""Key of the digest of everything else."""
 
 BLOCK = 1 << 16
 """Its size in bytes is a multiple of this, by spaces at the end: `monai.networks.copy_model_state`
@@ -26,8 +31,9 @@ copies tensors of equal shape only."""
 
 
 def encode(described: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Tensor:
-    """JSON values, with the layout's version and a digest of the weights, as uint8 (n,)."""
+    """JSON values with the layout's version and digests of them and of the weights, uint8 (n,)."""
     content = {**described, "format": FORMAT, "weights_sha256": tensors_sha256(weights)}
+    content[DIGEST] = _sha256(json.loads(json.dumps(content)))
     text = json.dumps(content).encode()
     text += b" " * (-len(text) % BLOCK)
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -39,7 +45,7 @@ def decode(state: Tensor) -> dict[str, Any]:
     Raises
     ------
     WeightsError
-        If it is something else, or of a newer layout.
+        If it is something else, damaged, or of a newer layout.
     """
     try:
         content: dict[str, Any] = json.loads(bytes(state.cpu().numpy()))
@@ -49,12 +55,23 @@ def decode(state: Tensor) -> dict[str, Any]:
             f"{EXTRA_STATE} is not that of a model of this project ({error}); use a model.pt that "
             "was written by training."
         ) from error
+    if (DIGEST in content or layout == FORMAT) and content.get(DIGEST) != _sha256(content):
+        raise WeightsError(
+            f"{EXTRA_STATE} is damaged: configuration, thresholds or provenance are not those "
+            "that were written. Bring the model.pt again, or train again."
+        )
     if layout > FORMAT:
         raise WeightsError(
             f"the model has the layout {layout}, and this version reads up to {FORMAT}; update "
             "mcmiad-monai."
         )
     return content
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    """Digest of all JSON values but the digest itself, however they are spaced and ordered."""
+    others = {key: value for key, value in content.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def mismatch(state: Tensor, weights: Mapping[str, Tensor]) -> str | None:
@@ -64,5 +81,6 @@ def mismatch(state: Tensor, weights: Mapping[str, Tensor]) -> str | None:
         return None
     return (
         f"{EXTRA_STATE} belongs to the weights {expected[:12]}…, and these are "
-        f"{found[:12]}…; the two do not belong together. Load both from one model.pt."
+        f"{found[:12]}…; the two do not belong together, or one is damaged. Load both from one "
+        "model.pt, or bring it again."
     )

@@ -6,7 +6,6 @@ Loading it needs no weight hub, no text encoder and no network connection.
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from mcmiad_monai.files import save_torch
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import encoder_from_config
-from mcmiad_monai.networks.extra_state import EXTRA_STATE, decode, encode
+from mcmiad_monai.networks.extra_state import EXTRA_STATE, decode, encode, mismatch
 from mcmiad_monai.networks.head import head_from_config
 from mcmiad_monai.networks.memory import memory_from_config
 from mcmiad_monai.networks.score import AnomalyScore
@@ -72,11 +71,14 @@ def load_package(
     Raises
     ------
     WeightsError
-        If the file is missing, is not a model of this project, has a newer layout, was put together
-        from two models, or is for another modality.
+        If the file is missing or damaged, is not a model of this project, has a newer layout, was
+        put together from two models, or is for another modality.
     """
     state = _read(Path(path))
-    config = decode(state[EXTRA_STATE])["config"]
+    try:
+        config = decode(state[EXTRA_STATE])["config"]
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     head = None if config["head"] is None else head_from_config(config["head"])
     memories = {n: memory_from_config(c) for n, c in config.get("memories", {}).items()}
     detector = MCMIADDetector(
@@ -85,6 +87,9 @@ def load_package(
     try:
         detector.load_state_dict(state)
     except RuntimeError as error:
+        weights = {name: tensor for name, tensor in state.items() if name != EXTRA_STATE}
+        if problem := mismatch(state[EXTRA_STATE], weights):
+            raise WeightsError(f"{path}: {problem}") from error
         raise WeightsError(
             f"the weights in {path} do not fit the model that it describes ({error}). It may have "
             "been written with another version of timm or OpenCLIP: see its provenance."
@@ -106,11 +111,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         problem = str(error).split("\n", 1)[0]
         raise WeightsError(f"{path} is not a packaged model: {problem}") from error
     if isinstance(content, dict) and EXTRA_STATE in content:
-        return content
+        if all(isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items()):
+            return content
+        raise WeightsError(f"{path} is damaged: not all that it holds are tensors; bring it again.")
     if isinstance(content, dict) and set(content) >= FORMAT_1:
         described = {
             key: json.loads(content[key]) for key in ("config", "provenance", "calibration")

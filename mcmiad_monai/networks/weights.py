@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mcmiad_monai.files import file_sha256
+
 WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_state")
 """Names under which checkpoints nest their state dict."""
 
@@ -59,15 +61,6 @@ def require_file(path: Path, *, sha256: str | None = None) -> str:
             "file: bring the right one, or leave out the digest if this file is intended."
         )
     return found
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.files import file_sha256, replace_atomically
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import tensors_sha256
@@ -32,6 +32,9 @@ ExportFormat = Literal["onnx", "torchscript"]
 SUFFIXES: dict[str, ExportFormat] = {".onnx": "onnx", ".ts": "torchscript"}
 #: Metadata key, and name of the extra file in TorchScript.
 METADATA_KEY = "mcmiad"
+#: The last bytes of an ONNX file, before 64 digits: the head of a metadata entry ``mcmiad_sha256``
+#: in protobuf, whose messages may be appended to. Its value is the SHA-256 of all bytes before.
+SEAL = b"\x72\x51\x0a\x0dmcmiad_sha256\x12\x40"
 #: What writing and checking ONNX needs, all of the extra ``export``.
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 #: Loggers of what writes ONNX; their messages do not help a user.
@@ -155,6 +158,24 @@ def description(detector: MCMIADDetector) -> dict[str, Any]:
     return {**detector.description, "model_sha256": tensors_sha256(detector.weights())}
 
 
+def seal(path: Path) -> None:
+    """Append the digest of an ONNX file to it, as metadata that every reader takes."""
+    digest = file_sha256(path)
+    with path.open("ab") as file:
+        file.write(SEAL + digest.encode())
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file is not as it was sealed; False for files of older versions, without digest."""
+    length = len(SEAL) + 64
+    with path.open("rb") as file:
+        file.seek(-min(length, path.stat().st_size), 2)
+        found = file.read()
+    if not found.startswith(SEAL):
+        return False
+    return found[len(SEAL) :] != file_sha256(path, without_last=length).encode()
+
+
 def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> None:
     if missing := _missing_modules():
         raise _needs_extra(missing[0])
@@ -181,6 +202,7 @@ def _write_onnx(detector: MCMIADDetector, example: torch.Tensor, path: Path) -> 
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(description(detector))
     onnx.save(model, str(path))
+    seal(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (1, EXAMPLE_SLICES):
         given = example[:count]

@@ -27,7 +27,7 @@ from torch import nn
 
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.runtime.cpu import SliceWorkers, torch_run
-from mcmiad_monai.runtime.export import METADATA_KEY, ExportError, description
+from mcmiad_monai.runtime.export import METADATA_KEY, ExportError, description, is_damaged
 from mcmiad_monai.runtime.gpu import accelerated
 from mcmiad_monai.runtime.precision import (
     Precision,
@@ -173,7 +173,11 @@ def _fastest(detector: MCMIADDetector, source: Path, precision: Precision) -> nn
             source.name,
         )
         return _on_cpu(detector, precision)
-    opened = _opened(installed[0], source, precision)
+    try:
+        opened = _opened(installed[0], source, precision)
+    except ExportError as error:
+        logger.warning("PyTorch computes, since %s", error)
+        return _on_cpu(detector, precision)
     if _belongs(opened, detector):
         return _announced(opened)
     logger.warning(
@@ -198,6 +202,11 @@ def _announced(opened: Opened) -> SliceWorkers:
 
 def _opened(engine: Engine, path: Path, precision: Precision) -> Opened:
     library = _imported(engine)
+    if is_damaged(path):
+        raise ExportError(
+            f"{path} is damaged: its digest is another than when it was written; export again: "
+            f"mcmiad export MODEL {path}"
+        )
     if engine == "onnxruntime":
         return _onnxruntime(library, path)
     return _openvino(library, path, precision)

@@ -48,6 +48,8 @@ class NormalHeat:
     patients, studies : dict of str to float
         Of each patient and each case, the heat that the chosen share of its foreground pixels
         exceeds; without those that have no foreground.
+    typical : dict of str to float
+        Median heat of each case where it is above 0.
     scores : dict of str to list of float
         Slice scores of each case.
     patient_of : dict of str to str
@@ -61,6 +63,7 @@ class NormalHeat:
     scores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     patient_of: dict[str, str] = field(default_factory=dict)
     pixels: int = 0
+    typical: dict[str, float] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -170,6 +173,7 @@ def thresholds(
         pixel_confidence=confidence,
         slice_scores=kept_scores(slices),
         volume_scores=kept_scores(volumes),
+        typical_heat=kept_scores([value / unit for value in heat.typical.values()]),
     )
 
 
@@ -208,6 +212,9 @@ def normal_heat(
     def close_study(last: SliceRecord, following: SliceRecord | None) -> None:
         patient.counts += study.counts
         found.pixels += study.total
+        if study.total > (cold := int(study.counts[0])):
+            middle = (cold + study.total) / 2  # of the pixels with heat
+            found.typical[last.case] = study.quantile(middle / study.total)
         close(study, last.case, found.studies)
         if following is None or following.patient != last.patient:
             close(patient, last.patient, found.patients)

@@ -16,7 +16,7 @@ from PIL import Image
 from small_bundles import why_refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mcmiad_monai.bundle import copy_bundle, open_workflow
+from mcmiad_monai.bundle import compare_checksums, copy_bundle, open_workflow
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.errors import BundleError
 from mcmiad_monai.networks.package import load_package
@@ -29,6 +29,13 @@ def test_model_card_says_which_thresholds_are_not_set(brain: Any) -> None:
     card = (brain.root / "models" / "MODEL_CARD.md").read_text()
     assert "threshold not set" in card  # two healthy validation studies carry no 5 % rate
     assert load_package(brain.model).trained_with["slice_range"] == [0.3, 0.8]
+
+
+def test_training_writes_the_digests_of_the_bundle(brain: Any) -> None:
+    assert compare_checksums(brain.root) == {}
+    written = (brain.root / "SHA256SUMS").read_text()
+    assert "  models/model.pt\n" in written
+    assert "  configs/metadata.json\n" in written
 
 
 def test_training_writes_loss_and_key_metric_to_tensorboard(brain: Any) -> None:

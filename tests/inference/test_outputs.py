@@ -208,9 +208,11 @@ def test_verdict_is_null_without_calibration_or_with_too_few_normals() -> None:
         json.dumps(found, allow_nan=False)
 
 
-def test_study_without_any_foreground_scores_zero() -> None:
-    found = study("a", [math.nan] * 4)
-    assert (found["volume_score"], found["slices"]) == (0, [])
+def test_study_without_any_foreground_has_no_score() -> None:
+    known = calibration(2.0, 2.25)
+    found = study_scores(heatmap(), torch.full((4,), math.nan), slice_axis=2, calibration=known)
+    assert (found["volume_score"], found["slices"]) == (None, [])
+    assert (found["volume_threshold"], found["anomalous"]) == (2.25, None)
     assert (found["slices_scored"], found["slices_skipped"]) == (0, 4)
 
 

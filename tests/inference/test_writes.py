@@ -38,7 +38,7 @@ def test_report_waits_and_counts_a_study_that_was_not_written_as_failed(
 
     def study(_engine: Engine, case: str) -> list[dict[str, object]]:
         writes.submit(case, full if case == "b" else lambda: done.append(case))
-        return [{"scores": {"case": case, "volume_score": 1.0, "slices": []}}]
+        return [{"scores": {"case": case, "volume_score": 1.0, "slices": [], "warnings": []}}]
 
     engine, report = Engine(study), CohortReport(tmp_path, writes=writes)
     report.attach(engine)

@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from mcmiad_monai.files import file_sha256
 from mcmiad_monai.networks.encoder import (
     DEFAULT_ENCODER,
     FrozenEncoder,
@@ -18,7 +19,7 @@ from mcmiad_monai.networks.encoder import (
     encoder_from_config,
 )
 from mcmiad_monai.networks.info import part_cost
-from mcmiad_monai.networks.weights import WeightsError, file_sha256
+from mcmiad_monai.networks.weights import WeightsError
 
 SMALL = "test_efficientnet.r160_in1k"
 """A network of 50 thousand parameters with the stages of an EfficientNet."""

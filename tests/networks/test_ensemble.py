@@ -12,6 +12,7 @@ from small_heads import small_detector
 from torch import Tensor, nn
 
 from mcmiad_monai.data.cache_key import cache_key
+from mcmiad_monai.files import file_sha256
 from mcmiad_monai.networks.encoder import (
     FrozenEncoder,
     build_encoder,
@@ -23,7 +24,7 @@ from mcmiad_monai.networks.ensemble import EnsembleEncoder, member_weights
 from mcmiad_monai.networks.folding import fold_batch_norms
 from mcmiad_monai.networks.info import describe
 from mcmiad_monai.networks.package import load_package, save_package
-from mcmiad_monai.networks.weights import WeightsError, file_sha256
+from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.runtime.cpu import encoding
 from mcmiad_monai.runtime.export import export_model
 from mcmiad_monai.runtime.gpu import accelerated

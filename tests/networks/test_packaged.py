@@ -11,10 +11,11 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from mcmiad_monai.files import file_sha256
 from mcmiad_monai.networks import encoder as encoder_module
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.packaged import PACKAGED, packaged_file, renamed_in_order
-from mcmiad_monai.networks.weights import WeightsError, file_sha256, read_state_dict
+from mcmiad_monai.networks.weights import WeightsError, read_state_dict
 
 LITE0 = "tf_efficientnet_lite0"
 #: Photographs of scikit-image, and classes of ImageNet (ILSVRC 2012, counted from 0) that name

@@ -53,5 +53,5 @@ def without_scores(calibration: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: without_scores(value) if isinstance(value, Mapping) else value
         for key, value in calibration.items()
-        if key not in ("slice_scores", "volume_scores")
+        if key not in ("slice_scores", "volume_scores", "typical_heat")
     }

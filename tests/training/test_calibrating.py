@@ -159,6 +159,19 @@ def test_heat_is_that_of_each_study_and_patient_in_any_order_of_slices(batch_siz
     assert [len(scores) for scores in found.scores.values()] == [3] * 10
 
 
+def test_median_heat_of_each_study_is_kept_in_units_of_the_threshold() -> None:
+    dataset = drawn(6, zeros=0.3)
+    found, _ = calibrated(dataset)
+    heat = dataset.batch(range(len(dataset)))[:, 0].numpy()
+    each = [heat[p::6] for p in range(6)]
+    medians = [np.quantile(h[h > 0], 0.5, method="inverted_cdf") for h in each]
+    expected = sorted(float(median) / found.pixel_threshold for median in medians)
+    assert found.typical_heat == pytest.approx(expected, rel=2e-3)
+    assert found.usual_heat is not None
+    assert found.usual_heat[0] < np.median(expected) < found.usual_heat[1]
+    assert Calibration.from_dict(found.to_dict()).usual_heat == found.usual_heat
+
+
 def test_one_is_the_threshold_in_the_heatmaps_afterwards() -> None:
     dataset = drawn(9)
     found, detector = calibrated(dataset)

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import root_message
+from mcmiad_monai.files import file_sha256
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.inference.evaluation import counted_slices
 from mcmiad_monai.modality import MODALITIES, Modality, get_modality
-from mcmiad_monai.networks.weights import file_sha256
 from mcmiad_monai.predictor import MODEL, Predictor, load
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.robustness.corruptions import (

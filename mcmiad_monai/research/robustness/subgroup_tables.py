@@ -62,7 +62,7 @@ def read_studies(path: str | Path, attributes: Attributes) -> tuple[list[Study],
             f"the attributes are of {_some(list(attributes))}. Use the names of the cases as "
             "`mcmiad cases` lists them."
         )
-    # an evaluation gives 0 to a study of which no slice was looked at
+    # evaluations of older versions give 0 to a study of which no slice was looked at
     scored = [row for row in table if row["volume_score"] and row.get("slices") != "0"]
     unscored = sorted({row["case"] for row in table} - {row["case"] for row in scored})
     studies, unknown = [], []
@@ -115,7 +115,7 @@ def _read_scores_json(path: str | Path) -> Table:
     table = [
         {
             "case": str(study["case"]),
-            "volume_score": repr(study["volume_score"]),
+            "volume_score": "" if (score := study["volume_score"]) is None else repr(score),
             "slices": str(study["slices_scored"]),
         }
         for study in content["scores"]

@@ -97,7 +97,7 @@ class Tally:
                 "patient": patient,
                 "slices": int(labels.numel()),
                 "anomalous_slices": int(labels.sum()),
-                "volume_score": result["volume"] or 0.0,
+                "volume_score": result["volume"],
             }
         )
 

@@ -200,22 +200,24 @@ def test_threshold_is_that_of_the_report_beside_the_scores_and_without_one_are_n
 
 @pytest.mark.parametrize("name", ["scores.csv", "scores.json"])
 def test_either_file_of_an_inference_gives_the_same_figures(tmp_path: Path, name: str) -> None:
-    """Twelve studies and one that failed, as the report of a cohort writes them."""
+    """Twelve studies, one that failed and one without score, as the report of a cohort has them."""
     items = []
     for k in range(12):
         slices = [{"index": z, "score": 0.1 * z, "anomalous": k < 2} for z in range(3)]
         scores = {"case": f"c{k}", "volume_score": 0.25 * k, "slices": slices, "slices_scored": 3}
-        items.append({"scores": scores})
+        items.append({"scores": {**scores, "warnings": []}})
+    none = {"volume_score": None, "slices": [], "slices_scored": 0}
+    items.append({"scores": {"case": "dark", **none, "warnings": ["nothing_looked_at"]}})
     engine = Engine(lambda _engine, item: [item])
     engine.failures = {"bad": "VolumeError: 4-D"}  # type: ignore[attr-defined]
     CohortReport(tmp_path, calibration={"volume_threshold": 1.2}).attach(engine)
     engine.run(items)
     table = [[f"c{k}", "FM"[k % 2], int(k >= 6)] for k in range(12)]
     header = ["case", "sex", "anomalous"]
-    attributes = write(tmp_path / "a.csv", [header, *table, ["bad", "F", 0]])
+    attributes = write(tmp_path / "a.csv", [header, *table, ["bad", "F", 0], ["dark", "M", 0]])
     report = subgroup_report(tmp_path / name, attributes, out=tmp_path / "out")
     assert report["volume_threshold"] == 1.2
-    assert report["cases_not_scored"] == ["bad"]
+    assert report["cases_not_scored"] == ["bad", "dark"]
     everyone = rows_of(report)["all", "all"]
     assert (everyone["normal"], everyone["anomalous"]) == (6, 6)
     assert everyone["volume_auroc"] == 1
