@@ -54,8 +54,8 @@ def check_name(what: str, name: str) -> None:
         if parts or len(text.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
             raise RequestError(
                 400,
-                f"{what} is {name[:80]!r}; a name is needed: at most {LONGEST_NAME} bytes, no slash, "
-                "backslash or control character, not of dots alone.",
+                f"{what} is {name[:80]!r}; a name is needed: at most {LONGEST_NAME} bytes, no "
+                "slash, backslash or control character, not of dots alone.",
             )
 
 

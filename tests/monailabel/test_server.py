@@ -331,6 +331,9 @@ def test_scoring_and_most_anomalous_first(server: Any, phantoms: Mapping[str, An
     assert {name for name in scored if "error" not in scored[name]} == set(phantoms)
     scores = {name: infer(server, name, "json").json()["volume_score"] for name in phantoms}
     highest = max(scores, key=lambda name: scores[name])
+    first = requests.post(f"{server.url}/activelearning/most_anomalous_first", json={}, timeout=20)
+    assert first.json()["id"] == "corrupt"  # what could not be scored is read first
+    assert requests.delete(f"{server.url}/datastore/image?id=corrupt", timeout=20).ok
     for _ in range(2):  # the same until somebody labels it
         sample = requests.post(
             f"{server.url}/activelearning/most_anomalous_first", json={}, timeout=20
