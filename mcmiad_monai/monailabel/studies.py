@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,26 @@ from monailabel.datastore.local import LocalDatastore
 from mcmiad_monai.monailabel.requests import EXTENSIONS, RequestError, check_name
 
 
+#: Methods of which one runs at a time: while MONAI Label refreshes its list, studies are missing.
+ONE_AT_A_TIME = (
+    *("add_image", "remove_image", "save_label", "remove_label", "refresh", "datalist", "status"),
+    *("update_image_info", "update_label_info", "get_image_info", "get_label_info", "json"),
+    *("get_image_uri", "get_label_uri", "list_images", "get_labeled_images"),
+    *("get_unlabeled_images", "_on_any_event", "_on_modify_event"),
+)
+
+
 class StudiesFolder(LocalDatastore):  # type: ignore[misc]
     """MONAI Label's datastore of a folder; all its files lie in the folder.
 
     A name with path parts, another file type than those of the datastore, and a link that leads out
     of the folder are refused (`RequestError` 400); so is a new image in the place of another (409).
+    Several threads can use it.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._turn = threading.RLock()
+        super().__init__(*args, **kwargs)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Copy a new image into the folder."""
@@ -84,3 +101,16 @@ class StudiesFolder(LocalDatastore):  # type: ignore[misc]
                 400,
                 f"the file type {suffix!r} is none of the datastore's; send {', '.join(known)}.",
             )
+
+
+def _in_turn(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def run(self: StudiesFolder, *args: Any, **kwargs: Any) -> Any:
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+for _name in ONE_AT_A_TIME:
+    setattr(StudiesFolder, _name, _in_turn(getattr(StudiesFolder, _name)))

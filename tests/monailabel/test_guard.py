@@ -317,3 +317,20 @@ def test_app_made_anew_by_reload_is_still_that_of_a_server(client: TestClient) -
     assert client.post("/reload").status_code == 200
     assert client.get("/info/").status_code == 200
     assert apps.app_instance()._server_mode
+
+
+def test_studies_do_not_vanish_while_another_thread_refreshes(label_app: Any) -> None:
+    class Slow(dict[str, Any]):
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            time.sleep(0.05)
+            super().update(*args, **kwargs)
+
+    store = label_app.datastore()
+    store._datastore.objects = Slow(store._datastore.objects)
+    refreshing = threading.Thread(target=store.refresh)
+    refreshing.start()
+    while refreshing.is_alive():
+        assert store.get_image_uri("mass")
+        assert len(store.list_images()) == 4
+        assert store.status()["total"] == 4
+    refreshing.join()
