@@ -13,7 +13,6 @@ from monailabel.datastore.local import LocalDatastore
 
 from mcmiad_monai.monailabel.requests import EXTENSIONS, RequestError, check_name
 
-
 #: Methods of which one runs at a time: while MONAI Label refreshes its list, studies are missing.
 ONE_AT_A_TIME = (
     *("add_image", "remove_image", "save_label", "remove_label", "refresh", "datalist", "status"),
