@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.monailabel.answers import install_error_answers
 from mcmiad_monai.monailabel.batch import MASK_TAG, AnomalyBatchInfer
 from mcmiad_monai.monailabel.bundles import ServedBundle, find_bundles
+from mcmiad_monai.monailabel.guard import Limits, install_guard, is_guarded
 from mcmiad_monai.monailabel.infer import NOTE, AnomalyInferTask
 from mcmiad_monai.monailabel.requests import (
     RequestError,
@@ -28,6 +30,7 @@ from mcmiad_monai.monailabel.requests import (
 )
 from mcmiad_monai.monailabel.scoring import AnomalyScoring
 from mcmiad_monai.monailabel.strategies import MostAnomalousFirst
+from mcmiad_monai.monailabel.studies import StudiesFolder
 from mcmiad_monai.monailabel.train import NormalTrainTask
 from mcmiad_monai.version import __version__
 
@@ -50,7 +53,7 @@ class MCMIADApp(MONAILabelApp):
     conf : mapping
         Of ``--conf``: ``models`` names the bundles to serve, separated by commas (default: all);
         ``weights``, ``text_prior`` and ``method`` are defaults of training; ``skip_trainers``
-        ``true`` leaves training out.
+        ``true`` leaves training out; ``max_upload_mb`` and ``max_waiting`` are those of `Limits`.
 
     Raises
     ------
@@ -62,6 +65,8 @@ class MCMIADApp(MONAILabelApp):
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         found = find_bundles(Path(app_dir) / "model", names)
         self.bundles = {name: ServedBundle(root) for name, root in found.items()}
+        self.limits = Limits.of(conf)
+        self._one_inference = threading.Lock()
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -70,6 +75,8 @@ class MCMIADApp(MONAILabelApp):
             description=f"Anomaly heatmaps, learned from healthy studies alone. {NOTE}",
             version=__version__,
         )
+        if is_guarded():  # POST /reload makes the app anew, and does not say that it is a server's
+            self.server_mode(True)
 
     def init_infers(self) -> dict[str, AnomalyInferTask]:
         """One model a bundle."""
@@ -100,6 +107,17 @@ class MCMIADApp(MONAILabelApp):
         """Masks and heatmaps of all studies."""
         return AnomalyBatchInfer(self.tasks)
 
+    def init_datastore(self) -> Any:
+        """Datastore of a folder, or of a server."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return StudiesFolder(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
     def init_remote_datastore(self) -> Any:
         """Datastore of a server; of a DICOMweb server, list the modalities of the bundles.
 
@@ -114,8 +132,9 @@ class MCMIADApp(MONAILabelApp):
         return super().init_remote_datastore()
 
     def on_init_complete(self) -> None:
-        """Before the server starts: make it answer errors with their reason."""
+        """Before the server starts: make it check requests and answer errors with their reason."""
         install_error_answers()
+        install_guard(self.limits)
         super().on_init_complete()
 
     def bundle_path(self, model: str | None) -> None:
@@ -127,7 +146,7 @@ class MCMIADApp(MONAILabelApp):
             _known("model", model, self.tasks)
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Analyse one study; `AnomalyInferTask` lists the parameters of a request.
+        """Analyse one study, after those that wait; `AnomalyInferTask` lists the parameters.
 
         Raises
         ------
@@ -144,8 +163,13 @@ class MCMIADApp(MONAILabelApp):
                 400, "a DICOM SEG holds labels; choose output_kind mask or bands for it."
             )
         tag = label_tag(request, MASK_TAG)
-        asked = {**request, "label_tag": tag, **self._located(request.get("image"), store)}
-        return dict(super().infer(asked, store))
+        with self._one_inference:
+            asked = {**request, "label_tag": tag, **self._located(request.get("image"), store)}
+            return dict(super().infer(asked, store))
+
+    def infer_wsi(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Refuse pathology slides: no model here is for them."""
+        raise RequestError(400, "no model here is for pathology slides; use /infer/MODEL.")
 
     @one_line_in_worker
     def batch_infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
@@ -200,6 +224,8 @@ class MCMIADApp(MONAILabelApp):
             return {"image": image, "case": path.name, "dicom_modality": None, "dicom_series": None}
         try:
             known = _image_file(store, image)
+        except RequestError:
+            raise
         except (IndexError, KeyError, ImageNotFoundException):
             known = ""
         except OSError as error:  # so are all errors of a connection

@@ -28,7 +28,10 @@ STUDIES is a folder of NIfTI studies or the address of a DICOMweb server. Models
 folder of `model/` is a bundle; copy another one there and restart to add it. Options, each as
 `--conf NAME VALUE`: `models` (names, separated by commas) serves only these;
 `weights`, `text_prior` and `method` are defaults of training; `skip_trainers true` leaves training
-out.
+out; `max_upload_mb` (2000) and `max_waiting` (8 inferences) limit what the server takes.
+
+The app has no authentication of its own. Keep `--host 127.0.0.1`, or set `MONAI_LABEL_AUTH_ENABLE`
+and `MONAI_LABEL_AUTH_REALM_URI` behind TLS.
 
 On a DICOMweb server, series of the kinds that the models are for are listed; where one model is for
 CT, CT alone, unless `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` says otherwise.
@@ -40,7 +43,8 @@ CT, CT alone, unless `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` says otherwise.
   answer has the scores of the volume and of every slice.
 - **Batch**: `POST /batch/infer/MODEL?images=unlabeled` stores the mask as label `original` and the
   heatmap as label `heatmap` of every study.
-- **Order of reading**: `POST /scoring/anomaly_score`, then strategy `most_anomalous_first`.
+- **Order of reading**: `POST /scoring/anomaly_score`, then strategy `most_anomalous_first`; studies
+  without a score come first.
 - **Training**: an empty final label says that a study is healthy (on a DICOMweb server, whose
   labels cannot be empty, the info `{{"normal": true}}` of the image). `POST /train/MODEL` trains on
   these, and leaves out studies in which something was drawn.

@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
+from urllib.parse import unquote
 
 import numpy as np
 from fastapi import HTTPException
@@ -18,6 +19,8 @@ OUTPUT_KINDS: tuple[OutputKind, ...] = ("mask", "bands", "heatmap")
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 #: Label tag of what users submit.
 FINAL = "final"
+#: Most bytes of a name; file systems take no more.
+LONGEST_NAME = 255
 #: Module that runs batch inference, scoring and training in a process of its own.
 WORKER = "monailabel.interfaces.utils.app"
 
@@ -31,13 +34,29 @@ class RequestError(HTTPException):
     ----------
     status : int
         400 for what the client can correct, 404 for what is not there, 409 for what is not there
-        yet, 500 where the server's own files are wrong, 502 where another server does not answer.
+        yet or is there already, 413 for what is too large, 429 where too many wait, 500 where the
+        server's own files are wrong, 502 where another server does not answer.
     message : str
         What was found, what was expected, what to do.
     """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status_code=status, detail=message)
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse names that a path could be made of; an empty one says that there is none.
+
+    `RequestError` 400, also if the name becomes a path when it is decoded once more.
+    """
+    for text in (name, unquote(name)):
+        parts = any(c in "/\\\x7f" or c < " " for c in text) or (text and not text.strip(". "))
+        if parts or len(text.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+            raise RequestError(
+                400,
+                f"{what} is {name[:80]!r}; a name is needed: at most {LONGEST_NAME} bytes, no "
+                "slash, backslash or control character, not of dots alone.",
+            )
 
 
 def given(request: Mapping[str, Any], name: str) -> Any:
@@ -75,11 +94,12 @@ def extension(request: Mapping[str, Any], path: str) -> str:
 def label_tag(request: Mapping[str, Any], default: str) -> str:
     """Tag under which the datastore keeps what a model made.
 
-    `RequestError` 400 if it is that of the users' final labels, which tell training what is
-    healthy.
+    `RequestError` 400 if it is no name of a folder, or that of the users' final labels, which tell
+    training what is healthy.
     """
     tag = given(request, "label_tag") or default
     name = str(getattr(tag, "value", tag))
+    check_name("label_tag", name)
     if name == FINAL:
         raise RequestError(
             400,

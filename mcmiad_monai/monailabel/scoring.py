@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -83,7 +84,7 @@ class AnomalyScoring(ScoringMethod):
                 if getattr(error, "status_code", None) == UNSUITABLE:
                     keep_score(datastore, image, self.task, None)
             else:
-                result[image] = {SCORE: answer["volume_score"], ANOMALOUS: answer[ANOMALOUS]}
+                result[image] = _outcome(answer)
                 keep_score(datastore, image, self.task, answer)
         failed = sum("error" in entry for entry in result.values())
         logger.info("%d images scored, %d refused", len(result) - failed, failed)
@@ -93,13 +94,22 @@ class AnomalyScoring(ScoringMethod):
 def keep_score(
     datastore: Any, image: str, task: AnomalyInferTask, answer: Mapping[str, Any] | None
 ) -> None:
-    """Store the score of an answer with the image; with None, only that the model has seen it."""
+    """Store the score of an answer with the image; with None, that the model could give none."""
     datastore.refresh()  # another process may have written since
     info = datastore.get_image_info(image)
     name, stamp = task.bundle.name, task.bundle.stamp
     kept: dict[str, Any] = {SEEN_BY: {**info.get(SEEN_BY, {}), name: stamp}}
     if answer is not None:
-        kept |= {SCORE: answer["volume_score"], ANOMALOUS: answer[ANOMALOUS], MODEL: name}
+        kept |= {**_outcome(answer), MODEL: name}
+    elif info.get(MODEL) == name:  # the score of the model before its last training
+        kept |= {SCORE: None, ANOMALOUS: None}
     # a series that could not even be fetched is not in the datastore
     with suppress(ImageNotFoundException):
         datastore.update_image_info(image, kept)
+
+
+def _outcome(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Score and verdict of an answer; None if no slice was scored or the score is no number."""
+    score = answer["volume_score"]
+    known = answer.get("slices_scored") != 0 and score is not None and math.isfinite(score)
+    return {SCORE: score if known else None, ANOMALOUS: answer[ANOMALOUS] if known else None}

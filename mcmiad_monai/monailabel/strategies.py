@@ -14,7 +14,8 @@ from mcmiad_monai.monailabel.scoring import ANOMALOUS, SCORE
 class MostAnomalousFirst(Strategy):
     """The study without a final label whose score is highest.
 
-    Studies without a score come last; equal scores are ordered by name.
+    Studies without a score come first, since nobody can say that they are normal; equal scores are
+    ordered by name.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,8 @@ class MostAnomalousFirst(Strategy):
 
         def order(image: str) -> tuple[float, str]:
             score = infos[image].get(SCORE)
-            return -score if isinstance(score, int | float) else math.inf, image
+            known = isinstance(score, int | float) and math.isfinite(score)
+            return -score if known else -math.inf, image
 
         chosen = min(images, key=order)
         return {"id": chosen, **{key: infos[chosen].get(key) for key in (SCORE, ANOMALOUS)}}

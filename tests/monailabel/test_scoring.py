@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,23 +63,53 @@ def test_studies_that_could_not_be_fetched_are_scored_the_next_time(
     assert method.pending(store) == ["gone", "mass"]
 
 
-def test_most_anomalous_first_is_deterministic_and_puts_unscored_last(label_app: Any) -> None:
+def test_most_anomalous_first_is_deterministic_and_puts_unscored_first(label_app: Any) -> None:
     store = label_app.datastore()
     sample = {"strategy": "most_anomalous_first"}
     assert label_app.next_sample(sample)["id"] == "mass"  # none has a score: by name
-    store.update_image_info("normal", {"anomaly_score": 0.1})
+    store.update_image_info("mass", {"anomaly_score": 0.1})
     assert label_app.next_sample(sample)["id"] == "normal"
     store.update_image_info("sheared", {"anomaly_score": 3, "anomalous": True})
     store.update_image_info("ring", {"anomaly_score": 3.0})
     chosen = label_app.next_sample({})
-    assert (chosen["id"], chosen["anomaly_score"]) == ("ring", 3.0)
-    assert Path(chosen["path"]).name == "ring.nii.gz"
-    for name in ("ring", "sheared", "normal", "mass"):
+    assert (chosen["id"], chosen["anomaly_score"]) == ("normal", None)
+    assert Path(chosen["path"]).name == "normal.nii.gz"
+    for name in ("normal", "ring", "sheared", "mass"):
         assert label_app.next_sample(sample)["id"] == name
         store.save_label(name, store.get_image_uri(name), "final", {})
     assert label_app.next_sample(sample) == {}
     with pytest.raises(RequestError, match="no strategy 'best'"):
         label_app.next_sample({"strategy": "best"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"volume_score": None, "anomalous": None},
+        {"volume_score": math.nan, "anomalous": False},
+        {"volume_score": math.inf, "anomalous": True},
+        {"volume_score": 0.0, "anomalous": False, "slices_scored": 0},
+        RequestError(400, "4 dimensions"),
+    ],
+)
+def test_study_whose_score_could_not_be_computed_is_read_first(
+    label_app: Any, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    method, store = label_app._scoring_methods["anomaly_score"], label_app.datastore()
+    label_app.scoring({"method": "anomaly_score"})
+    assert label_app.next_sample({})["id"] != "normal"
+
+    def give(_request: Mapping[str, Any], _store: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return {"params": answer}
+
+    monkeypatch.setattr(method, "infer", give)
+    monkeypatch.setattr(store, "list_images", lambda: ["normal"])
+    result = method({"force": "true"}, store)
+    assert result["normal"].get("anomaly_score") is None
+    chosen = label_app.next_sample({})
+    assert (chosen["id"], chosen["anomaly_score"], chosen["anomalous"]) == ("normal", None, None)
 
 
 def test_background_scoring_starts_where_something_is_left_to_score(

@@ -227,10 +227,10 @@ def test_python_client(server: Any, phantoms: Mapping[str, Any], tmp_path: Path)
         (f"infer/{MODEL}", {}, 400, "Neither Image"),
         (f"infer/{MODEL}?session_id=unknown", {}, 400, "no image was given"),
         (f"infer/{MODEL}?image=nobody", {}, 404, "no image 'nobody' in the datastore"),
-        (f"infer/{MODEL}?image=/etc/hostname", {}, 404, "no image"),
+        (f"infer/{MODEL}?image=/etc/hostname", {}, 400, "a name is needed"),
         ("infer/other?image=mass", {}, 404, f"no model 'other'; choose one of {MODEL}"),
         (f"infer/{MODEL}?image=mass", {"params": "{"}, 400, "params is no JSON"),
-        (f"infer/{MODEL}?image=mass", {"params": "[1]"}, 500, "log tells more"),
+        (f"infer/{MODEL}?image=mass", {"params": "[1]"}, 400, "no JSON object"),
         (
             f"infer/{MODEL}?image=mass",
             {"params": '{"output_kind": "contour"}'},
@@ -331,6 +331,9 @@ def test_scoring_and_most_anomalous_first(server: Any, phantoms: Mapping[str, An
     assert {name for name in scored if "error" not in scored[name]} == set(phantoms)
     scores = {name: infer(server, name, "json").json()["volume_score"] for name in phantoms}
     highest = max(scores, key=lambda name: scores[name])
+    first = requests.post(f"{server.url}/activelearning/most_anomalous_first", json={}, timeout=20)
+    assert first.json()["id"] == "corrupt"  # what could not be scored is read first
+    assert requests.delete(f"{server.url}/datastore/image?id=corrupt", timeout=20).ok
     for _ in range(2):  # the same until somebody labels it
         sample = requests.post(
             f"{server.url}/activelearning/most_anomalous_first", json={}, timeout=20
