@@ -20,7 +20,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.train.handler import prepare_stats
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from mcmiad_monai.bundle import open_workflow
+from mcmiad_monai.bundle import open_workflow, write_checksums
 from mcmiad_monai.errors import unwrap
 from mcmiad_monai.files import replace_atomically, write_text
 from mcmiad_monai.monailabel.bundles import ServedBundle
@@ -214,6 +214,7 @@ class NormalTrainTask(TrainTask):
         else:
             kept.unlink(missing_ok=True)
         write_text(models / STATS, json.dumps(stats, indent=1))
+        write_checksums(self.root)
         return dict(stats)
 
 
