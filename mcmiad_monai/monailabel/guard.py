@@ -178,7 +178,7 @@ def _checked(
     # not functools.wraps: FastAPI would look through it and take the thread's for a coroutine
     chosen.__signature__ = inspect.signature(endpoint)
     chosen.__name__ = endpoint.__name__
-    return chosen  # type: ignore[no-any-return]
+    return chosen
 
 
 def _check_can_upload() -> None:

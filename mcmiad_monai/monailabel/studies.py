@@ -22,7 +22,7 @@ ONE_AT_A_TIME = (
 )
 
 
-class StudiesFolder(LocalDatastore):  # type: ignore[misc]
+class StudiesFolder(LocalDatastore):
     """MONAI Label's datastore of a folder; all its files lie in the folder.
 
     A name with path parts, another file type than those of the datastore, and a link that leads out
