@@ -101,7 +101,7 @@ def test_clone_that_is_not_installed_runs_from_its_own_folder(tmp_path: Path) ->
 
 
 def test_version_of_bundle_metadata_is_that_of_the_package() -> None:
-    for metadata in (ROOT / "bundles").glob("*/configs/metadata.json"):
+    for metadata in (ROOT / "bundles").glob("*_anomaly/configs/metadata.json"):
         content = json.loads(metadata.read_text())
         assert content["version"] == __version__
         assert content["version"] in content["changelog"]

@@ -113,12 +113,12 @@ class CohortReport:
     def add(self, scores: dict[str, Any]) -> None:
         """Keep the scores of a study, and log its warnings."""
         self.scores.append(scores)
-        for warning in scores["warnings"]:
+        for warning in scores.get("warnings", ()):
             logger.warning("study %s: %s (%s)", scores["case"], MEANING[warning], warning)
 
     def warned(self, warning: str) -> int:
         """How many studies have a warning."""
-        return sum(warning in study["warnings"] for study in self.scores)
+        return sum(warning in study.get("warnings", ()) for study in self.scores)
 
     def fail(self, case: str, error: BaseException) -> None:
         """Keep and log why a study failed."""
