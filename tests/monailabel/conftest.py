@@ -44,6 +44,13 @@ SMALL: dict[str, Any] = {
     "cosine_weight": 0.0,
     "score_terms": "both",
     "jitter_scale": 20.0,
+    # random features are worth nothing to a memory
+    "parts": "head",
+    "symmetry": 0.0,
+    "smooth_sigma": 0.0,
+    "image_score": "eq7",
+    "field_of_view": "whole",
+    "context": 1,
     "max_epochs": 2,
     "device": "cpu",
     "progress": False,

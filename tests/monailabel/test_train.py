@@ -198,7 +198,7 @@ def test_settings_come_from_request_server_and_bundle(
     assert "max_epochs" not in seen  # the bundle's own
     config = task.config()
     assert (config["weights"], config["max_epochs"]) == ("server.safetensors", 2)
-    assert config["method"] == ["both", "memory", "head"]
+    assert config["method"] == ["head", "both", "memory"]  # that of the bundle first
     assert "method#parts" not in seen  # the bundle's own
     task = NormalTrainTask(finished.bundles[MODEL], {"method": "memory"})
     assert task.config()["method"] == ["memory", "both", "head"]
