@@ -46,6 +46,7 @@ def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_pat
     assert opened[0].tracking is None
     options = ["--resume", "--weights", "random", "--text-prior", "hashing", "--tracking", "mlflow"]
     options += ["--image-name", "flair", "--device", "cpu", "-q", "--preset", "paper"]
+    options += ["--method", "memory", "--score", "memory-l2"]
     options += ["--encoder", "resnet18"]
     assert main([*command, *options]) == 0
     assert opened[1].overrides == {
@@ -57,6 +58,8 @@ def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_pat
         "device": "cpu",
         "progress": False,
         "preset": "paper",
+        "method#parts": "memory",
+        "method#score": "memory-l2",
         "resume": str(out / "models" / "last.pt"),
     }
     assert opened[1].tracking == "mlflow"
