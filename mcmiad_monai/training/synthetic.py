@@ -249,10 +249,8 @@ def _with_anomalies(
 
 
 def kinds_of(modality: str) -> tuple[Kind, ...]:
-    """Kinds of anomalies; none is dark where lesions are bright."""
-    if get_modality(modality).bright_lesions:
-        return tuple(kind for kind in KINDS if kind != "dark")
-    return KINDS
+    """Kinds of anomalies: those that lesions look like, as far as that is known."""
+    return ("bright",) if get_modality(modality).bright_lesions else KINDS
 
 
 def _spread(
