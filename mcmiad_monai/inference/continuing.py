@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-from isal import igzip
+from isal import igzip, isal_zlib
 from PIL import Image
 
 from mcmiad_monai.data.cases.names import PICTURE_SUFFIXES, plain_name, suffix_of
@@ -152,7 +152,7 @@ def _readable(path: Path) -> bool:
         else:
             with Image.open(path) as picture:
                 picture.load()
-    except (OSError, EOFError, ValueError, SyntaxError, igzip.IGzipError):
+    except (OSError, EOFError, ValueError, SyntaxError, isal_zlib.error):
         return False
     return True
 
