@@ -71,7 +71,7 @@ def replace_together(writes: Mapping[Path, Callable[[Path], Any]]) -> None:
     try:
         for target, write in writes.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _room_for(target):
+            with room_for(target):
                 write(partials[target])
                 with partials[target].open("rb") as file:
                     os.fsync(file.fileno())
@@ -101,8 +101,8 @@ def _place() -> str:
 
 
 @contextmanager
-def _room_for(target: Path) -> Iterator[None]:
-    """Say in words that a file was not written because there is no room."""
+def room_for(target: Path) -> Iterator[None]:
+    """Raise `DiskFullError` where a file in `target` is not written because there is no room."""
     try:
         yield
     except Exception as error:

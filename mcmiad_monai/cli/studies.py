@@ -92,7 +92,7 @@ def _cases(options: argparse.Namespace) -> None:
 def _infer(options: argparse.Namespace) -> None:
     from mcmiad_monai.files import prepare_output
     from mcmiad_monai.inference.cohort import infer_cohort
-    from mcmiad_monai.inference.continuing import finished_studies, room_for
+    from mcmiad_monai.inference.continuing import finished_studies, room_needed
 
     predictor, cases, settings = _opened(options, {"pictures": True})
     files = {"pictures": settings["pictures"], "preview": options.preview}
@@ -100,7 +100,7 @@ def _infer(options: argparse.Namespace) -> None:
         finished_studies(cases, options.out, predictor.made_with, **files) if options.keep else {}
     )
     todo = [case for case in cases if case["case"] not in kept]
-    prepare_output(options.out, room=room_for(todo))
+    prepare_output(options.out, room=room_needed(todo))
     report = infer_cohort(
         predictor,
         cases,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcmiad_monai.files import partial_path
+from mcmiad_monai.files import partial_path, room_for
 from mcmiad_monai.networks.score import INTENSITY_CELL, foreground_of, intensity_of
 
 #: Type of the kept numbers; masks are packed bits.
@@ -109,7 +109,7 @@ class FeatureWriter:
             if self.folder is None:
                 self._batches[name].append(batch)
             else:
-                with (self._partial / name).open("ab") as file:
+                with room_for(self.folder), (self._partial / name).open("ab") as file:
                     file.write(batch.tobytes())
 
     def finish(self) -> FeatureBlock:

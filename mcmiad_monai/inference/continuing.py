@@ -157,7 +157,7 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def room_for(cases: Sequence[Case]) -> int:
+def room_needed(cases: Sequence[Case]) -> int:
     """Bytes that the results of studies will take, roughly, from the headers of some of them."""
     some = cases[:: max(1, math.ceil(len(cases) / SAMPLE))]
     return len(cases) * sum(map(_result_bytes, some)) // max(1, len(some))

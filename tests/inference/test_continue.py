@@ -21,7 +21,7 @@ from stressed import make_model
 from mcmiad_monai import load
 from mcmiad_monai.cli.parser import main
 from mcmiad_monai.data.studies import study_digest
-from mcmiad_monai.inference.continuing import finished_studies, room_for
+from mcmiad_monai.inference.continuing import finished_studies, room_needed
 
 NAMES = ("a", "b", "c")
 WHOLE = (0.0, 1.0)
@@ -180,10 +180,10 @@ def test_pictures_are_kept_by_their_own_files(tmp_path: Path) -> None:
 def test_room_is_by_the_headers_whatever_can_be_read(studies: Path, tmp_path: Path) -> None:
     Image.new("L", (40, 30)).save(tmp_path / "p.png")
     cases = [{"image": studies / f"{name}.nii.gz"} for name in NAMES]
-    assert room_for(cases) == 3 * 40 * 40 * 4
-    assert room_for(cases * 100) == 300 * 40 * 40 * 4
-    assert room_for([{"image": tmp_path / "p.png"}]) == 5 * 40 * 30
-    assert room_for([{"image": tmp_path / "none.nii.gz"}]) == room_for([]) == 0
+    assert room_needed(cases) == 3 * 40 * 40 * 4
+    assert room_needed(cases * 100) == 300 * 40 * 40 * 4
+    assert room_needed([{"image": tmp_path / "p.png"}]) == 5 * 40 * 30
+    assert room_needed([{"image": tmp_path / "none.nii.gz"}]) == room_needed([]) == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
