@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-from isal import igzip, isal_zlib
+from isal import igzip
 from PIL import Image
 
 from mcmiad_monai.data.cases.names import PICTURE_SUFFIXES, plain_name, suffix_of
@@ -152,7 +152,7 @@ def _readable(path: Path) -> bool:
         else:
             with Image.open(path) as picture:
                 picture.load()
-    except (OSError, EOFError, ValueError, SyntaxError, isal_zlib.error):
+    except Exception:  # whatever a damaged file raises
         return False
     return True
 
@@ -174,7 +174,8 @@ def _result_bytes(case: Case) -> int:
         if suffix in (".nii.gz", ".nii", ".mgz", ".mgh"):
             if suffix.endswith("z"):
                 check_packed_header(path, MAX_VOXELS)
-            return VOXEL_BYTES * math.prod(nib.load(path).shape)
+            image: Any = nib.load(path)
+            return VOXEL_BYTES * math.prod(image.shape)
         files = path.iterdir() if path.is_dir() else [path]  # of DICOM, two bytes a voxel
         return VOXEL_BYTES * sum(file.stat().st_size for file in files) // 2
     except Exception:

@@ -172,7 +172,7 @@ def write_pictures(
 def _picture_writes(
     stem: Path, *, image: NDArray[Any], heatmap: NDArray[Any], mask: NDArray[Any]
 ) -> dict[Path, Write]:
-    arrays = (
+    arrays: tuple[NDArray[Any], ...] = (
         np.ascontiguousarray(heatmap, dtype=np.float32),
         (np.asarray(mask) > 0).astype(np.uint8) * 255,
         blend(image, heatmap),
