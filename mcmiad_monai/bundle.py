@@ -77,6 +77,8 @@ def copy_bundle(name: str, destination: str | Path) -> Path:
 def replace_bundle(made: Path, root: Path) -> None:
     """Put a newly trained bundle in the place of an older one, its model last; ``made`` goes."""
     order = {"models/model.pt": 1, CHECKSUMS: 2}
+    if not (made / "models" / "model.pt").is_file():
+        raise BundleError(f"{made} has no model any more; {root} is as it was. Train again.")
     files = {path.relative_to(made).as_posix(): path for path in made.rglob("[!.]*")}
     for name in sorted(files, key=lambda name: order.get(name, 0)):
         if files[name].is_file():

@@ -40,12 +40,12 @@ class RunIdentity(dict[str, Any]):
     """
 
     def __init__(self, values: Mapping[str, Any] | None = None, **studies: Sequence[Any]) -> None:
-        digests = {
-            f"{kind} studies": {case_digest(case): case["case"] for case in cases}
-            for kind, cases in studies.items()
-        }
-        super().__init__({**(values or {}), **{kind: list(each) for kind, each in digests.items()}})
-        self.names = {digest: name for each in digests.values() for digest, name in each.items()}
+        super().__init__(values or {})
+        self.names: dict[str, str] = {}
+        for kind, cases in studies.items():
+            digests = [case_digest(case) for case in cases]
+            self[f"{kind} studies"] = digests
+            self.names |= zip(digests, (case["case"] for case in cases), strict=True)
 
     @property
     def text(self) -> str:
@@ -71,6 +71,11 @@ class RunIdentity(dict[str, Any]):
             raise CheckpointError(
                 f"{source} lacks {sorted(missing)}: it is not a training checkpoint. Pass the "
                 "`last.pt` of a run (a packaged model.pt cannot be trained further)."
+            )
+        if "text prior" in self and "text prior" not in content["fingerprint"]:
+            raise CheckpointError(
+                f"{source} was written by an older version, which did not keep what a run learns "
+                "from. Finish it with that version, or train afresh (mcmiad train --overwrite)."
             )
         if differences := self.differences(content["fingerprint"]):
             raise CheckpointError(
