@@ -246,7 +246,7 @@ def test_stopped_experiment_goes_on_with_the_same_images_alone(
         patch.setattr(experiments_room, "measure", MagicMock(side_effect=OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             run_experiment(plan, lab, tmp_path / "a")
-    image = next((tmp_path / "data").rglob("train/good/*.png"))
+    image = lab.sets["liver"].cases("train")[0]["image"]
     turned = Image.open(image).transpose(Image.Transpose.ROTATE_180)
     turned.save(image)
     with pytest.raises(CheckpointError, match=r"training studies: .*1 new or changed \(.+\)"):
