@@ -122,7 +122,7 @@ class RunIdentity(dict[str, Any]):
     def _difference(self, name: str, old: Any, new: Any) -> str:
         if not (name.endswith(" studies") and isinstance(old, list) and isinstance(new, list)):
             return f"{name}: {old} -> {new}"
-        other = [self.names.get(digest, digest) for digest in new if digest not in old]
+        other = [self.names.get(str(digest), str(digest)) for digest in new if digest not in old]
         gone = len([digest for digest in old if digest not in new])
         shown = ", ".join(other[:5]) + (", …" if len(other) > 5 else "")
         what = f"{gone} no longer there as they were, {len(other)} new or changed"
