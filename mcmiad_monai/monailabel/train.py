@@ -27,6 +27,7 @@ from mcmiad_monai.monailabel.bundles import ServedBundle
 from mcmiad_monai.monailabel.normals import Normals, collect_normals
 from mcmiad_monai.monailabel.requests import RequestError, choice, number, plain_text
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.training.lock import FolderError, TrainingLock
 from mcmiad_monai.training.method import preset
 from mcmiad_monai.training.score_choice import score_name
 
@@ -141,11 +142,13 @@ class NormalTrainTask(TrainTask):
         normals = collect_normals(datastore)
         _check_enough(normals)
         try:
-            with self._lock(LOCK_SECONDS):
+            with self._lock(LOCK_SECONDS), TrainingLock(self.root / "models"):
                 return self._train_and_publish(normals, overrides)
         except Timeout as error:
             message = f"{self.bundle.name} is being trained; wait for its end, or stop it."
             raise RequestError(409, message) from error
+        except FolderError as error:
+            raise RequestError(409, str(error)) from error
 
     def _train_and_publish(self, normals: Normals, overrides: Mapping[str, Any]) -> dict[str, Any]:
         shutil.rmtree(self.work, ignore_errors=True)  # of a training that was killed
