@@ -14,6 +14,8 @@ from typing import Any
 
 #: First characters by which a spreadsheet takes a cell for a formula or splits it.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+#: Most values of a YAML file.
+YAML_VALUES = 100_000
 
 
 def replace_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
@@ -48,6 +50,44 @@ def save_torch(content: Any, path: str | Path) -> None:
     import torch
 
     replace_atomically(path, lambda partial: torch.save(content, partial))
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """A mapping in a YAML file, of plain values: no tag makes an object, no code is run.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, or its aliases stand for more than `YAML_VALUES` values.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if _size(node, {}) > YAML_VALUES:
+            raise ValueError(f"its aliases stand for more than {YAML_VALUES} values")
+        content = loader.construct_document(node) if node else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} cannot be read as YAML of plain values: {reason}. Tags that make objects, as "
+            "!!python/object, are not read. Bring the file of the bundle again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; names with values are needed.")
+    return content
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Values of a YAML node, those behind aliases each time."""
+    if not isinstance(getattr(node, "value", None), list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = YAML_VALUES + 1  # of a node in itself
+        below = [part for pair in node.value for part in (pair if type(pair) is tuple else (pair,))]
+        known[id(node)] = min(YAML_VALUES + 1, 1 + sum(_size(part, known) for part in below))
+    return known[id(node)]
 
 
 def file_sha256(path: Path, *, without_last: int = 0) -> str:
