@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mcmiad_monai.networks.hub import cached_file, require_hub
-from mcmiad_monai.networks.weights import WeightsError, require_file
+from mcmiad_monai.networks.weights import WeightsError, read_state_dict, require_file
 
 
 def load_clip(
@@ -58,6 +58,8 @@ def load_clip(
     digest = require_file(file, sha256=sha256)
     # Tag and file give the same tensors; only the tag also brings OpenAI's activation function.
     pretrained = source if file != Path(source) else str(file)
+    if pretrained == str(file):
+        read_state_dict(file)  # OpenCLIP reads some damaged files again, then with the code in them
     try:
         built = open_clip.create_model(model, pretrained=pretrained, **size).eval()
     # OpenCLIP asserts the width of position embeddings

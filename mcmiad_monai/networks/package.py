@@ -81,10 +81,11 @@ def load_package(
     """
     state = _read(Path(path))
     try:
-        config = decode(state[EXTRA_STATE])["config"]
+        described = decode(state[EXTRA_STATE])
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     try:
+        config = described["config"]
         check_sizes(config, state)
         detector = MCMIADDetector(
             encoder_from_config(config["encoder"]),
