@@ -14,7 +14,8 @@ from typing import Any
 
 #: First characters by which a spreadsheet takes a cell for a formula or splits it.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-#: Most values of a YAML file.
+#: Most bytes of a YAML file, and most values in it, those behind aliases each time.
+YAML_BYTES = 1_000_000
 YAML_VALUES = 100_000
 
 
@@ -63,6 +64,8 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     import yaml
 
     try:
+        if (size := Path(path).stat().st_size) > YAML_BYTES:
+            raise ValueError(f"it has {size} bytes; at most {YAML_BYTES} are read")
         loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
         node = loader.get_single_node()
         if _size(node, {}) > YAML_VALUES:
