@@ -160,10 +160,11 @@ def open_workflow(
 
 def checksums(root: Path) -> dict[str, str]:
     """SHA-256 of the files of a bundle by their paths in it, without those of the training."""
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    # what a link leads to is not looked through; as a link to a folder it is still named
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() or p.is_symlink())
     names = {path.relative_to(root).as_posix(): path for path in files}
     return {
-        name: file_sha256(path)
+        name: file_sha256(path) if path.is_file() else "a link"
         for name, path in names.items()
         if name != CHECKSUMS
         and not any(name == of or name.startswith(f"{of}/") for of in OF_TRAINING)

@@ -240,8 +240,39 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`; models of older versions lack what has a default."""
-        return cls(**{name: _from_json(value) for name, value in data.items()})
+        """Inverse of :meth:`to_dict`; models of older versions lack what has a default.
+
+        Raises
+        ------
+        ValueError
+            If something is missing, not known, or no such number.
+        """
+        try:
+            found = cls(**{name: _from_json(value) for name, value in data.items()})
+            usable = found._is_usable()
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"the calibration of the model is damaged: {error}") from error
+        if not usable:
+            raise ValueError(
+                f"the calibration of the model is damaged: {found.to_dict(scores=False)}; "
+                "thresholds and counts must be numbers, and those of pixels finite and above 0."
+            )
+        return found
+
+    def _is_usable(self) -> bool:
+        """Whether all are numbers of their kind; `TypeError` if some are no numbers at all."""
+        rates = (self.pixel_false_positive_rate, self.false_positive_rate)
+        scores = (*self.slice_scores, *self.volume_scores, *self.typical_heat)
+        finite = (*scores, *(self.pixel_interval or ()), self.pixel_confidence)
+        counts = (self.normal_pixels, self.normal_slices, self.normal_volumes)
+        return (
+            0 < self.pixel_threshold < math.inf
+            and all(0 < rate < 1 for rate in rates)
+            and all(-math.inf < limit for limit in (self.slice_threshold, self.volume_threshold))
+            and all(math.isfinite(value) for value in finite)
+            and all(value >= 0 for value in (*counts, self.normal_patients, *self.typical_heat))
+            and (self.pixel_interval is None or len(self.pixel_interval) == 2)
+        )
 
     def summary(self) -> str:
         """One line for people, which says so where a threshold could not be set."""
@@ -331,12 +362,26 @@ def calibration_for(stored: Mapping[str, Any], modality: str | None) -> Calibrat
     if "modalities" not in stored:
         return Calibration.from_dict(stored)
     known = stored["modalities"]
+    if not isinstance(known, Mapping):
+        raise ValueError(f"the calibration of the model is damaged: modalities are {known!r}.")
     if modality not in known:
         raise ValueError(
             f"the model has no thresholds for {modality!r}; it was calibrated for {sorted(known)}. "
             "Train with normal studies of that modality."
         )
     return Calibration.from_dict(known[modality])
+
+
+def check_calibration(stored: Mapping[str, Any]) -> None:
+    """Refuse a calibration of which thresholds are missing or no numbers; none at all is good.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    for modality in stored.get("modalities") or (None,):
+        heat_unit(stored, modality)
 
 
 def heat_unit(stored: Mapping[str, Any], modality: str | None) -> float:
@@ -347,4 +392,7 @@ def heat_unit(stored: Mapping[str, Any], modality: str | None) -> float:
     calibration = calibration_for(stored, modality)
     if calibration is None or "modalities" not in stored:
         return 1.0
-    return calibration.pixel_threshold / float(stored["pixel_threshold"])
+    common = stored.get("pixel_threshold")
+    if not isinstance(common, float) or not 0 < common < math.inf:
+        raise ValueError(f"the calibration of the model is damaged: pixel_threshold is {common!r}.")
+    return calibration.pixel_threshold / common

@@ -33,7 +33,6 @@ PIXEL_SPACING = "0028|0030"
 SLICE_SPACING = "0018|0088"
 SLICE_THICKNESS = "0018|0050"
 SERIES_NUMBER = "0020|0011"
-SERIES_DESCRIPTION = "0008|103e"
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,8 @@ def _open(path: Path) -> Any:
 def _describe(names: Sequence[str]) -> str:
     header = _open(Path(names[0]))
     columns, rows = header.GetSize()[:2]
-    title = f" {_tag(header, SERIES_DESCRIPTION)!r}" if _tag(header, SERIES_DESCRIPTION) else ""
     number = _tag(header, SERIES_NUMBER) or "?"
-    return f"number {number}{title}: {len(names)} files of {columns}x{rows}"
+    return f"number {number}: {len(names)} files of {columns}x{rows}"
 
 
 def _check_sizes(headers: Sequence[Any], source: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mcmiad_monai.transforms.checks import VolumeError, check_affine, check_dtype, spatial_shape
 from mcmiad_monai.transforms.sizes import (
     MAX_VOXELS,
+    check_data_file,
     check_deflated,
     check_packed_header,
     check_size,
@@ -170,6 +171,7 @@ def _read_itk(path: Path, max_voxels: int) -> Image:
     """NRRD and MetaImage through SimpleITK."""
     import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 
+    check_data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

@@ -21,6 +21,7 @@ from mcmiad_monai.cli.options import (
     add_source,
 )
 from mcmiad_monai.cli.workflows import open_training
+from mcmiad_monai.errors import escaped
 
 DEFAULT_BUNDLE = "brain_mri_anomaly"
 #: Bytes of two checkpoints and two model files of the default method, the old and the new one.
@@ -175,7 +176,7 @@ def _verify(options: argparse.Namespace) -> int:
         print_json(differs)
     elif differs:
         for name, how in differs.items():
-            print(f"{how}\t{name}")
+            print(f"{how}\t{escaped(name)}")
     else:
         print(f"{options.bundle}: all files are as they were written")
     return FAILED if differs else OK
