@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 #: Share of a normal patient's foreground pixels above the pixel threshold.
 PIXEL_FALSE_POSITIVE_RATE = 0.005
@@ -37,6 +38,11 @@ MIN_STUDIES = 5
 LIMIT = 4.5
 #: Smallest robust standard deviation: nothing within a factor of exp(LIMIT · FLOOR) = 1.57 is far.
 FLOOR = 0.1
+#: Share of studies like the held-out normals whose median heat is beyond the usual range.
+UNUSUAL = 0.01
+#: Smallest standard deviation of the logarithms of median heats, against held-out studies that are
+#: alike by chance or come from one scanner.
+SPREAD_FLOOR = 0.05
 #: What is smaller counts as this.
 TINY = 1e-9
 #: Share of normal slices and volumes above their thresholds.
@@ -145,10 +151,19 @@ def robust_range(logs: np.ndarray) -> tuple[float, float]:
 
 
 def usual_range(values: Sequence[float]) -> tuple[float, float] | None:
-    """Between what values of the same kind usually lie; None from fewer than 5."""
+    """Between what one more value of the same kind lies, but for `UNUSUAL`; None from fewer than 5.
+
+    The prediction interval of Student's t for normally distributed logarithms, without the values
+    that `robust_range` calls far: one odd value would widen it for all.
+    """
     if len(values) < MIN_STUDIES:
         return None
-    middle, reach = robust_range(np.log(np.maximum(values, TINY)))
+    logs = np.log(np.maximum(values, TINY))
+    middle, reach = robust_range(logs)
+    near = logs[np.abs(logs - middle) <= reach]
+    middle, count = float(near.mean()), near.size
+    spread = max(float(near.std(ddof=1)), SPREAD_FLOOR) * math.sqrt(1 + 1 / count)
+    reach = float(stdtrit(count - 1, 1 - UNUSUAL / 2)) * spread
     return math.exp(middle - reach), math.exp(middle + reach)
 
 
