@@ -34,7 +34,9 @@ WHOLE_TOLERANCE = 1e-3
 def lesion_of(
     values: NDArray[np.float32], source: Path, label: int | None = None
 ) -> NDArray[np.bool_]:
-    """Where a mask (X, Y, Z) says lesion: where it has the value `label`, or, without one:
+    """Where a mask (X, Y, Z) says lesion.
+
+    It is where it has the value `label`, or, without one:
 
     ===========================================  ================================================
     0 and one other value                        the other value

@@ -88,6 +88,7 @@ def load_volume(
         source,
         picture=image.is_picture,
         dicom_modality=image.dicom_modality,
+        nifti_header=image.nifti_header,
     )
 
 

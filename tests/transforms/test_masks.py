@@ -58,7 +58,8 @@ def test_soft_mask_is_lesion_from_half_of_its_maximum(tmp_path: Path, white: flo
 
 def test_resampled_mask_keeps_its_size_also_where_splines_overshoot(tmp_path: Path) -> None:
     finer = zoom(DRAWN.astype("f4"), 1.5, order=3)
-    assert finer.min() < 0 < 1 < finer.max()
+    assert finer.min() < 0
+    assert finer.max() > 1
     assert _read(tmp_path, finer).sum() == pytest.approx(DRAWN.sum() * 1.5**3, rel=0.1)
 
 
