@@ -39,7 +39,7 @@ def write_results(image: Path, heat: np.ndarray | None = None) -> tuple[Path, di
     return folder, json.loads((folder / "s_scores.json").read_text())
 
 
-def nifti(path: Path, *, kind: Any = nib.Nifti1Image, affine: np.ndarray = AFFINE) -> Any:
+def nifti(kind: Any = nib.Nifti1Image, affine: np.ndarray = AFFINE) -> Any:
     values = np.random.default_rng(0).integers(0, 900, SHAPE).astype("i2")
     image = kind(values, affine)
     image.set_qform(affine, 1)
@@ -79,7 +79,7 @@ def tilted_with_qform(image: Any) -> None:
 def test_nifti_results_lie_over_the_image_in_itk_and_nibabel(
     tmp_path: Path, change: Any, kind: Any
 ) -> None:
-    image = nifti(tmp_path, kind=kind)
+    image = nifti(kind)
     change(image)
     nib.save(image, tmp_path / "s.nii")
     folder, scores = write_results(tmp_path / "s.nii")
@@ -107,7 +107,7 @@ def same_place(found: Any, expected: Any) -> None:
 
 
 def test_affine_is_in_millimetres_whatever_the_unit_of_the_file(tmp_path: Path) -> None:
-    image = nifti(tmp_path)
+    image = nifti()
     in_microns(image)
     nib.save(image, tmp_path / "s.nii.gz")
     np.testing.assert_allclose(load_volume(tmp_path / "s.nii.gz").affine.numpy(), AFFINE, atol=1e-3)
@@ -159,7 +159,7 @@ def test_tilted_gantry_gets_an_upright_heatmap_in_place(tmp_path: Path) -> None:
 
 
 def test_sheared_nifti_without_qform_gets_one_too(tmp_path: Path) -> None:
-    image = nifti(tmp_path)
+    image = nifti()
     image.set_sform(TILTED, 1)
     image.set_qform(None, 0)
     nib.save(image, tmp_path / "s.nii.gz")
