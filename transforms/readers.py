@@ -32,6 +32,9 @@ NIFTI_LABEL_INTENTS = (1002, 1003)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK and DICOM count millimetres to the left and to the back, NIfTI to the right and the front."""
 
+UNCOPIED = {"sizeof_hdr", "magic", "vox_offset"}
+"""Fields of a NIfTI header that differ between its two versions."""
+
 PACKED = (".gz", ".mgz")
 """Ends of the names of files that gzip packed."""
 
@@ -57,6 +60,8 @@ class Image:
         Red, green and blue of a picture in colour.
     dicom_modality : str or None
         ``"MR"``, ``"CT"``, …, where a DICOM header or a BIDS sidecar has it.
+    nifti_header : (348,) ndarray of uint8, optional
+        Of a NIfTI file, whose voxels can be placed in several ways.
     """
 
     values: NDArray[Any]
@@ -65,6 +70,7 @@ class Image:
     is_picture: bool = False
     colours: NDArray[Any] | None = None
     dicom_modality: str | None = None
+    nifti_header: NDArray[np.uint8] | None = None
 
 
 def read_image(path: Path, max_voxels: int = MAX_VOXELS) -> Image:
@@ -133,7 +139,7 @@ def nibabel_image(
     shape = spatial_shape(stored.shape, path)
     check_size(shape, path, max_voxels)
     check_dtype(stored.get_data_dtype(), path)
-    affine = np.asarray(stored.affine, dtype=np.float64)
+    affine = np.diag([*[millimetres(stored.header)] * 3, 1.0]) @ stored.affine
     check_affine(affine, path)
     intent = int(stored.header["intent_code"]) if "intent_code" in stored.header else 0
     return Image(
@@ -141,7 +147,24 @@ def nibabel_image(
         affine,
         is_label=intent in NIFTI_LABEL_INTENTS,
         dicom_modality=sidecar_modality(path),
+        nifti_header=_nifti_header(stored.header),
     )
+
+
+def millimetres(header: Any) -> float:
+    """Millimetres in the unit of length of a nibabel header; one that has none means them."""
+    unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
+    return {"micron": 1e-3, "meter": 1e3}.get(unit, 1.0)
+
+
+def _nifti_header(header: Any) -> NDArray[np.uint8] | None:
+    """Bytes of a NIfTI header, that of NIfTI-2 as one of NIfTI-1; None of others."""
+    if not isinstance(header, nib.Nifti1Header):
+        return None
+    copied = nib.Nifti1Header()
+    for name in set(copied.keys()) & set(header.keys()) - UNCOPIED:
+        copied[name] = header[name]
+    return np.frombuffer(copied.binaryblock, np.uint8).copy()
 
 
 def _values(stored: Any, path: Path) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mcmiad_monai.calibration import Calibration, calibration_for
 from mcmiad_monai.inference.inferer import SLICE_SCORES
+from mcmiad_monai.inference.placement import VIEWER_HEATMAP, needs_upright_copy
 from mcmiad_monai.inference.writers import write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
@@ -126,11 +127,12 @@ def study_scores(
     axis, indices = source_slices(heatmap, slice_axis)
     limit = calibration.slice_threshold if calibration else math.inf
     typical, usual = typical_heat(heatmap), calibration.usual_heat if calibration else None
+    case = str(heatmap.meta["case"])
     warnings = [] if looked_at.any() else [NOTHING_LOOKED_AT]
     if usual is not None and typical is not None and not usual[0] <= typical <= usual[1]:
         warnings.append(OUT_OF_DISTRIBUTION)
     return {
-        "case": str(heatmap.meta["case"]),
+        "case": case,
         "modality": heatmap.meta.get(MODALITY),
         "modality_from": heatmap.meta.get(MODALITY_FROM),
         "volume_score": volume,
@@ -138,6 +140,7 @@ def study_scores(
         "warnings": warnings,
         "typical_heat": typical,
         "usual_heat": None if usual is None else list(usual),
+        VIEWER_HEATMAP: f"{case}_heatmap_viewer.nii.gz" if needs_upright_copy(heatmap) else None,
         "slice_axis": axis,
         "slices_scored": int(looked_at.sum()),
         "slices_skipped": int((~looked_at).sum()),
@@ -173,6 +176,8 @@ class SaveStudyd(SaveImaged):
     ============================  ===============================================================
     ``<case>_heatmap.nii.gz``     float32, on the study's own grid
     ``<case>_mask.nii.gz``        uint8, 1 where anomalous
+    ``<case>_heatmap_viewer``     ``.nii.gz``, of a study on a sheared grid alone: the heatmap on an
+                                  upright one, for viewers
     ``<case>_scores.json``        of the volume and its slices, written last
     ============================  ===============================================================
 
