@@ -116,6 +116,7 @@ def _check_header(name: str, kind: Modality, header: str | None) -> None:
 def _check_units(name: str, kind: Modality, volume: MetaTensor) -> None:
     """Hounsfield units where they belong, and only there; pictures have grey levels anyway."""
     if volume.meta.get(PICTURE):
+        _check_pages(name, kind, volume)
         return
     values = subsample(np.asarray(plain(volume)[0].cpu().numpy()))
     low = float(values.min())
@@ -131,4 +132,15 @@ def _check_units(name: str, kind: Modality, volume: MetaTensor) -> None:
             f"{name} has values down to {low:g} as Hounsfield units have, so it seems to be CT, "
             f"and {kind.title} is needed. Choose the model of its modality, or pass "
             "check_modality false."
+        )
+
+
+def _check_pages(name: str, kind: Modality, volume: MetaTensor) -> None:
+    """Pages of one picture are slices of a volume in OCT alone, where they are B-scans."""
+    pages = volume.shape[1 + kind.slice_axis]
+    if pages > 1 and kind.intensity != "oct":
+        raise VolumeError(
+            f"{name} has {pages} pages without places in the patient; {kind.title} needs one "
+            "image, or a volume with its geometry. Save each page as a file of its own, or export "
+            "the series as DICOM or NIfTI."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mcmiad_monai.cli.console import FAILED, OK, print_json
+from mcmiad_monai.cli.console import FAILED, OK, print_json, report_not_read
 from mcmiad_monai.cli.options import (
     METHODS,
     PRESETS,
@@ -98,6 +98,7 @@ def _train(options: argparse.Namespace) -> None:
         "resume": str(checkpoint) if options.resume else None,
     }
     open_training(options, root, more).run()
+    report_not_read([options.source], options.image_name)
     if not options.quiet:
         print(f"trained bundle: {root}")
 

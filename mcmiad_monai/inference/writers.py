@@ -18,6 +18,7 @@ from torch import Tensor
 from mcmiad_monai.data.cases.names import plain_name
 from mcmiad_monai.files import only_writer, replace_atomically, write_text
 from mcmiad_monai.inference.blend import blend
+from mcmiad_monai.transforms.metadata import PICTURE
 
 #: Level of ISA-L's deflate: a heatmap is smaller than with zlib's level 3, in a tenth of the time
 #: (``benchmarks/deflate.py``).
@@ -125,6 +126,11 @@ def _write_files(
         write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
         write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
     write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))
+
+
+def is_picture(heatmap: MetaTensor) -> bool:
+    """Whether a heatmap (1, X, Y, Z) is of one picture, and not of a stack of pages."""
+    return bool(heatmap.meta.get(PICTURE)) and heatmap.shape[3] == 1
 
 
 def picture_of(volume: Tensor) -> NDArray[Any]:
