@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.formats import DATA_BESIDE
+
 #: First characters by which a spreadsheet takes a cell for a formula or splits it.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -88,10 +90,15 @@ def csv_cell(value: Any) -> Any:
 
 
 def input_digest(path: str | Path) -> str:
-    """SHA-256 of a file, or of the visible files of a folder whatever their names."""
+    """SHA-256 of a file, or of the visible files of a folder whatever their names.
+
+    Of a header whose data lie in a file beside it, of both.
+    """
     source = Path(path)
     if not source.is_dir():
-        return _sha256(source)
+        beside = [source.with_suffix(data) for data in DATA_BESIDE.get(source.suffix.lower(), ())]
+        parts = [_sha256(file) for file in (source, *beside) if file.is_file() or file == source]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
     files = (file for file in source.iterdir() if file.is_file() and file.name[0] != ".")
     digests = sorted(_sha256(file) for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -16,7 +16,8 @@ PACKAGE = Path(mcmiad_monai.__file__).parent
 TRANSFORMS = Path(transforms.__file__).parent
 #: Rooms by floor; a room imports from the floors below its own.
 FLOORS = [
-    {"files", "errors", "formats", "modality", "version"},
+    {"formats"},
+    {"files", "errors", "modality", "version"},
     {"provenance"},
     {"transforms", "calibration", "metrics"},
     {"networks"},

@@ -26,6 +26,9 @@ POSITION_TOLERANCE = 0.1
 GEOMETRY_TOLERANCE = 1e-3
 """Largest difference of direction cosines, or of pixel spacing in millimetres, within a series."""
 
+GDCM = "GDCMImageIO"
+"""ITK's reader of DICOM; by itself ITK does not take every file without preamble for DICOM."""
+
 MODALITY = "0008|0060"
 IMAGE_POSITION = "0020|0032"
 IMAGE_ORIENTATION = "0020|0037"
@@ -115,6 +118,7 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = M
         affine = _stack_affine(slices, source)
         check_affine(affine, source)
         reader = sitk.ImageSeriesReader()
+        reader.SetImageIO(GDCM)
         reader.SetFileNames([str(s.path) for s in slices])
         stored = sitk.GetArrayFromImage(reader.Execute())  # (Z, Y, X)
     return Image(stored.T, affine, dicom_modality=_tag(headers[0], MODALITY) or None)
@@ -122,6 +126,7 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = M
 
 def _open(path: Path) -> Any:
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(GDCM)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     return reader

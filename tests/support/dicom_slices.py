@@ -20,8 +20,9 @@ def write_slice(
     modality: str = "CT",
     number: int = 1,
     spacing: tuple[float, float] = (0.75, 1.5),
+    patient: str = "",
 ) -> None:
-    """Write a slice of even Hounsfield units, of the series of a number."""
+    """Write a slice of even Hounsfield units, of the series of a number and of a patient's ID."""
     image = sitk.GetImageFromArray(hounsfield.astype("i2"))
     image.SetSpacing(spacing)  # (x, y); the writer makes PixelSpacing of it
     tags = {
@@ -36,6 +37,7 @@ def write_slice(
         "0018|0050": "3.0",
         "0028|1052": "-1000",
         "0028|1053": "2",
+        "0010|0020": patient,
     }
     for key, value in tags.items():
         image.SetMetaData(key, value)
@@ -43,3 +45,9 @@ def write_slice(
     writer.KeepOriginalImageUIDOn()
     writer.SetFileName(str(path))
     writer.Execute(image)
+
+
+def without_preamble(path: Path) -> None:
+    """Turn a DICOM file into one without its preamble, the letters DICM and its suffix."""
+    path.with_suffix("").write_bytes(path.read_bytes()[132:])
+    path.unlink()

@@ -17,6 +17,7 @@ from mcmiad_monai.data.cases.folder import (
     is_one_case,
 )
 from mcmiad_monai.data.cases.names import (
+    RESERVED_NAMES,
     Case,
     CaseError,
     is_mask,
@@ -34,7 +35,7 @@ COMPANIONS = {".json": VOLUME_SUFFIXES} | {
     data: tuple(header for header, beside in DATA_BESIDE.items() if data in beside)
     for data in sorted({data for beside in DATA_BESIDE.values() for data in beside})
 }
-HIDDEN = "hidden"
+HIDDEN, RESULT = "hidden", "a result of an earlier run"
 
 
 def explain(
@@ -89,12 +90,13 @@ def not_read(sources: Sequence[str | Path], *, image_name: str | None = None) ->
         for path, reason in explain(source, image_name=image_name).items():
             if reason != HIDDEN:
                 reasons.setdefault(reason, []).append(path)
-    if not reasons:
-        return None
+    results = len(reasons.pop(RESULT, []))
     count = sum(map(len, reasons.values()))
     files = "1 file was" if count == 1 else f"{count} files were"
     told = "; ".join(f"{listing(paths, 3)} ({reason})" for reason, paths in reasons.items())
-    return f"{files} not read: {told}"
+    sentences = [f"{files} not read: {told}"] if count else []
+    sentences += [f"{results} files with results of this program were skipped"] if results else []
+    return ". ".join(sentences) or None
 
 
 def _files(cases: list[Case]) -> set[Path]:
@@ -198,6 +200,8 @@ def _reason(path: Path, why: str | None, image_name: str | None) -> str:
 
 def _by_itself(path: Path) -> str | None:
     """Why a file would be read nowhere; None if it is an image."""
+    if path.name in RESERVED_NAMES or is_result(path):
+        return RESULT
     if path.name in DATALIST_NAMES:
         keys = ", ".join(key for keys in SPLIT_KEYS.values() for key in keys)
         return f"no datalist at the top of the source with a list under any of {keys}"
@@ -205,4 +209,4 @@ def _by_itself(path: Path) -> str | None:
         return "the index of a DICOM medium, whose slices are looked for themselves"
     if not suffix_of(path) and not is_dicom(path):
         return "no image: neither a known suffix nor DICOM"
-    return "a result of an earlier run" if is_result(path) else None
+    return None

@@ -24,6 +24,7 @@ from mcmiad_monai.data.cases.names import (
     without_mask_words,
     words_of,
 )
+from mcmiad_monai.data.cases.nnunet import find_in_nnunet, nnunet_folders
 from mcmiad_monai.formats import PICTURE_SUFFIXES, suffix_of
 
 # BMAD's names for normal and abnormal images; a label of the whole image, not of its pixels.
@@ -157,6 +158,8 @@ def beside_series(folder: Path) -> bool:
 
 def _case_folder(folder: Path, wanted: Wanted) -> list[Case]:
     """A folder that is one case, or that holds further folders or pictures."""
+    if layout := nnunet_folders(folder):
+        return find_in_nnunet(layout, "all", wanted.image_name)
     images, masks = _images_and_masks(folder)
     if not _is_one_case(folder, images):
         return find_in_folder(folder, wanted)

@@ -23,10 +23,10 @@ MASK_WORDS = frozenset(
 )
 # A mask whose name says one of these before its mask words is that of the organ to look in.
 ORGAN_WORDS = frozenset({"organ", "liver"})
-# What names of our own results end in after the name of a study; ``_scores.json`` lies beside.
+# What names of our own results end in after the name of a study.
 RESULT_ENDINGS = (
     *("_heatmap.nii.gz", "_mask.nii.gz", "_heatmap.tiff"),
-    *("_mask.png", "_overlay.png", "_preview.png"),
+    *("_mask.png", "_overlay.png", "_preview.png", "_scores.json"),
 )
 
 #: Longest name in bytes: 255, less the endings and the mark of a file that is being written.
@@ -112,7 +112,7 @@ def without_mask_words(path: Path) -> str:
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is a heatmap, mask or picture of ours: the study's scores lie beside it.
+    """Whether a file is a heatmap, mask, picture or scores of ours: by the scores beside it.
 
     So is a heatmap in a folder of its study's name without scores, as a killed run leaves it.
     """
