@@ -35,8 +35,9 @@ def write_slice(
         "0020|0032": "\\".join(f"{v:.6f}" for v in position),
         "0020|0037": "\\".join(f"{v:.6f}" for v in (*ROW, *COLUMN)),
         "0018|0050": "3.0",
-        "0028|1052": "-1000",
-        "0028|1053": "2",
+        # GDCM makes an enhanced MR of one with an intercept
+        "0028|1052": "0" if modality == "MR" else "-1000",
+        "0028|1053": "1" if modality == "MR" else "2",
         "0010|0020": patient,
     }
     for key, value in tags.items():
