@@ -26,6 +26,9 @@ POSITION_TOLERANCE = 0.1
 GEOMETRY_TOLERANCE = 1e-3
 """Largest difference of direction cosines, or of pixel spacing in millimetres, within a series."""
 
+GDCM = "GDCMImageIO"
+"""ITK's reader of DICOM; by itself ITK does not take every file without preamble for DICOM."""
+
 MODALITY = "0008|0060"
 IMAGE_TYPE = "0008|0008"
 IMAGE_POSITION = "0020|0032"
@@ -127,12 +130,13 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = M
         volume = np.empty((len(slices), rows, columns), np.float32)  # (Z, Y, X)
         for k, place in enumerate(slices):
             # one by one: a reader of series gives all slices the type of the first, and wraps them
-            volume[k] = sitk.GetArrayFromImage(sitk.ReadImage(str(place.path)))[0]
+            volume[k] = sitk.GetArrayFromImage(sitk.ReadImage(str(place.path), imageIO=GDCM))[0]
     return Image(volume.T, affine, dicom_modality=_tag(headers[0], MODALITY) or None)
 
 
 def _open(path: Path) -> Any:
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(GDCM)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     return reader

@@ -18,11 +18,11 @@ from torch import Tensor
 from mcmiad_monai.calibration import Calibration, calibration_for
 from mcmiad_monai.inference.inferer import SLICE_SCORES
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP, needs_upright_copy
-from mcmiad_monai.inference.writers import write_study
+from mcmiad_monai.inference.writers import is_picture, write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.transforms import on_whole_grid
-from mcmiad_monai.transforms.metadata import INPUT, MODALITY, MODALITY_FROM, PICTURE
+from mcmiad_monai.transforms.metadata import INPUT, MODALITY, MODALITY_FROM
 from mcmiad_monai.transforms.positions import source_slices
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ class SaveStudyd(SaveImaged):
             calibration=calibration_for(self.calibration, modality),
         )
         scores |= {"input": heatmap.meta.get(INPUT), "made_with": self.made_with}
-        picture = self.pictures and heatmap.meta.get(PICTURE)
+        picture = self.pictures and is_picture(heatmap)
         image = on_whole_grid(data[self.image_key]) if picture else None
         work = partial(write_study, self.output_dir, scores, heatmap, mask, image)
         if self.writes is None:

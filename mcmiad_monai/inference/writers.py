@@ -20,7 +20,7 @@ from mcmiad_monai.data.cases.names import plain_name
 from mcmiad_monai.files import only_writer, replace_atomically, replace_together
 from mcmiad_monai.inference.blend import blend
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP, placed_image, upright_copy
-from mcmiad_monai.transforms.metadata import NIFTI_HEADER
+from mcmiad_monai.transforms.metadata import NIFTI_HEADER, PICTURE
 
 #: Level of ISA-L's deflate: a heatmap is smaller than with zlib's level 3, in a tenth of the time
 #: (``benchmarks/deflate.py``).
@@ -147,6 +147,11 @@ def _image_writes(
         copy = upright_copy(heatmap[0].numpy(), affine)
         writes[stem.parent / viewer] = partial(_write_gzip, copy)
     return writes
+
+
+def is_picture(heatmap: MetaTensor) -> bool:
+    """Whether a heatmap (1, X, Y, Z) is of one picture, and not of a stack of pages."""
+    return bool(heatmap.meta.get(PICTURE)) and heatmap.shape[3] == 1
 
 
 def picture_of(volume: Tensor) -> NDArray[Any]:
