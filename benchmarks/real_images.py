@@ -15,6 +15,7 @@ validation ranks first, and ``--out`` has all. Heads are trained where ``--seeds
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import iterate_slices
+from mcmiad_monai.files import save_torch
 from mcmiad_monai.networks.score import SOURCES, AnomalyScore
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.method import PRESETS
@@ -109,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     seeds = "of what has chance in it; without any, no head is trained and the others have seed 0"
     made.add_argument("--seeds", type=int, nargs="*", default=[], help=seeds)
     made.add_argument("--default", help="row with which others are compared; else by validation")
-    made.add_argument("--cache", type=Path, help="keep features here")
+    made.add_argument("--cache", type=Path, help="keep features here, and maps of slow peers")
     made.add_argument("--checkpoints", type=Path, help="keep heads here, and go on from them")
     made.add_argument(
         "--costs", action="store_true", help="also time slices; needs a quiet machine"
@@ -177,20 +179,22 @@ def maps_of(
         maps, costs = [], {}
         for seed in (options.seeds or [0]) if source.drawn else [0]:
             maps.append([])
-            for data in folds:
+            for number, data in enumerate(folds):
+                place = kept_at(options, source, kind.name, inputs, seed, number)
+                if place is not None and place.is_file():
+                    kept = torch.load(place, weights_only=True)
+                    maps[-1].append(kept["maps"])
+                    costs = costs or kept["costs"]
+                    continue
                 fit, spent = fitted(lambda s=source, d=data, n=seed: s.fit(d["train"], n))
                 maps[-1].append({name: grid_maps(fit, data[name]) for name in PARTS})
                 if source.ours and source.name != BRIGHTNESS and len(maps) == 1:
                     fitted_ones.setdefault(source.name, []).append(fit)
-                if not costs:
-                    costs = {
-                        **spent,
-                        **(
-                            asking(fit, data["test"])
-                            if options.costs and source.name != BRIGHTNESS
-                            else {}
-                        ),
-                    }
+                if options.costs and not costs and source.name != BRIGHTNESS:
+                    spent |= asking(fit, data["test"])
+                costs = costs or spent
+                if place is not None:
+                    save_torch({"maps": maps[-1][-1], "costs": spent}, place)
         yield source, maps, costs
         if source.ours:
             ours[source.name] = source, maps
@@ -198,6 +202,14 @@ def maps_of(
     for first, second in itertools.combinations(alone, 2):
         if not (first.startswith("memory") and second.startswith("memory")):
             yield (*summed((ours[first], ours[second]), kind, folds), {})
+
+
+def kept_at(options: argparse.Namespace, source: Source, *what: object) -> Path | None:
+    """File of the maps of a peer, which are not made again; None for what is quick or ours."""
+    if options.cache is None or source.ours or not source.drawn:
+        return None
+    made_of = [options.encoder, Path(options.weights).name, options.costs, source.name, *what]
+    return options.cache / f"maps-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.pt"
 
 
 def summed(
