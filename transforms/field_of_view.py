@@ -14,6 +14,7 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.metadata import check_volume, plain, with_metadata_of
+from mcmiad_monai.transforms.slices import foreground_slices
 
 MARGIN = 0.06
 """Background on each side of the foreground, as a share of its longer side."""
@@ -44,7 +45,8 @@ class FieldOfView(InvertibleTransform):
 
     The square is one in millimetres, so that the network sees no anatomy squeezed, and the same
     for all slices of a volume, along whose axis nothing is cut. Where it reaches beyond the image,
-    background (0) is added. A volume without foreground, or without background, stays as it is.
+    background (0) is added. A volume without background stays as it is, and so does one that has
+    not even one slice worth looking at: a crop would turn its specks into a body.
 
     The inverse gives the grid and the affine of before, and 0 outside the square.
 
@@ -75,7 +77,7 @@ class FieldOfView(InvertibleTransform):
         inside = (plain(volume) > 0).any(0)  # (X, Y, Z)
         shape = [int(n) for n in inside.shape]
         start, size = [0, 0, 0], list(shape)
-        if inside.any() and not inside.all():
+        if not inside.all() and foreground_slices(volume, axis=self.axis):
             in_plane = [a for a in range(3) if a != self.axis]
             zooms = np.linalg.norm(volume.affine.cpu().numpy()[:3, :3], axis=0)
             spans = {a: _span(inside, a) for a in in_plane}

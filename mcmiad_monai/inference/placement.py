@@ -10,9 +10,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 from monai.data import MetaTensor
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from mcmiad_monai.transforms.metadata import NIFTI_HEADER
 from mcmiad_monai.transforms.readers import millimetres
@@ -88,10 +88,7 @@ def upright_copy(array: NDArray[Any], affine: NDArray[np.float64]) -> nib.Nifti1
     upright = np.eye(4)
     upright[:3, :3], upright[:3, 3] = step, affine[:3, 3] + step @ start
     to_source = np.linalg.solve(affine, upright)
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(to_source[:3, :3].ravel().tolist())
-    transform.SetTranslation(to_source[:3, 3].tolist())
-    source = sitk.GetImageFromArray(np.ascontiguousarray(array.T))  # ITK counts axes from the end
-    grid = [(0.0,) * 3, (1.0,) * 3, np.eye(3).ravel().tolist()]  # indices: affines are ours
-    copied = sitk.Resample(source, [int(n) for n in size], transform, sitk.sitkLinear, *grid)
-    return placed_image(sitk.GetArrayFromImage(copied).T, upright)
+    shape = tuple(int(n) for n in size)
+    matrix, offset = to_source[:3, :3], to_source[:3, 3]
+    copied = ndimage.affine_transform(array, matrix, offset, shape, order=1, mode="grid-constant")
+    return placed_image(copied, upright)

@@ -158,6 +158,15 @@ def test_specks_do_not_decide() -> None:
     assert view.window(volume_of(dirty)) == view.window(volume_of(clean))
 
 
+def test_specks_alone_are_no_body() -> None:
+    values = torch.zeros(1, 40, 40, 4)
+    values[:, 18:21, 18:21, 1] = 1  # 0.6 % of its slice
+    volume = MetaTensor(values, affine=torch.eye(4))
+    assert FieldOfView()(volume).shape == volume.shape
+    values[:, 10:30, 18:21, 1] = 1
+    assert FieldOfView()(MetaTensor(values, affine=torch.eye(4))).shape != volume.shape
+
+
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_image_without_foreground_or_without_background_stays_whole(value: float) -> None:
     volume = volume_of(np.full((30, 50, 4), value))

@@ -34,6 +34,7 @@ def test_commands_print_what_they_write(
 
 
 def test_model_of_colours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MCMIADDetector, "image_options", {"keep_colours": True})
+    options = {"keep_colours": True, "field_of_view": "whole"}
+    monkeypatch.setattr(MCMIADDetector, "image_options", options)
     with pytest.raises(ValueError, match="trained on colours"):
         run_stress(make_model(tmp_path / "model.pt"), [], out=tmp_path / "out")
