@@ -1,0 +1,113 @@
+"""Torture: kills, damaged files, bombs, full disks, hostile names and packages, wrong inputs.
+
+    python benchmarks/torture.py                       # everything
+    python benchmarks/torture.py --quick               # a few tries of each kind
+    python benchmarks/torture.py --only kills --tries 200 --seed 1
+
+Prints one table, tried and held by kind, and every try that did not hold. Writes all tries into
+``benchmarks/results/torture.json`` and, with ``--markdown``, ``docs/results/torture.md``. The
+studies are phantoms; the models are trained here, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from torture_base import Bench, Try, as_data
+from torture_kills import run_kills
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS: dict[str, Callable[[Bench], None]] = {
+    "kills": run_kills,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Try all kinds; 1 if a try did not hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--only", choices=list(KINDS), action="append", help="may be repeated")
+    parser.add_argument("--tries", type=int, help="processes to kill in all (84; quick: 7)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a few tries of each kind")
+    parser.add_argument("--workers", type=int, default=2, help="tries at the same time")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "torture.json"
+    )
+    parser.add_argument("--markdown", action="store_true", help="also write the page of the docs")
+    parser.add_argument("--keep", action="store_true", help="keep the folder of the tries")
+    options = parser.parse_args(args)
+    start, root = time.monotonic(), Path(tempfile.mkdtemp(prefix="torture_")).resolve()
+    bench = Bench(
+        root,
+        seed=options.seed,
+        kills=options.tries or (7 if options.quick else 84),
+        quick=options.quick,
+        workers=options.workers,
+    )
+    try:
+        for kind in options.only or KINDS:
+            KINDS[kind](bench)
+    finally:
+        if options.keep:
+            print(f"tries: {root}", file=sys.stderr)
+        else:
+            shutil.rmtree(root, ignore_errors=True)
+    seconds = time.monotonic() - start
+    tries = sorted(bench.tries, key=lambda one: (order(bench.tries, one.kind), one.name))
+    report = {
+        "how": " ".join(["benchmarks/torture.py", *(args if args is not None else sys.argv[1:])]),
+        "seed": options.seed,
+        "seconds": round(seconds),
+        "tries": as_data(tries),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"{table(tries)}\n{not_held(tries)}{seconds:.0f} seconds; all tries: {options.out}")
+    if options.markdown:
+        from torture_page import write_page
+
+        write_page(ROOT / "docs" / "results" / "torture.md", tries, report)
+    return int(any(one.held is False for one in tries))
+
+
+def order(tries: Sequence[Try], kind: str) -> int:
+    """Place of a kind: kinds stay in the order in which they were tried."""
+    return list(dict.fromkeys(one.kind for one in tries)).index(kind)
+
+
+def table(tries: Sequence[Try]) -> str:
+    """Markdown: tried, held and kills by kind."""
+    rows = ["| kind | tried | held |", "|---|---|---|"]
+    for kind in [*dict.fromkeys(one.kind for one in tries), None]:
+        of = [t for t in tries if kind in (None, t.kind)]
+        tried = [t for t in of if t.held is not None]
+        held = sum(bool(t.held) for t in tried)
+        kills = sum(t.kills for t in of)
+        count = f"{len(tried)} ({kills} kills)" if kills else str(len(tried))
+        note = "" if len(tried) == len(of) else f"; {len(of) - len(tried)} not tried"
+        rows.append(f"| {kind or 'all'} | {count}{note} | {held} |")
+    return "\n".join(rows)
+
+
+def not_held(tries: Sequence[Try]) -> str:
+    """Lines of all tries that did not hold or were not tried."""
+    lines = [
+        f"{'NOT HELD' if t.held is False else 'not tried'}: {t.kind}: {t.name}: {'; '.join(t.seen)}"
+        for t in tries
+        if not t.held
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
