@@ -24,11 +24,24 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from torture_base import Bench, Try, as_data
+from torture_bombs import run_bombs, run_disks
+from torture_damage import run_flips
 from torture_kills import run_kills
+from torture_label import run_label
+from torture_names import run_names
+from torture_packages import run_packages
+from torture_wrong import run_wrong
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS: dict[str, Callable[[Bench], None]] = {
     "kills": run_kills,
+    "flips": run_flips,
+    "packages": run_packages,
+    "bombs": run_bombs,
+    "disks": run_disks,
+    "names": run_names,
+    "inputs": run_wrong,
+    "label": run_label,
 }
 
 

@@ -276,7 +276,9 @@ def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> str:
         "new": found.keys() - expected.keys(),
         "changed": {n for n in found.keys() & expected.keys() if found[n] != expected[n]},
     }
-    return "; ".join(f"{how} {', '.join(sorted(names)[:4])}" for how, names in parts.items() if names)
+    return "; ".join(
+        f"{how} {', '.join(sorted(names)[:4])}" for how, names in parts.items() if names
+    )
 
 
 def read_json(path: Path) -> Any:

@@ -19,11 +19,11 @@ from torture_model import (
     HEAD,
     INFER,
     MEMORY,
-    cohort,
-    head_model,
     listing,
     made,
     model,
+    small_cohort,
+    trained,
 )
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -31,7 +31,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CODES = {signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2), signal.SIGKILL: (-9,)}
 #: Shares of the kills.
 SHARES = {"infer": 0.4, "train": 0.2, "train memory": 0.1, "evaluate": 0.15, "reproduce": 0.15}
-LONGER = 3  # copies of each study, so that there is something between two studies
+LONGER = 2  # copies of each study, so that there is something between two studies
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _kill(bench: Bench, name: str, victim: Victim, number: int) -> None:
     share = float(rng.uniform(0.02, 0.98))
     twice = number % 4 == 3
     row = f"{name} killed by {sign.name} at {share:.0%}{', twice' if twice else ''}"
-    with bench.attempt(f"kills of {name.split()[0]}", row, victim.way) as (one, folder):
+    with bench.attempt(f"kills of {name.partition(' ')[0]}", row, victim.way) as (one, folder):
         out = folder / "out"
         done = _killed(bench, victim.start(out), sign, victim.seconds * share, out)
         _look_after_kill(one, victim, sign, done, out)
@@ -110,9 +110,7 @@ def _killed(
     return done
 
 
-def _look_after_kill(
-    one: Try, victim: Victim, sign: signal.Signals, done: Done, out: Path
-) -> None:
+def _look_after_kill(one: Try, victim: Victim, sign: signal.Signals, done: Done, out: Path) -> None:
     one.kills += done.killed
     if not done.killed:
         return
@@ -125,7 +123,7 @@ def _look_after_kill(
 
 
 def _infer(bench: Bench) -> Victim:
-    """Studies of a cohort, three times each, so that kills fall between studies."""
+    """Studies of a cohort, twice each, so that kills fall between studies."""
     of = model(bench)
 
     def make(root: Path) -> tuple[Path, Path, float]:
@@ -162,14 +160,14 @@ def _infer(bench: Bench) -> Victim:
     return Victim(
         start=lambda out: (*start, "--out", out),
         go_on=lambda out: (*start, "--out", out, "--continue"),
-        compare=partial(_compare_inferred, truth=truth),
+        compare=partial(compare_inferred, truth=truth),
         halves=halves,
         seconds=seconds,
         way="infer --continue",
     )
 
 
-def _compare_inferred(out: Path, truth: Path) -> str:
+def compare_inferred(out: Path, truth: Path) -> str:
     """Files byte for byte; the list of all studies by its content."""
     lists = {"scores.json", "scores.csv"}
     found, expected = (
@@ -194,8 +192,8 @@ def _train(bench: Bench, command: tuple[str, ...] = HEAD, name: str = "head") ->
     """Training of the head, with checkpoints; or of the memory, without."""
     if name == "memory":
         command = (*command, "--set", "export=false")
-    truth, seconds = head_model(bench, command, name)
-    start = ("train", cohort(bench), *command)
+    truth, seconds = trained(bench, command, name)
+    start = ("train", small_cohort(bench), *command)
 
     def go_on(out: Path) -> tuple[Any, ...]:
         begun = any((out / "models" / f"{n}.pt").exists() for n in ("last", "model"))
@@ -272,7 +270,7 @@ def _reproduce(bench: Bench) -> Victim:
 
         write_bmad_phantom(root / "bmad", sets=["brain"], size=64)
         options = [word for word in MEMORY if word not in ("--method", "memory")]
-        options += ["--epochs", "2", "--tables", "1,4", "--seeds", "0", "--preset", "default"]
+        options += ["--epochs", "2", "--tables", "1", "--seeds", "0", "--preset", "default"]
         options += ["--set", "parts=memory", "--set", "score=memory-cosine"]
         command = ("reproduce", "--bmad", root / "bmad", *options)
         done = bench.run(*command, "--out", root / "out")

@@ -1,4 +1,4 @@
-"""Studies and models that are tortured: phantoms, and models that are trained on them in seconds."""
+"""What is tortured: phantoms, and models that are trained on them in seconds."""
 
 from __future__ import annotations
 
@@ -121,11 +121,27 @@ def made(bench: Bench, name: str, make: Any) -> Any:
     return _locked(bench, name, make)
 
 
-def head_model(bench: Bench, command: tuple[str, ...], name: str) -> tuple[Path, float]:
+def small_cohort(bench: Bench) -> Path:
+    """Four studies to train on and two for thresholds: for trainings that are killed."""
+
+    def make(root: Path) -> Path:
+        whole = cohort(bench)
+        lists = json.loads((whole / "datalist.json").read_text())
+        few = {"training": lists["training"][:4], "validation": lists["validation"][:2]}
+        for study in (*few["training"], *few["validation"]):
+            study["image"] = str(whole / study["image"])
+        root.mkdir()
+        (root / "datalist.json").write_text(json.dumps(few))
+        return root
+
+    return Path(made(bench, "small_cohort", make))
+
+
+def trained(bench: Bench, command: tuple[str, ...], name: str) -> tuple[Path, float]:
     """An undisturbed training of a command, and the seconds that it took."""
 
     def make(root: Path) -> tuple[Path, float]:
-        done = bench.run("train", cohort(bench), "--out", root, *command)
+        done = bench.run("train", small_cohort(bench), "--out", root, *command)
         if done.code:
             raise RuntimeError(f"training failed: {done.told[-2000:]}")
         return root, done.seconds
