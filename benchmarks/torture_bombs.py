@@ -276,30 +276,33 @@ def small_disk(folder: Path, size: int) -> Iterator[Callable[[int], None] | None
 
 def _full(bench: Bench, of: Model, needed: int, share: float) -> None:
     name = f"room for {share:.0%} of the results"
-    with bench.attempt("full disk", name, "infer, then infer --continue") as (one, folder):
-        with small_disk(folder / "disk", int(needed * share)) as grow:
-            if grow is None:
-                one.held = None
-                one.seen.append("a disk cannot be mounted here")
-                return
-            out = folder / "disk" / "out"
-            command = ("infer", of.studies, "--bundle", of.bundle, "--out", out, *INFER)
-            done = bench.run(*command)
-            _told_in_words(one, done, "out")
-            for path in out.glob("*/*_scores.json"):
-                case = path.parent.name
-                whole = tree(path.parent) == tree(of.truth / case)
-                one.expect(whole, f"{case} has scores and is not whole")
-            hidden = [p.name for p in out.rglob(".*")] if out.exists() else []
-            one.expect(not hidden, f"left over: {hidden[:3]}")
-            grow(64 << 20)
-            again = bench.run(*command, "--continue")
-            one.expect(again.code == 0, f"going on: {again.last}")
-            from torture_kills import compare_inferred
+    way = "infer, then infer --continue"
+    with (
+        bench.attempt("full disk", name, way) as (one, folder),
+        small_disk(folder / "disk", int(needed * share)) as grow,
+    ):
+        if grow is None:
+            one.held = None
+            one.seen.append("a disk cannot be mounted here")
+            return
+        out = folder / "disk" / "out"
+        command = ("infer", of.studies, "--bundle", of.bundle, "--out", out, *INFER)
+        done = bench.run(*command)
+        _told_in_words(one, done, "out")
+        for path in out.glob("*/*_scores.json"):
+            case = path.parent.name
+            whole = tree(path.parent) == tree(of.truth / case)
+            one.expect(whole, f"{case} has scores and is not whole")
+        hidden = [p.name for p in out.rglob(".*")] if out.exists() else []
+        one.expect(not hidden, f"left over: {hidden[:3]}")
+        grow(64 << 20)
+        again = bench.run(*command, "--continue")
+        one.expect(again.code == 0, f"going on: {again.last}")
+        from torture_kills import compare_inferred
 
-            difference = compare_inferred(out, of.truth)
-            one.expect(not difference, f"not as undisturbed: {difference}")
-            one.note(done.last)
+        difference = compare_inferred(out, of.truth)
+        one.expect(not difference, f"not as undisturbed: {difference}")
+        one.note(done.last)
 
 
 def _told_in_words(one: Try, done: Any, *parts: str) -> None:

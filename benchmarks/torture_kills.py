@@ -77,7 +77,8 @@ def _kill(bench: Bench, name: str, victim: Victim, number: int) -> None:
     share = float(rng.uniform(0.02, 0.98))
     twice = number % 4 == 3
     row = f"{name} killed by {sign.name} at {share:.0%}{', twice' if twice else ''}"
-    with bench.attempt(f"kills of {name.partition(' ')[0]}", row, victim.way) as (one, folder):
+    kind = f"kills of {name.removesuffix(' memory')}"
+    with bench.attempt(kind, row, victim.way) as (one, folder):
         out = folder / "out"
         done = _killed(bench, victim.start(out), sign, victim.seconds * share, out)
         _look_after_kill(one, victim, sign, done, out)
