@@ -193,6 +193,14 @@ def _described(key: str, *path_and_value: Any) -> Callable[[Place], None]:
     return lambda place: place.restate(change)
 
 
+def _huge_memory(place: Place) -> None:
+    def change(content: dict[str, Any], _: dict[str, Any]) -> None:
+        for memory in content["config"]["memories"].values():
+            memory["size"] = 10**12
+
+    place.restate(change)
+
+
 def _weights(change: Callable[[Any], Any]) -> Callable[[Place], None]:
     """All floating tensors changed; the digests are right."""
 
@@ -285,18 +293,16 @@ SPOILERS: dict[str, Callable[[Place], None]] = {
     "model is a list": _model_of([1, 2]),
     "model of texts": _model_of({"_extra_state": "x", "a": "b"}),
     "model archive of 6 GB": _zip_bomb,
-    "encoder of a hub": _described("config", "encoder", "name", "hf-hub:someone/evil"),
-    "encoder is a path": _described("config", "encoder", "name", "../../../etc/passwd"),
-    "encoder is unknown": _described("config", "encoder", "name", "no_such_model"),
+    "encoder of a hub": _described("config", "encoder", "trunk", "name", "hf-hub:someone/evil"),
+    "encoder is a path": _described("config", "encoder", "trunk", "name", "../../../etc/passwd"),
+    "encoder is unknown": _described("config", "encoder", "trunk", "name", "no_such_model"),
     "encoder is a number": _described("config", "encoder", 3),
     "encoder of OpenCLIP's hub": _described(
-        "config", "encoder", "name", "open_clip:hf-hub:someone/evil"
+        "config", "encoder", "trunk", "name", "open_clip:hf-hub:someone/evil"
     ),
     "score is a list": _described("config", "score", []),
     "memory is missing": _described("config", "memories", {}),
-    "memory of 10^12 tokens": _described(
-        "config", "memories", "cosine", {"tokens": 10**12, "channels": 10**4}
-    ),
+    "memory of 10^12 tokens": _huge_memory,
     "threshold is a text": _described("calibration", "pixel_threshold", "0.3"),
     "threshold is negative": _described("calibration", "pixel_threshold", -1.0),
     "threshold is 0": _described("calibration", "pixel_threshold", 0.0),
