@@ -122,7 +122,8 @@ def _try(bench: Bench, of: Model, name: str) -> None:
         verdicts = [s["anomalous"] for s in scores.values()]
         one.expect(not any(v is not None for v in verdicts), f"a verdict: {verdicts}")
         one.expect(done.code in (1, 2), f"{done.last}")
-        one.expect(done.clean, f"no clear message: {done.last}")
+        own = "monai.bundle" not in place.command
+        one.expect(done.clean or not own, f"no clear message: {done.last}")
         one.note(done.last)
     listener.socket.close()
 
@@ -212,19 +213,18 @@ def _weights(change: Callable[[Any], Any]) -> Callable[[Place], None]:
     return lambda place: place.restate(all_of)
 
 
-def _yaml(name: str, *command: str) -> Callable[[Place], None]:
+def _yaml(name: str) -> Callable[[Place], None]:
     def spoil(place: Place) -> None:
         path = place.bundle / "configs" / name
         line = f"evil: !!python/object/apply:os.system [\"touch '{place.marker}'\"]\n"
         path.write_text(line + path.read_text())
         place.infer()
-        if command:
+        if name == "inference.yaml":  # MONAI's own command, whose message is MONAI's
             place.command = ["-m", "monai.bundle", "run", "--config_file", path]
             place.command += ["--dataset_dir", place.folder / "in"]
             place.command += ["--output_dir", place.folder / "out"]
-            if command == ("train",):
-                place.command = ["train", place.of.cohort, "--out", place.folder / "t", *COMMON]
-                place.command += ["--bundle", place.bundle]
+        if name == "train.yaml":
+            place.command = ["train", place.of.cohort, "--out", place.bundle, *COMMON, "--resume"]
 
     return spoil
 
@@ -313,8 +313,8 @@ SPOILERS: dict[str, Callable[[Place], None]] = {
     "weights are NaN": _weights(lambda t: t * float("nan")),
     "weights are infinite": _weights(lambda t: t + float("inf")),
     "weights of another shape": _weights(lambda t: t.reshape(-1)[:1]),
-    "inference.yaml runs a command": _yaml("inference.yaml", "monai"),
-    "train.yaml runs a command": _yaml("train.yaml", "train"),
+    "inference.yaml runs a command": _yaml("inference.yaml"),
+    "train.yaml runs a command": _yaml("train.yaml"),
     "weights file runs a command": _file("--weights", ".pth", _evil_file),
     "weights file is a text": _file("--weights", ".pth", lambda p, _: p.write_text("no")),
     "weights file lies about its size": _file(

@@ -18,7 +18,8 @@ models are trained in seconds: this is about the software. All tries, with what 
 """
 MEANING = {
     "kills": "SIGKILL, SIGTERM or SIGINT, every fourth try twice. Going on with `infer "
-    "--continue`, `train --resume`, or the same command again gives the files of an undisturbed run, and none "
+    "--continue`, `train --resume`, or the same command again gives the files of an undisturbed "
+    "run, and none "
     "more; SIGTERM and SIGINT end with 143 and 130 and without a trace",
     "bit flips": "one bit of a model, an ONNX file, a threshold or a study: refused, or without "
     "effect on the scores; `verify` names the file",
