@@ -31,14 +31,15 @@ class Model:
 
     Attributes
     ----------
-    bundle, cohort, studies : Path
-        Trained bundle; phantoms with a datalist; a flat folder of test studies.
+    bundle, cohort, few, studies : Path
+        Trained bundle; phantoms with a datalist, and some of them; a flat folder of test studies.
     truth : Path
         Output of an undisturbed ``infer`` of `studies`.
     """
 
     bundle: Path
     cohort: Path
+    few: Path
     studies: Path
     truth: Path
 
@@ -79,7 +80,7 @@ def _write_cohort(root: Path) -> Path:
 
 def model(bench: Bench) -> Model:
     """The model that most tries use: a memory of normal tokens, with thresholds for studies."""
-    data = cohort(bench)
+    data, few = cohort(bench), small_cohort(bench)
 
     def make(root: Path) -> Model:
         bundle, studies, truth = root / "bundle", root / "studies", root / "truth"
@@ -94,7 +95,7 @@ def model(bench: Bench) -> Model:
         verdicts = {study["anomalous"] for study in scores_in(truth).values()}
         if infer.code or failed_in(truth) or verdicts != {True, False}:
             raise RuntimeError(f"the undisturbed run is not right: {verdicts}, {infer.told}")
-        return Model(bundle, data, studies, truth)
+        return Model(bundle, data, few, studies, truth)
 
     return _locked(bench, "model", make)
 

@@ -81,7 +81,7 @@ class Place:
     def train(self, *options: Any) -> None:
         """Run ``train`` with options."""
         out = self.folder / "trained"
-        self.command = ["train", self.of.cohort, "--out", out, *MEMORY, *options]
+        self.command = ["train", self.of.few, "--out", out, *MEMORY, *options]
 
     @property
     def model(self) -> Path:
@@ -224,7 +224,7 @@ def _yaml(name: str) -> Callable[[Place], None]:
             place.command += ["--dataset_dir", place.folder / "in"]
             place.command += ["--output_dir", place.folder / "out"]
         if name == "train.yaml":
-            place.command = ["train", place.of.cohort, "--out", place.bundle, *COMMON, "--resume"]
+            place.command = ["train", place.of.few, "--out", place.bundle, *COMMON, "--resume"]
 
     return spoil
 
@@ -249,7 +249,7 @@ def _evil_file(path: Path, marker: Path) -> None:
 def _evil_checkpoint(place: Place) -> None:
     place.model.unlink()
     _evil_file(place.bundle / "models" / "last.pt", place.marker)
-    place.command = ["train", place.of.cohort, "--out", place.bundle, *COMMON, "--resume"]
+    place.command = ["train", place.of.few, "--out", place.bundle, *COMMON, "--resume"]
     place.command += ["--epochs", "2"]
 
 
