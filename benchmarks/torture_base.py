@@ -26,7 +26,7 @@ import numpy as np
 #: Imported once, by the process that every command is forked from.
 PRELOADED = ["monai.bundle", "mcmiad_monai.cli.parser", "mcmiad_monai.predictor"]
 #: Seconds after which a command counts as hanging.
-PATIENCE = 240.0
+PATIENCE = 900.0
 MCMIAD = ("-m", "mcmiad_monai.cli")
 
 

@@ -27,7 +27,7 @@ from torture_model import INFER, MEMORY, Model, model, small_cohort
 BLOCK = 1 << 24  # bytes of zeros that are compressed once
 #: Beyond what a command has anyhow: address space, and resident memory above a run without bomb.
 MEMORY_LIMIT, GROWTH = 3 << 30, 800
-SECONDS = 120.0
+SECONDS = 600.0
 
 
 def run_bombs(bench: Bench) -> None:
