@@ -37,9 +37,9 @@ def run_flips(bench: Bench) -> None:
         for what, engine, count in plan
         for number in range(1 if bench.quick else count)
     ]
-    bench.each(partial(_flip_and_infer, bench, of), tries)
+    bench.each(partial(flip_and_infer, bench, of), tries)
     files = [f"configs/{name}" for name in CONFIGS] + [MODEL, "models/MODEL_CARD.md", "SHA256SUMS"]
-    bench.each(partial(_flip_and_verify, bench, of), files[:: 3 if bench.quick else 1])
+    bench.each(partial(flip_and_verify, bench, of), files[:: 3 if bench.quick else 1])
 
 
 def copied(of: Model, folder: Path) -> Path:
@@ -65,7 +65,8 @@ def _place(rng: np.random.Generator, path: Path, what: str) -> tuple[int, int]:
     return int(rng.integers(len(content))), int(rng.integers(8))
 
 
-def _flip_and_infer(bench: Bench, of: Model, what_engine_number: tuple[str, str, int]) -> None:
+def flip_and_infer(bench: Bench, of: Model, what_engine_number: tuple[str, str, int]) -> None:
+    """One bit of a model or a study: the same scores as ever, or an error."""
     what, engine, number = what_engine_number
     rng = bench.random(KIND, what, engine, number)
     how = "monai.bundle run" if engine == "monai" else f"infer, engine {engine}"
@@ -107,7 +108,8 @@ def _right_or_refused(one: Try, of: Model, out: Path, done: Done, where: str) ->
     one.note(f"no effect ({where})")
 
 
-def _flip_and_verify(bench: Bench, of: Model, name: str) -> None:
+def flip_and_verify(bench: Bench, of: Model, name: str) -> None:
+    """One bit of a file of a bundle: ``verify`` names the file."""
     rng: Any = bench.random(KIND, name)
     with bench.attempt(KIND, name, "verify") as (one, folder):
         bundle = copied(of, folder)

@@ -68,10 +68,11 @@ def run_kills(bench: Bench) -> None:
     for name, make in VICTIMS.items():
         count = max(1, round(bench.kills * SHARES[name]))
         victim = make(bench)
-        bench.each(partial(_kill, bench, name, victim), range(count))
+        bench.each(partial(kill, bench, name, victim), range(count))
 
 
-def _kill(bench: Bench, name: str, victim: Victim, number: int) -> None:
+def kill(bench: Bench, name: str, victim: Victim, number: int) -> None:
+    """Kill a command at a random moment, go on, and compare with the undisturbed run."""
     sign = SIGNALS[number % len(SIGNALS)]
     rng = bench.random("kill", name, number)
     share = float(rng.uniform(0.02, 0.98))

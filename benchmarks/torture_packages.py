@@ -18,7 +18,7 @@ from typing import Any
 
 from torture_base import Bench, Limits, scores_in
 from torture_damage import copied
-from torture_model import COMMON, INFER, MEMORY, Model, model
+from torture_model import COMMON, HEAD, INFER, Model, model
 
 KIND = "malformed packages"
 GIGABYTE = 1 << 30
@@ -81,7 +81,7 @@ class Place:
     def train(self, *options: Any) -> None:
         """Run ``train`` with options."""
         out = self.folder / "trained"
-        self.command = ["train", self.of.few, "--out", out, *MEMORY, *options]
+        self.command = ["train", self.of.few, "--out", out, *HEAD, *options]
 
     @property
     def model(self) -> Path:
