@@ -136,6 +136,7 @@ def _typed(bench: Bench, of: Model, name: str) -> None:
     with bench.attempt(KIND, f"path: {name}", "infer of a folder, into one") as (one, folder):
         of.good(folder / "in" / name, "study")
         of.good(folder / "in2", name)
+        (folder / "res").mkdir()
         out = folder / "res" / name
         source, second = folder / "in" / name, folder / "in2"
         done, _ = _inferred(bench, of, one, folder, source, second, out=out)

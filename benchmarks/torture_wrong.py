@@ -66,8 +66,8 @@ def narrow(look: Looked) -> None:
 def nothing_to_see(look: Looked) -> None:
     """No slice looked at: no score, no verdict, a warning."""
     image = np.zeros((48, 56, 12))
-    image[24, 28, 6] = 900
-    nifti(look.source / "dot.nii.gz", image, head()[1])
+    image[24:27, 28:31, 5:7] = np.random.default_rng(0).uniform(300, 900, (3, 3, 2))
+    nifti(look.source / "dot.nii.gz", image, head()[1], np.float32)
     done = look.infer()
     for study in scores_in(look.out).values():
         found = study["volume_score"], study["anomalous"]
