@@ -187,7 +187,7 @@ def exif(look: Looked) -> None:
         tags = Image.Exif()
         tags[0x0112] = orientation
         turned = upright.transpose(turn)
-        turned.save(look.source / f"exif{orientation}.jpg", quality=98, exif=tags)
+        turned.save(look.source / f"exif{orientation}.jpg", quality=100, exif=tags)
     done = look.infer(bundle=_oct_model(look.bench))
     scores = scores_in(look.out)
     true = scores["upright"]["volume_score"]
