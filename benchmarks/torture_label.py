@@ -38,11 +38,9 @@ ADDRESSES = (
 
 
 def python() -> Path | None:
-    """Python of an environment with MONAI Label, beside the checkout or where ``LABEL_VENV`` is."""
-    places = [os.environ.get("LABEL_VENV", ""), ROOT / ".venv-label"]
-    places += [parent / "main" / ".venv-label" for parent in ROOT.parents]
-    found = [Path(place) / "bin" / "python" for place in places if place]
-    return next((path for path in found if path.is_file()), None)
+    """Python of the environment with MONAI Label: ``.venv-label``, or that of ``LABEL_VENV``."""
+    path = Path(os.environ.get("LABEL_VENV", ROOT / ".venv-label")) / "bin" / "python"
+    return path if path.is_file() else None
 
 
 def run_label(bench: Bench) -> None:
