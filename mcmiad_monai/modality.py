@@ -42,6 +42,10 @@ class Modality:
     mirrors : bool
         Whether a slice flipped left to right is one of another healthy person: training may then
         use it. A retina's is the other eye's; a liver lies on one side.
+    bright_lesions : bool
+        Whether lesions are brighter than healthy tissue, as oedema, gliosis, demyelination and most
+        tumours are on FLAIR (Meissen et al., BrainLes 2021). The image's brightness may then be
+        chosen as a source of the score without labelled images.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Modality:
     bmad_folders: tuple[str, ...]
     symmetric: bool = False
     mirrors: bool = False
+    bright_lesions: bool = False
 
     @property
     def is_unified(self) -> bool:
@@ -82,6 +87,7 @@ BRAIN_MRI = Modality(
     bmad_folders=("Brain_AD", "Brain", "brain"),
     symmetric=True,
     mirrors=True,
+    bright_lesions=True,
 )
 
 RETINA_OCT = Modality(

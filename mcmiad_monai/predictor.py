@@ -25,6 +25,7 @@ from mcmiad_monai.calibration import Calibration, calibration_for
 from mcmiad_monai.data.cases.names import stem_of
 from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import BundleError, unwrap
+from mcmiad_monai.inference.continuing import made_with
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.inference.nearest import recall_from
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD, anomaly_mask, study_scores
@@ -219,6 +220,8 @@ class Predictor:
         Axis of the canonical volume along which slices are cut.
     slice_range : (float, float)
         Share of the slices that are looked at.
+    made_with : dict
+        What a result depends on beside the study.
 
     Raises
     ------
@@ -263,6 +266,14 @@ class Predictor:
         self._prepare = self.transforms()
         self._prepare_with_label = self.transforms(label=True)
         self._network_free = threading.Lock()
+        self.made_with = made_with(
+            detector,
+            slice_range=self.slice_range,
+            mask_threshold=options.mask_threshold,
+            check_modality=options.check_modality,
+            precision=options.precision,
+            **self._region,
+        )
 
     @property
     def engine(self) -> str:
@@ -370,7 +381,7 @@ class Predictor:
             slice_axis=self.slice_axis,
             calibration=self.calibration_of(heatmap.meta.get(MODALITY)),
         )
-        found["input"] = heatmap.meta.get(INPUT)
+        found |= {"input": heatmap.meta.get(INPUT), "made_with": self.made_with}
         mask = anomaly_mask(heatmap, self.options.mask_threshold)
         recall = recall_from(
             self.detector, sample["image"], axis=self.slice_axis, lock=self._network_free

@@ -16,7 +16,7 @@ PACKAGE = Path(mcmiad_monai.__file__).parent
 TRANSFORMS = Path(transforms.__file__).parent
 #: Rooms by floor; a room imports from the floors below its own.
 FLOORS = [
-    {"files", "errors", "modality", "version"},
+    {"files", "errors", "interrupts", "modality", "version"},
     {"provenance"},
     {"transforms", "calibration", "metrics"},
     {"networks"},

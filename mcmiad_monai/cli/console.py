@@ -14,7 +14,7 @@ from typing import Any
 
 from mcmiad_monai.errors import escaped
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 EXIT_CODES = """\
 exit codes:
@@ -22,7 +22,8 @@ exit codes:
   1    some studies failed (all others are done), files of a bundle differ, or an error of the
        program itself
   2    wrong usage, or an input that cannot be used
-  130  interrupted (Ctrl-C)"""
+  130  interrupted (Ctrl-C)
+  143  interrupted (SIGTERM, as a scheduler sends it)"""
 
 #: Libraries that log what the command itself reports: summaries, and errors that it prints.
 REPORTED = ("monai", "ignite")

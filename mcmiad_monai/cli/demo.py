@@ -15,7 +15,7 @@ from typing import Any
 from mcmiad_monai.bundle import copy_bundle
 from mcmiad_monai.cli.workflows import open_quietly
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files import prepare_output, write_text
 from mcmiad_monai.inference.montage import montage
 from mcmiad_monai.inference.overlay import overlay_rows
 from mcmiad_monai.networks.packaged import DEFAULT_PACKAGED, packaged_file, packaged_model
@@ -76,6 +76,7 @@ def run_demo(
     started = time.monotonic()
     packaged_file(packaged_model(DEFAULT_PACKAGED).package)  # or fail before anything is written
     root = Path(out).resolve()
+    prepare_output(root, levels=4)
     print("1/5  phantom studies", flush=True)
     data = _studies(root / "data", seed, progress)
     bundle = copy_bundle("brain_mri_anomaly", root / "brain_mri_anomaly")

@@ -17,8 +17,17 @@ from typing import Any
 
 from mcmiad_monai.cli import bmad, console, prompts, reproduce, robustness, studies, training
 from mcmiad_monai.cli.options import add_verbosity
+from mcmiad_monai.errors import escaped
+from mcmiad_monai.interrupts import Terminated, raised
 from mcmiad_monai.version import __version__
 
+#: How to go on after an interrupt.
+GO_ON = {
+    "infer": "go on with the same command and --continue",
+    "evaluate": "figures are of all studies together: run the same command again",
+    "reproduce": "finished runs are kept; go on with the same command",
+    "stress": "finished studies are kept; go on with the same command",
+}
 #: Commands that need MONAI, whatever they are given.
 MONAI_COMMANDS = frozenset({"demo", "train", "evaluate", "infer"})
 
@@ -77,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The command line of this process by default.
     """
     options = get_parser().parse_args(args)
-    with console.screen(verbose=options.verbose, quiet=options.quiet):
+    with console.screen(verbose=options.verbose, quiet=options.quiet), raised():
         try:
             if args is None and options.command in MONAI_COMMANDS:
                 _import_monai()
@@ -85,8 +94,8 @@ def main(args: Sequence[str] | None = None) -> int:
             code = options.run(options) or console.OK
             sys.stdout.flush()
             return code
-        except KeyboardInterrupt:
-            return _failed(options, "interrupted", console.INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            return _interrupted(options, stop)
         except BrokenPipeError:  # what reads the output has seen enough, as in `mcmiad … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return console.OK
@@ -117,6 +126,15 @@ def _import_monai() -> None:
     finally:
         gc.enable()
     gc.freeze()
+
+
+def _interrupted(options: argparse.Namespace, stop: KeyboardInterrupt) -> int:
+    """Say which signal ended a command, what is done and how to go on."""
+    terminated = isinstance(stop, Terminated)
+    parts = [str(part) for part in (*stop.args, GO_ON.get(options.command)) if part]
+    message = "; ".join([f"interrupted by {'SIGTERM' if terminated else 'Ctrl-C'}", *parts])
+    code = console.TERMINATED if terminated else console.INTERRUPTED
+    return _failed(options, escaped(message), code)
 
 
 def _failed(options: argparse.Namespace, message: object, code: int) -> int:

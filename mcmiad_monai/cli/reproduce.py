@@ -71,6 +71,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
+    from mcmiad_monai.files import prepare_output
     from mcmiad_monai.research.bmad.sets import find_bmad, own_set
     from mcmiad_monai.research.protocols.reproduce import report_folder, reproduce
 
@@ -81,6 +82,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     else:
         found = [own_set(folder, modality) for modality, folder in options.own]
         sets = {one.name: one for one in found}
+    prepare_output(options.out, levels=4)
     reproduce(
         sets,
         options.out,

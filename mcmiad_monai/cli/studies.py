@@ -42,6 +42,12 @@ def add_commands(commands: Commands) -> None:
     infer.add_argument(
         "--preview", action="store_true", help="also write a picture of each study's hottest slices"
     )
+    infer.add_argument(
+        "--continue",
+        dest="keep",
+        action="store_true",
+        help="keep complete results of the same model and settings in --out, and do the others",
+    )
     add_modality(infer)
     add_max_voxels(infer)
     add_computing(infer)
@@ -84,16 +90,24 @@ def _cases(options: argparse.Namespace) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
+    from mcmiad_monai.files import prepare_output
     from mcmiad_monai.inference.cohort import infer_cohort
+    from mcmiad_monai.inference.continuing import finished_studies, room_needed
 
     predictor, cases, settings = _opened(options, {"pictures": True})
+    files = {"pictures": settings["pictures"], "preview": options.preview}
+    kept = (
+        finished_studies(cases, options.out, predictor.made_with, **files) if options.keep else {}
+    )
+    todo = [case for case in cases if case["case"] not in kept]
+    prepare_output(options.out, room=room_needed(todo))
     report = infer_cohort(
         predictor,
         cases,
         options.out,
-        pictures=settings["pictures"],
-        preview=options.preview,
         progress=settings["progress"],
+        kept=kept,
+        **files,
     )
     if options.json:
         print_json(report.content())
@@ -101,6 +115,7 @@ def _infer(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from mcmiad_monai.files import prepare_output
     from mcmiad_monai.inference.evaluation import evaluate
 
     if options.out is None and not options.bundle.is_dir():
@@ -109,6 +124,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     predictor, cases, settings = _opened(options, {})
     out = options.out or options.bundle / "eval"
+    prepare_output(out)
     report = evaluate(predictor, cases, out, progress=settings["progress"])
     if options.json:
         print_json(report.report)

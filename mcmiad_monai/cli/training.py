@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from mcmiad_monai.cli.console import FAILED, OK, print_json
@@ -20,6 +21,8 @@ from mcmiad_monai.cli.options import (
 from mcmiad_monai.cli.workflows import open_training
 
 DEFAULT_BUNDLE = "brain_mri_anomaly"
+#: Bytes of two checkpoints and two model files of the default method, the old and the new one.
+TRAINING_ROOM = 500_000_000
 
 
 def add_commands(commands: Commands) -> None:
@@ -82,9 +85,13 @@ def add_commands(commands: Commands) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from mcmiad_monai.bundle import copy_bundle
+    from mcmiad_monai.files import prepare_output
 
     if not options.resume and not options.overwrite:
         _require_untrained(options.out)
+    if not options.resume or options.out.is_dir():
+        prepare_output(options.out, room=TRAINING_ROOM, levels=3)
+    started = time.time()
     root = options.out if options.resume else copy_bundle(options.bundle, options.out)
     checkpoint = root.resolve() / "models" / "last.pt"
     more = {
@@ -97,7 +104,16 @@ def _train(options: argparse.Namespace) -> None:
         "max_epochs": options.epochs,
         "resume": str(checkpoint) if options.resume else None,
     }
-    open_training(options, root, more).run()
+    try:
+        open_training(options, root, more).run()
+    except KeyboardInterrupt as stop:
+        kept = checkpoint.is_file() and (options.resume or checkpoint.stat().st_mtime >= started)
+        stop.args = (
+            f"its finished epochs are in {checkpoint}; go on with the same command and --resume"
+            if kept
+            else f"no epoch was finished; train {root} again with --overwrite",
+        )
+        raise
     if not options.quiet:
         print(f"trained bundle: {root}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcmiad_monai.files import partial_path, room_for
 from mcmiad_monai.networks.score import INTENSITY_CELL, foreground_of, intensity_of
 
 #: Type of the kept numbers; masks are packed bits.
@@ -87,7 +87,7 @@ class FeatureWriter:
         self.failures: dict[str, str] = {}
         self._batches: dict[str, list[np.ndarray]] = defaultdict(list)
         if folder is not None:
-            self._partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+            self._partial = partial_path(folder)
             self._partial.mkdir(parents=True)
 
     def append(
@@ -109,7 +109,7 @@ class FeatureWriter:
             if self.folder is None:
                 self._batches[name].append(batch)
             else:
-                with (self._partial / name).open("ab") as file:
+                with room_for(self.folder), (self._partial / name).open("ab") as file:
                     file.write(batch.tobytes())
 
     def finish(self) -> FeatureBlock:

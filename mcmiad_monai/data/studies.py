@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,26 @@ def prepare_study(
 ) -> dict[str, Any]:
     """A case through a transform; the image's metadata then name the case and its patient.
 
-    They also have the digest of the input's files under `INPUT`, of an image that has files.
+    They also have the digest of the input's files under `INPUT`, of an image that has files; see
+    `study_digest`.
     """
     sample: dict[str, Any] = transform(dict(case))
     meta = sample["image"].meta
     meta["case"], meta["patient"] = plain_name(str(case["case"])), patient_of(case)
     if isinstance(case["image"], (str, os.PathLike)):
-        meta[INPUT] = input_digest(Path(case["image"]).expanduser())
+        # the region's transform takes out the mask that it has used
+        meta[INPUT] = study_digest(case, organ="organ" not in sample)
     if case.get("anomalous") is not None:
         meta["anomalous"] = case["anomalous"]
     return {key: value for key, value in sample.items() if value is not None}
+
+
+def study_digest(case: Mapping[str, Any], *, organ: bool) -> str:
+    """SHA-256 of the files of a study's image; with `organ` of these and its organ mask, if any."""
+    digest = input_digest(Path(case["image"]).expanduser())
+    if not organ or case.get("organ") is None:
+        return digest
+    return sha256((digest + input_digest(Path(case["organ"]).expanduser())).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from mcmiad_monai.errors import escaped, root_message
-from mcmiad_monai.files import only_writer, write_text
+from mcmiad_monai.files import DiskFullError, only_writer, write_text
 from mcmiad_monai.inference.merging import earlier_report, merge_reports, score_table
 from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT, OUT_OF_DISTRIBUTION
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.writes import Writes
+from mcmiad_monai.interrupts import held
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.provenance import produced_with
 
@@ -76,7 +77,13 @@ class CohortReport:
     scores : list of dict
         Of the studies that are done.
     failures : dict
-        ``case → message`` of the others.
+        ``case → message`` of those that failed.
+    not_done : list of str
+        Studies that an interrupt left.
+    kept : int
+        How many of `scores` are of an earlier run.
+    unwritten : str
+        Why the report itself could not be written, if so.
     """
 
     def __init__(
@@ -91,6 +98,9 @@ class CohortReport:
         self.provenance, self.calibration = dict(provenance or {}), dict(calibration or {})
         self.scores: list[dict[str, Any]] = []
         self.failures: dict[str, str] = {}
+        self.not_done: list[str] = []
+        self.kept = 0
+        self.unwritten = ""
 
     def attach(self, engine: Engine) -> None:
         """Collect after each study of an engine and write at the end."""
@@ -116,6 +126,11 @@ class CohortReport:
         for warning in scores.get("warnings", ()):
             logger.warning("study %s: %s (%s)", scores["case"], MEANING[warning], warning)
 
+    def keep(self, scores: dict[str, Any]) -> None:
+        """Count the scores of a study whose result is there from an earlier run."""
+        self.scores.append(scores)
+        self.kept += 1
+
     def warned(self, warning: str) -> int:
         """How many studies have a warning."""
         return sum(warning in study.get("warnings", ()) for study in self.scores)
@@ -127,17 +142,24 @@ class CohortReport:
         logger.error("study %s failed: %s", case, self.failures[case])
 
     def write(self) -> None:
-        """Wait for the studies' files, and write the report."""
+        """Wait for the studies' files, and write the report.
+
+        Where there is no room for it, the studies' own files are there nevertheless.
+        """
         if self.writes is not None:
             self.writes.finish()
             self.failures.update(self.writes.failures)
             self.scores = [s for s in self.scores if s["case"] not in self.writes.failures]
         self.output_dir.mkdir(parents=True, exist_ok=True)
         path = self.output_dir / "scores.json"
-        with only_writer(self.output_dir):
-            report = merge_reports(earlier_report(path), self.content())
-            write_text(path, json.dumps(report, indent=1, default=str))
-            write_text(self.output_dir / "scores.csv", score_table(report))
+        try:
+            with only_writer(self.output_dir):
+                report = merge_reports(earlier_report(path), self.content())
+                write_text(path, json.dumps(report, indent=1, default=str))
+                write_text(self.output_dir / "scores.csv", score_table(report))
+        except DiskFullError as error:
+            self.unwritten = str(error)
+            logger.error("%s", escaped(self.unwritten))
         logger.info("%s", escaped(self.summary()))
 
     def content(self) -> dict[str, Any]:
@@ -145,6 +167,7 @@ class CohortReport:
         return {
             "studies": len(self.scores) + len(self.failures),
             "failed": self.failures,
+            "not_done": self.not_done,
             **{warning: self.warned(warning) for warning in MEANING},
             "heatmap_unit": "1.0 is the calibrated pixel threshold",
             "calibration": self.calibration,
@@ -155,7 +178,10 @@ class CohortReport:
 
     def summary(self) -> str:
         """How many studies are done, failed and have warnings, and where the results are."""
-        counts = [f"{len(self.scores)} studies done", f"{len(self.failures)} failed"]
+        counts = [f"{len(self.scores) - self.kept} studies done"]
+        counts += [f"{self.kept} kept from before"] if self.kept else []
+        counts += [f"{len(self.failures)} failed"]
+        counts += [f"{len(self.not_done)} not done"] if self.not_done else []
         counts += [f"{n} with {warning}" for warning in MEANING if (n := self.warned(warning))]
         return f"{', '.join(counts)}: {self.output_dir}"
 
@@ -165,12 +191,15 @@ class CohortReport:
         Raises
         ------
         CohortIncomplete
-            If a study failed; everything else has been written.
+            If a study failed, everything else having been written; or if the report itself could
+            not be written.
         """
         if self.failures:
             total = len(self.scores) + len(self.failures)
             reasons = "".join(f"\n  {name}: {error}" for name, error in self.failures.items())
             raise CohortIncomplete(f"{len(self.failures)} of {total} studies failed:{reasons}")
+        if self.unwritten:
+            raise CohortIncomplete(self.unwritten)
 
 
 def infer_cohort(
@@ -181,6 +210,7 @@ def infer_cohort(
     pictures: bool = True,
     preview: bool = False,
     progress: bool = True,
+    kept: Mapping[str, dict[str, Any]] | None = None,
 ) -> CohortReport:
     """Heatmaps, masks and scores of many studies; one bad study never stops the others.
 
@@ -200,11 +230,19 @@ def infer_cohort(
         Also write ``<case>_preview.png``, the hottest slices of each study.
     progress : bool
         Show a progress bar.
+    kept : mapping, optional
+        Name of a case → scores of its earlier result, which stays; see `finished_studies`.
 
     Returns
     -------
     CohortReport
         Written; its `failures` are the studies that failed.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If a signal ended it: the study that was computed is dropped, and the report written, whose
+        summary is the exception's argument.
     """
     writes = Writes()
     report = CohortReport(
@@ -213,18 +251,31 @@ def infer_cohort(
         calibration=predictor.detector.calibration,
         writes=writes,
     )
-    bar = tqdm(total=len(cases), desc="studies", unit=" studies", disable=not progress)
+    for scores in (kept or {}).values():
+        report.keep(scores)
+    todo = [case for case in cases if case["case"] not in (kept or {})]
+    bar = tqdm(total=len(todo), desc="studies", unit=" studies", disable=not progress)
     try:
-        for name, sample in read_ahead(predictor.prepare, cases):
+        for name, sample in read_ahead(predictor.prepare, todo):
             try:
                 prediction = predictor.predict(sample.result())
-                report.add(prediction.scores)
-                writes.submit(name, partial(_save, prediction, Path(output_dir), pictures, preview))
+                work = partial(_save, prediction, Path(output_dir), pictures, preview)
+                with held():
+                    writes.submit(name, work)
+                    report.add(prediction.scores)
             except Exception as error:
                 report.fail(name, error)
             bar.update(1)
+    except KeyboardInterrupt as stop:
+        reached = len(report.scores) - report.kept + len(report.failures)
+        report.not_done = [str(case["case"]) for case in todo[reached:]]
+        with held():
+            report.write()
+        stop.args = (report.summary(),)
+        raise
     finally:
         bar.close()
+    with held():
         report.write()
     return report
 

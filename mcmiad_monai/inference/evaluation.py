@@ -26,6 +26,7 @@ from mcmiad_monai.files import write_csv, write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete, read_ahead, to_plain
 from mcmiad_monai.inference.inferer import SLICE_SCORES
 from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT
+from mcmiad_monai.interrupts import held
 from mcmiad_monai.metrics.studies import StudyFigures
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.provenance import produced_with
@@ -127,6 +128,8 @@ class EvaluationReport:
     ----------
     report : dict
         Content of ``metrics.json`` once it is written.
+    not_evaluated : list of str
+        Studies that an interrupt left.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class EvaluationReport:
         self.figures = StudyFigures()
         self.rows: list[dict[str, Any]] = []
         self.report: dict[str, Any] = {}
+        self.not_evaluated: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Add each study of an evaluator, and write at the end; the figures are its metrics."""
@@ -188,6 +192,7 @@ class EvaluationReport:
             "slices": sum(r["slices"] for r in self.rows),
             "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),
             "failed": dict(failures),
+            "not_evaluated": self.not_evaluated,
             "calibration": self.calibration,
             "provenance": self.provenance,
             "evaluated_with": produced_with(),
@@ -241,6 +246,11 @@ def evaluate(
     EvaluationReport
         Its ``report`` is the content of ``metrics.json``; its :meth:`~EvaluationReport.finish`
         raises if a study failed.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If a signal ended it; figures of the studies until then are written, if there are any.
     """
     detector = predictor.detector
     report = EvaluationReport(
@@ -252,15 +262,27 @@ def evaluate(
     )
     failures: dict[str, str] = {}
     ahead = read_ahead(partial(predictor.prepare, label=True), cases)
-    for name, reading in tqdm(ahead, "studies", total=len(cases), disable=not progress):
-        try:
-            sample = reading.result()
-            report.add({**sample, "pred": predictor.heat(sample["image"])})
-        except Exception as error:
-            failures[name] = root_message(error)
-            logger.error("study %s failed: %s", name, failures[name])
-            logger.debug("study %s", name, exc_info=error)
-    report.write(failures)
+    try:
+        for name, reading in tqdm(ahead, "studies", total=len(cases), disable=not progress):
+            try:
+                sample = reading.result()
+                found = {**sample, "pred": predictor.heat(sample["image"])}
+                with held():
+                    report.add(found)
+            except Exception as error:
+                failures[name] = root_message(error)
+                logger.error("study %s failed: %s", name, failures[name])
+                logger.debug("study %s", name, exc_info=error)
+    except KeyboardInterrupt as stop:
+        left = cases[len(report.rows) + len(failures) :]
+        report.not_evaluated = [str(case["case"]) for case in left]
+        if report.rows:
+            with held():
+                report.write(failures)
+        stop.args = (f"{len(report.rows)} of {len(cases)} studies evaluated: {output_dir}",)
+        raise
+    with held():
+        report.write(failures)
     return report
 
 

@@ -196,6 +196,9 @@ class SaveStudyd(SaveImaged):
         The mask, and the normalised image that the overlay is laid over.
     pictures : bool
         Write pictures for pictures; NIfTI for all if false.
+    made_with : mapping, optional
+        What the result depends on beside the study: goes into the scores; see
+        `mcmiad_monai.inference.continuing.made_with`.
     writes : Writes, optional
         Writes while the next study is computed, and keeps what fails; by default files are on the
         disk when the transform returns.
@@ -211,12 +214,14 @@ class SaveStudyd(SaveImaged):
         mask_key: str = "mask",
         image_key: str = "image",
         pictures: bool = True,
+        made_with: Mapping[str, Any] | None = None,
         writes: Writes | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
         self.output_dir, self.slice_axis = Path(output_dir), slice_axis
         self.calibration = dict(calibration or {})
         self.mask_key, self.image_key, self.pictures = mask_key, image_key, pictures
+        self.made_with = None if made_with is None else dict(made_with)
         self.writes = writes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -230,7 +235,7 @@ class SaveStudyd(SaveImaged):
             slice_axis=self.slice_axis,
             calibration=calibration_for(self.calibration, modality),
         )
-        scores["input"] = heatmap.meta.get(INPUT)
+        scores |= {"input": heatmap.meta.get(INPUT), "made_with": self.made_with}
         picture = self.pictures and heatmap.meta.get(PICTURE)
         image = on_whole_grid(data[self.image_key]) if picture else None
         work = partial(write_study, self.output_dir, scores, heatmap, mask, image)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from mcmiad_monai.data.cases.names import plain_name
-from mcmiad_monai.files import only_writer, replace_atomically, write_text
+from mcmiad_monai.files import only_writer, replace_atomically, replace_together
 from mcmiad_monai.inference.blend import blend
 
 #: Level of ISA-L's deflate: a heatmap is smaller than with zlib's level 3, in a tenth of the time
 #: (``benchmarks/deflate.py``).
 GZIP_LEVEL = 1
+#: Endings of the files of a volume and of a picture, beside ``scores.json``.
+VOLUME_FILES = ("heatmap.nii.gz", "mask.nii.gz")
+PICTURE_FILES = ("heatmap.tiff", "mask.png", "overlay.png")
+#: Writes a file of which it is given the path.
+Write = Callable[[Path], Any]
 
 
 class StudyExistsError(ValueError):
@@ -40,12 +46,15 @@ def write_nifti(path: str | Path, array: NDArray[Any], affine: NDArray[np.float6
     affine : (4, 4) ndarray
         In RAS millimetres; sheared ones are kept.
     """
+    replace_atomically(path, _nifti_write(array, affine))
+
+
+def _nifti_write(array: NDArray[Any], affine: NDArray[np.float64]) -> Write:
     if array.ndim != 3:
         raise ValueError(
             f"an array of shape {array.shape} is no heatmap or mask; (X, Y, Z) is needed."
         )
-    image = nib.Nifti1Image(array, affine)
-    replace_atomically(path, lambda partial: _write_gzip(image, partial))
+    return partial(_write_gzip, nib.Nifti1Image(array, affine))
 
 
 def _write_gzip(image: nib.Nifti1Image, path: Path) -> None:
@@ -88,9 +97,12 @@ def write_study(
             "name another output folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_scores.json"
     with only_writer(folder):
-        _check_same_input(folder / f"{name}_scores.json", scores.get("input"))
-        _write_files(folder / name, scores, heatmap, mask, image)
+        _check_same_input(path, scores.get("input"))
+        writes = _image_writes(folder / name, heatmap, mask, image)
+        text = json.dumps(scores, indent=1)
+        replace_together({**writes, path: lambda file: file.write_text(text, "utf-8")})
     return folder
 
 
@@ -110,21 +122,21 @@ def _check_same_input(path: Path, digest: str | None) -> None:
         )
 
 
-def _write_files(
-    stem: Path, scores: Mapping[str, Any], heatmap: MetaTensor, mask: Tensor, image: Tensor | None
-) -> None:
+def _image_writes(
+    stem: Path, heatmap: MetaTensor, mask: Tensor, image: Tensor | None
+) -> dict[Path, Write]:
     if image is not None:
-        write_pictures(
+        return _picture_writes(
             stem,
             image=picture_of(image.mean(0, keepdim=True)),
             heatmap=picture_of(heatmap),
             mask=picture_of(mask),
         )
-    else:
-        affine = heatmap.affine.numpy()
-        write_nifti(f"{stem}_heatmap.nii.gz", heatmap[0].numpy(), affine)
-        write_nifti(f"{stem}_mask.nii.gz", mask[0].numpy(), affine)
-    write_text(f"{stem}_scores.json", json.dumps(scores, indent=1))
+    affine = heatmap.affine.numpy()
+    return {
+        Path(f"{stem}_{ending}"): _nifti_write(part[0].numpy(), affine)
+        for ending, part in zip(VOLUME_FILES, (heatmap, mask), strict=True)
+    }
 
 
 def picture_of(volume: Tensor) -> NDArray[Any]:
@@ -154,10 +166,18 @@ def write_pictures(
     heatmap, mask : (H, W) ndarray
         In units of the threshold, and 0 or 1.
     """
-    pictures = {
-        "heatmap.tiff": Image.fromarray(np.ascontiguousarray(heatmap, dtype=np.float32)),
-        "mask.png": Image.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255),
-        "overlay.png": Image.fromarray(blend(image, heatmap)),
+    replace_together(_picture_writes(Path(stem), image=image, heatmap=heatmap, mask=mask))
+
+
+def _picture_writes(
+    stem: Path, *, image: NDArray[Any], heatmap: NDArray[Any], mask: NDArray[Any]
+) -> dict[Path, Write]:
+    arrays: tuple[NDArray[Any], ...] = (
+        np.ascontiguousarray(heatmap, dtype=np.float32),
+        (np.asarray(mask) > 0).astype(np.uint8) * 255,
+        blend(image, heatmap),
+    )
+    return {
+        Path(f"{stem}_{ending}"): Image.fromarray(array).save
+        for ending, array in zip(PICTURE_FILES, arrays, strict=True)
     }
-    for ending, picture in pictures.items():
-        replace_atomically(f"{stem}_{ending}", picture.save)

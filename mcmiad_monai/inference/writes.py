@@ -37,10 +37,11 @@ class Writes:
         """Wait until all is written; a failure is logged and kept, and stops nothing."""
         if self._pending is None:
             return
-        (case, future), self._pending = self._pending, None
+        case, future = self._pending
         try:
-            future.result()
+            future.result()  # an interrupt while it waits leaves it pending
         except Exception as error:
             logger.debug("study %s", case, exc_info=True)
             self.failures[case] = root_message(error)
             logger.error("study %s failed: %s", case, self.failures[case])
+        self._pending = None

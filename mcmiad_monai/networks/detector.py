@@ -36,6 +36,8 @@ class MCMIADDetector(nn.Module):
         Divides the score map. Calibration sets it so that 1.0 is the threshold of a pixel.
     calibration, provenance : dict
         What its state dict carries beside the weights, under PyTorch's key ``_extra_state``.
+    digest : str or None
+        SHA-256 of configuration, calibration, provenance and weights, of a model from a file.
 
     Raises
     ------
@@ -62,6 +64,7 @@ class MCMIADDetector(nn.Module):
         self.register_buffer("heat_scale", torch.ones(()))
         self.calibration: dict[str, Any] = {}
         prior = None if head is None else head.prior_provenance
+        self.digest: str | None = None
         self.provenance: dict[str, Any] = {"encoder": encoder.provenance, "text_prior": prior}
         self.set_memories(memories or {})
 
@@ -132,6 +135,7 @@ class MCMIADDetector(nn.Module):
         """Take calibration and provenance from another detector's extra state."""
         content = extra_state.decode(state)
         self.calibration, self.provenance = content["calibration"], content["provenance"]
+        self.digest = extra_state.content_sha256(content)
         self.encoder.provenance = self.provenance["encoder"]
         if self.head is not None:
             self.head.prior_provenance = self.provenance["text_prior"]

@@ -33,7 +33,7 @@ copies tensors of equal shape only."""
 def encode(described: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Tensor:
     """JSON values with the layout's version and digests of them and of the weights, uint8 (n,)."""
     content = {**described, "format": FORMAT, "weights_sha256": tensors_sha256(weights)}
-    content[DIGEST] = _sha256(json.loads(json.dumps(content)))
+    content[DIGEST] = content_sha256(json.loads(json.dumps(content)))
     text = json.dumps(content).encode()
     text += b" " * (-len(text) % BLOCK)
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -55,7 +55,7 @@ def decode(state: Tensor) -> dict[str, Any]:
             f"{EXTRA_STATE} is not that of a model of this project ({error}); use a model.pt that "
             "was written by training."
         ) from error
-    if (DIGEST in content or layout == FORMAT) and content.get(DIGEST) != _sha256(content):
+    if (DIGEST in content or layout == FORMAT) and content.get(DIGEST) != content_sha256(content):
         raise WeightsError(
             f"{EXTRA_STATE} is damaged: configuration, thresholds or provenance are not those "
             "that were written. Bring the model.pt again, or train again."
@@ -68,7 +68,7 @@ def decode(state: Tensor) -> dict[str, Any]:
     return content
 
 
-def _sha256(content: Mapping[str, Any]) -> str:
+def content_sha256(content: Mapping[str, Any]) -> str:
     """Digest of all JSON values but the digest itself, however they are spaced and ordered."""
     others = {key: value for key, value in content.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()

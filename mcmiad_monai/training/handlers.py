@@ -12,9 +12,11 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver, EarlyStopping, ProgressBar
+from ignite.handlers import Checkpoint, EarlyStopping, ProgressBar
 from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
+
+from mcmiad_monai.files import save_torch
 
 logger = logging.getLogger(__name__)
 
@@ -180,9 +182,11 @@ class Checkpoints:
         self._trainer = engine
         if self.early_stop is not None:
             self.early_stop.attach(engine)
-        # the bare method: of a DiskSaver itself, Checkpoint deletes the old file before it writes
-        # the new one, and a process that is killed in between leaves none
-        save = DiskSaver(self.directory, atomic=True, require_empty=False).__call__
+
+        # not a DiskSaver: of one, Checkpoint deletes the old file before it writes the new one
+        @idist.one_rank_only()
+        def save(content: Mapping[str, Any], name: str, _metadata: Any = None) -> None:
+            save_torch(content, self.directory / name)
 
         def saver(name: str) -> Checkpoint:
             return Checkpoint({"run": self}, save, filename_pattern=name)

@@ -77,22 +77,28 @@ def candidates(method: Method, modality: str, *, by_labels: bool = True) -> list
     """Score options that the method leaves open; those that it names are the same in all.
 
     The sums are of two sources, but never of both memories. The mirrored map is tried where the
-    modality has it that both sides of healthy slices look alike. Brightness is tried by real labels
-    alone: synthetic anomalies are as often dark as bright, and say nothing of what lesions are.
+    modality has it that both sides of healthy slices look alike. Brightness is tried by real
+    labels; without them only where the modality has it that lesions are bright, as synthetic
+    anomalies cannot tell, and never alone, as it sees no dark lesion.
 
     Returns
     -------
     list of dict
         ``sources``, in units of 1, ``symmetry``, ``smooth_sigma`` and ``image_score`` of each.
     """
+    known = get_modality(modality)
     if method.score == AUTO_SCORE:
-        alone = [n for n in method.possible_sources if by_labels or n != "intensity"]
-        memories = {name for name in alone if name.startswith("memory")}
-        pairs = itertools.combinations(alone, 2)
-        sources = [*((name,) for name in alone), *(p for p in pairs if not set(p) <= memories)]
+        possible = method.possible_sources
+        memories = {name for name in possible if name.startswith("memory")}
+        pairs = [p for p in itertools.combinations(possible, 2) if not set(p) <= memories]
+        sources = [*((name,) for name in possible), *pairs]
+        if not by_labels:
+            sources = [s for s in sources if s != ("intensity",)]
+            if not known.bright_lesions:
+                sources = [s for s in sources if "intensity" not in s]
     else:
         sources = [tuple(method.score.split("+"))]
-    sides = SYMMETRIES if get_modality(modality).symmetric else SYMMETRIES[:1]
+    sides = SYMMETRIES if known.symmetric else SYMMETRIES[:1]
     return [
         {
             "sources": dict.fromkeys(names, 1.0),

@@ -22,6 +22,7 @@ from torch import Tensor
 from mcmiad_monai.data.feature_store import FeatureWriter
 from mcmiad_monai.data.features import FeatureDataset, TrainingDataError, encode_slices
 from mcmiad_monai.data.studies import SliceSample, iterate_slices, patient_of
+from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.transforms import FOREGROUND_FLOOR
 
@@ -176,7 +177,6 @@ def synthetic_dataset(
     context: int = 1,
     seed: int = 0,
     limit: int = LIMIT,
-    kinds: Sequence[Kind] = KINDS,
     batch_size: int | None = None,
     device: str | torch.device = "cpu",
     **slices: Any,
@@ -222,7 +222,7 @@ def synthetic_dataset(
     samples = (
         sample
         for number in range(len(chosen))
-        for sample in _with_anomalies(chosen, number, draws, kinds, seed=seed, context=context)
+        for sample in _with_anomalies(chosen, number, draws, seed=seed, context=context)
     )
     block = encode_slices(samples, encoder, writer, batch_size, device)
     return FeatureDataset.from_blocks([block], encoder=encoder, case_count=len(cases))
@@ -232,13 +232,13 @@ def _with_anomalies(
     chosen: Sequence[SliceSample],
     number: int,
     draws: int,
-    kinds: Sequence[Kind],
     *,
     seed: int,
     context: int,
 ) -> Iterator[SliceSample]:
     """A normal slice, and `draws` times the same with an anomaly."""
     normal = chosen[number]
+    kinds = kinds_of(normal.modality)
     yield normal
     for draw in range(draws):
         rng = generator(seed, normal.case, normal.index, draw)
@@ -246,6 +246,11 @@ def _with_anomalies(
         kind = kinds[(number * draws + draw) % len(kinds)]
         image, mask = add_anomaly(normal.image, kind=kind, rng=rng, donor=donor, context=context)
         yield replace(normal, image=image, lesion=mask, anomalous=True)
+
+
+def kinds_of(modality: str) -> tuple[Kind, ...]:
+    """Kinds of anomalies: those that lesions look like, as far as that is known."""
+    return ("bright",) if get_modality(modality).bright_lesions else KINDS
 
 
 def _spread(

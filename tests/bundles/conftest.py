@@ -98,7 +98,7 @@ def train(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         def make(root: Path) -> None:
             made = Trained(name, modality, copy_bundle(name, root), mixed / source)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(handlers.DiskSaver, "__call__", keep_epochs)
+                patch.setattr(handlers, "save_torch", keep_epochs)
                 open_workflow(root, "train", made.small()).run()
 
         root = shared_once(tmp_path_factory, name, make)
@@ -107,11 +107,11 @@ def train(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     return get
 
 
-def keep_epochs(self: Any, content: dict[str, Any], filename: str, *_: Any) -> None:
+def keep_epochs(content: dict[str, Any], path: Path) -> None:
     """Save a checkpoint, and a copy of it that the next epoch does not overwrite."""
-    save_torch(content, self.dirname / filename)
-    if filename == "last.pt":
-        shutil.copy(self.dirname / filename, self.dirname / f"epoch{content['epoch']}.pt")
+    save_torch(content, path)
+    if path.name == "last.pt":
+        shutil.copy(path, path.with_name(f"epoch{content['epoch']}.pt"))
 
 
 @pytest.fixture(params=sorted(BUNDLES))

@@ -16,6 +16,7 @@ from cli_errors import refused, usage_error
 
 from mcmiad_monai.cli.parser import main
 from mcmiad_monai.data.cases.find import find_cases
+from mcmiad_monai.interrupts import Terminated
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.text_prior import TextPrior, encode_hashing
 from mcmiad_monai.version import __version__
@@ -157,7 +158,8 @@ def test_verbose_shows_where_an_error_came_from(
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "mcmiad: interrupted\n"),
+        (KeyboardInterrupt(), 130, "mcmiad: interrupted by Ctrl-C\n"),
+        (Terminated("2 done"), 143, "mcmiad: interrupted by SIGTERM; 2 done\n"),
         (SystemExit("1 of 3 studies failed"), 1, "mcmiad: 1 of 3 studies failed\n"),
         (ValueError("not a study"), 2, "mcmiad: not a study\n"),
         (OSError("disk full"), 2, "mcmiad: disk full\n"),

@@ -62,7 +62,7 @@ def test_disk_and_memory_hold_the_same(
     assert torch.equal(memory.batch(rows), disk.batch(rows))
     assert torch.equal(memory.lesion(rows), disk.lesion(rows))
     assert disk.records == memory.records
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".mcmiad-*"))
 
 
 def test_disk_is_found_again_without_the_encoder(

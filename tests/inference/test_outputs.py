@@ -83,7 +83,7 @@ def test_cases_that_differ_after_a_dot_do_not_overwrite_each_other(tmp_path: Pat
 
 
 @pytest.mark.parametrize("fails_at", ["heatmap", "mask"])
-def test_interrupted_write_leaves_whole_files_and_the_old_scores(
+def test_interrupted_write_leaves_the_old_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
 ) -> None:
     save(tmp_path, heatmap())
@@ -101,10 +101,7 @@ def test_interrupted_write_leaves_whole_files_and_the_old_scores(
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, heatmap() * 2)
     after = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
-    assert set(after) == set(before)
-    kept = {f"a/a_{fails_at}.nii.gz", "a/a_mask.nii.gz", "a/a_scores.json"}
-    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-    nib.load(tmp_path / "a/a_heatmap.nii.gz").get_fdata()
+    assert after == before
 
 
 @pytest.mark.parametrize(("name", "limit"), [("brain_mri", 0.5), ("liver_ct", 2.0)])

@@ -132,8 +132,12 @@ def test_what_the_method_names_is_not_searched() -> None:
         ("memory-cosine", "intensity"),
         ("memory-l2", "intensity"),
     }
-    without_labels = candidates(memory, "brain_mri", by_labels=False)
-    assert not any("intensity" in o["sources"] for o in without_labels)
+    on_flair = {tuple(o["sources"]) for o in candidates(memory, "brain_mri", by_labels=False)}
+    assert ("memory-cosine", "intensity") in on_flair  # lesions are bright there
+    assert ("intensity",) not in on_flair  # sees no dark lesion
+    for modality in ("liver_ct", "retina_oct", "unified"):
+        without_labels = candidates(memory, modality, by_labels=False)
+        assert not any("intensity" in o["sources"] for o in without_labels)
     named = OPEN.with_options(score="memory-l2", symmetry=0.2, smooth_sigma=1.0, image_score="mean")
     assert candidates(named, "brain_mri") == [
         {

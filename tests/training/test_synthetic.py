@@ -17,6 +17,7 @@ from mcmiad_monai.training.synthetic import (
     Kind,
     add_anomaly,
     generator,
+    kinds_of,
     synthetic_dataset,
 )
 
@@ -163,3 +164,8 @@ def test_without_normal_slices_the_error_says_what_to_do(
     anomalous = [{**case, "label": None, "anomalous": True} for case in cases_of(cohort)]
     with pytest.raises(TrainingDataError, match="Name the score, or give more normal studies"):
         dataset(anomalous, encoder)
+
+
+def test_where_lesions_are_bright_anomalies_are() -> None:
+    assert kinds_of("brain_mri") == ("bright",)
+    assert kinds_of("liver_ct") == KINDS

@@ -1,0 +1,182 @@
+"""Going on with a cohort: which studies have their result already, and room for those to come."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from isal import igzip
+from PIL import Image
+
+from mcmiad_monai.data.cases.names import PICTURE_SUFFIXES, plain_name, suffix_of
+from mcmiad_monai.data.studies import study_digest
+from mcmiad_monai.inference.writers import PICTURE_FILES, VOLUME_FILES
+from mcmiad_monai.networks.detector import MCMIADDetector
+from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_packed_header
+from mcmiad_monai.version import __version__
+
+Case = Mapping[str, Any]
+#: Bytes of the files of a volume a voxel, packed, and of a picture a pixel.
+VOXEL_BYTES, PIXEL_BYTES = 1, 5
+#: Studies whose headers are read to know how much room all of them need.
+SAMPLE = 32
+
+
+class OtherResultError(ValueError):
+    """The output folder has results of another model or of other settings."""
+
+
+def made_with(
+    detector: MCMIADDetector,
+    *,
+    mask_threshold: float,
+    slice_range: Sequence[float],
+    region: str,
+    organ_label: int | None,
+    check_modality: bool,
+    precision: str,
+) -> dict[str, Any]:
+    """What a result depends on beside its study, fit for JSON; engines agree and are left out."""
+    return {
+        "version": __version__,
+        "model": detector.digest,
+        "mask_threshold": float(mask_threshold),
+        "slice_range": [float(share) for share in slice_range],
+        "region": region,
+        "organ_label": organ_label,
+        "check_modality": bool(check_modality),
+        "precision": str(precision),
+    }
+
+
+def finished_studies(
+    cases: Sequence[Case],
+    out: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    pictures: bool = True,
+    preview: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Studies whose results in a folder are those that would be computed, all files readable.
+
+    Parameters
+    ----------
+    cases : sequence of dict
+    out : path
+        The cohort's folder.
+    settings : mapping
+        See `made_with`.
+    pictures, preview : bool
+        Which files belong to a result; see `infer_cohort`.
+
+    Returns
+    -------
+    dict
+        Name of the case → its scores. A result that is damaged, incomplete or of another input is
+        left out.
+
+    Raises
+    ------
+    OtherResultError
+        If a study of the same input has a result of another model or of other settings.
+    """
+    kept, others = {}, {}
+    for case in cases:
+        name = plain_name(str(case["case"]))
+        stem = Path(out) / name / name
+        scores = _scores(Path(f"{stem}_scores.json"))
+        organ = settings["region"] == "organ"
+        if scores is None or scores.get("input") != study_digest(case, organ=organ):
+            continue
+        if difference := _difference(scores, settings, case):
+            others[name] = difference
+        elif all(map(_readable, _files_of(case, stem, pictures=pictures, preview=preview))):
+            kept[str(case["case"])] = scores
+    if others:
+        name, difference = next(iter(others.items()))
+        raise OtherResultError(
+            f"{len(others)} of {len(cases)} studies have a result in {out} of another model or of "
+            f"other settings, and no result was changed. For example {name}: {difference}. Name "
+            "another output folder (--out), or leave out --continue to compute all of them anew."
+        )
+    return kept
+
+
+def _scores(path: Path) -> dict[str, Any] | None:
+    """Scores of a study, None where there are none or they cannot be read."""
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        _ = scores["case"], scores["slices"], scores["volume_score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return dict(scores)
+
+
+def _difference(scores: Mapping[str, Any], settings: Mapping[str, Any], case: Case) -> str | None:
+    """In what a result differs from what would be computed."""
+    then, now = scores.get("made_with"), dict(settings)
+    if not isinstance(then, Mapping) or then.get("model") is None:
+        return "the result does not say which model made it"
+    if case.get("modality") is not None:
+        then = {**then, "modality": scores.get("modality")}
+        now["modality"] = case["modality"]
+    changed = [key for key in now if then.get(key) != now[key]]
+    shown = (f"{key} was {_short(then.get(key))} and is {_short(now[key])}" for key in changed)
+    return ", ".join(shown) or None
+
+
+def _short(value: Any) -> str:
+    """A setting for a message; of a digest its beginning."""
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def _files_of(case: Case, stem: Path, *, pictures: bool, preview: bool) -> Iterable[Path]:
+    """Files that belong to a result."""
+    picture = pictures and suffix_of(Path(case["image"])) in PICTURE_SUFFIXES
+    endings = [*(PICTURE_FILES if picture else VOLUME_FILES), *(["preview.png"] if preview else [])]
+    return (Path(f"{stem}_{ending}") for ending in endings)
+
+
+def _readable(path: Path) -> bool:
+    """Whether a file is there and can be read to its end."""
+    try:
+        if path.suffix == ".gz":
+            with igzip.open(path) as file:
+                while file.read(1 << 20):
+                    pass
+        else:
+            with Image.open(path) as picture:
+                picture.load()
+    except Exception:  # whatever a damaged file raises
+        return False
+    return True
+
+
+def room_needed(cases: Sequence[Case]) -> int:
+    """Bytes that the results of studies will take, roughly, from the headers of some of them."""
+    some = cases[:: max(1, math.ceil(len(cases) / SAMPLE))]
+    return len(cases) * sum(map(_result_bytes, some)) // max(1, len(some))
+
+
+def _result_bytes(case: Case) -> int:
+    """Bytes of a study's result; 0 where its header cannot be read, as its inference will tell."""
+    try:
+        path = Path(case["image"]).expanduser()
+        suffix = suffix_of(path)
+        if suffix in PICTURE_SUFFIXES:
+            with Image.open(path) as picture:
+                return PIXEL_BYTES * math.prod(picture.size)
+        if suffix in (".nii.gz", ".nii", ".mgz", ".mgh"):
+            if suffix.endswith("z"):
+                check_packed_header(path, MAX_VOXELS)
+            image: Any = nib.load(path)
+            return VOXEL_BYTES * math.prod(image.shape)
+        files = path.iterdir() if path.is_dir() else [path]  # of DICOM, two bytes a voxel
+        return VOXEL_BYTES * sum(file.stat().st_size for file in files) // 2
+    except Exception:
+        return 0
