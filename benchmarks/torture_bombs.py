@@ -249,7 +249,8 @@ def run_disks(bench: Bench) -> None:
     shares = (0.5,) if bench.quick else (0.05, 0.3, 0.5, 0.7, 0.9, 0.97)
     bench.each(partial(_full, bench, of, needed), shares)
     if not bench.quick:
-        bench.each(partial(_full_training, bench), (0.02, 0.5, 0.9))
+        bundle = sum(p.stat().st_size for p in of.bundle.rglob("*") if p.suffix != ".onnx")
+        bench.each(partial(_full_training, bench, bundle), (0.02, 0.5, 0.9))
         bench.each(partial(_file_limit, bench, of), (2_000, 12_000, 40_000))
     bench.each(
         partial(_no_folder, bench, of),
@@ -313,11 +314,11 @@ def _told_in_words(one: Try, done: Any, *parts: str) -> None:
     one.expect(all(part in done.told for part in parts), f"no path: {done.last}")
 
 
-def _full_training(bench: Bench, share: float) -> None:
+def _full_training(bench: Bench, needed: int, share: float) -> None:
     name = f"room for {share:.0%} of a trained bundle"
     with bench.attempt("full disk", name, "train, then train --overwrite") as (one, folder):
         data, options = small_cohort(bench), (*MEMORY, "--set", "export=false")
-        with small_disk(folder / "disk", int(1_500_000 * share)) as grow:
+        with small_disk(folder / "disk", int(needed * share)) as grow:
             if grow is None:
                 one.held = None
                 one.seen.append("a disk cannot be mounted here")
