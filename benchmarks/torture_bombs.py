@@ -296,7 +296,7 @@ def _full(bench: Bench, of: Model, needed: int, share: float) -> None:
             one.expect(whole, f"{case} has scores and is not whole")
         hidden = [p.name for p in out.rglob(".*")] if out.exists() else []
         one.expect(not hidden, f"left over: {hidden[:3]}")
-        grow(64 << 20)
+        grow(2 << 30)
         again = bench.run(*command, "--continue")
         one.expect(again.code == 0, f"going on: {again.last}")
         from torture_kills import compare_inferred
@@ -329,7 +329,7 @@ def _full_training(bench: Bench, needed: int, share: float) -> None:
                 one.note("there was room enough")
                 return
             _told_in_words(one, done)
-            grow(64 << 20)
+            grow(2 << 30)
             again = bench.run("train", data, "--out", out, *options, "--overwrite")
             one.expect(again.code == 0, f"again: {again.last}")
             one.note(done.last)
