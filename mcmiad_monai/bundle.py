@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import BundleError
-from mcmiad_monai.files import file_sha256, write_text
+from mcmiad_monai.files import file_sha256, replace_atomically, write_text
 from mcmiad_monai.overrides import (
     check_overrides,
     config_keys,
@@ -27,6 +28,7 @@ __all__ = [
     "open_workflow",
     "refuse_unknown_overrides",
     "renew_checksum",
+    "replace_bundle",
     "shipped_bundles",
     "write_checksums",
 ]
@@ -62,13 +64,27 @@ def copy_bundle(name: str, destination: str | Path) -> Path:
     if name not in bundles:
         raise BundleError(f"bundle {name!r} is not shipped; choose one of {sorted(bundles)}.")
     target = Path(destination)
-    if target.exists() and any(target.iterdir()) and not (target / "configs").is_dir():
+    foreign = target.exists() and not (target / "configs").is_dir()
+    if foreign and any(path.is_file() for path in target.rglob("[!.]*")):
         raise BundleError(
             f"{target} is not empty and not a bundle; name a new folder for the trained bundle."
         )
     ignore = shutil.ignore_patterns("__pycache__", "*.pt", "*.safetensors", "eval")
     shutil.copytree(bundles[name], target, dirs_exist_ok=True, ignore=ignore)
     return target
+
+
+def replace_bundle(made: Path, root: Path) -> None:
+    """Put a newly trained bundle in the place of an older one, its model last; ``made`` goes."""
+    order = {"models/model.pt": 1, CHECKSUMS: 2}
+    if not (made / "models" / "model.pt").is_file():
+        raise BundleError(f"{made} has no model any more; {root} is as it was. Train again.")
+    files = {path.relative_to(made).as_posix(): path for path in made.rglob("[!.]*")}
+    for name in sorted(files, key=lambda name: order.get(name, 0)):
+        if files[name].is_file():
+            replace_atomically(root / name, partial(shutil.copyfile, files[name]))
+    write_checksums(root)
+    shutil.rmtree(made)
 
 
 def locate(bundle_root: str, *parts: str) -> str:
@@ -144,10 +160,11 @@ def open_workflow(
 
 def checksums(root: Path) -> dict[str, str]:
     """SHA-256 of the files of a bundle by their paths in it, without those of the training."""
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    # what a link leads to is not looked through; as a link to a folder it is still named
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() or p.is_symlink())
     names = {path.relative_to(root).as_posix(): path for path in files}
     return {
-        name: file_sha256(path)
+        name: file_sha256(path) if path.is_file() else "a link"
         for name, path in names.items()
         if name != CHECKSUMS
         and not any(name == of or name.startswith(f"{of}/") for of in OF_TRAINING)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 #: Share of a normal patient's foreground pixels above the pixel threshold.
 PIXEL_FALSE_POSITIVE_RATE = 0.005
@@ -37,6 +38,11 @@ MIN_STUDIES = 5
 LIMIT = 4.5
 #: Smallest robust standard deviation: nothing within a factor of exp(LIMIT · FLOOR) = 1.57 is far.
 FLOOR = 0.1
+#: Share of studies like the held-out normals whose median heat is beyond the usual range.
+UNUSUAL = 0.01
+#: Smallest standard deviation of the logarithms of median heats, against held-out studies that are
+#: alike by chance or come from one scanner.
+SPREAD_FLOOR = 0.05
 #: What is smaller counts as this.
 TINY = 1e-9
 #: Share of normal slices and volumes above their thresholds.
@@ -145,10 +151,19 @@ def robust_range(logs: np.ndarray) -> tuple[float, float]:
 
 
 def usual_range(values: Sequence[float]) -> tuple[float, float] | None:
-    """Between what values of the same kind usually lie; None from fewer than 5."""
+    """Between what one more value of the same kind lies, but for `UNUSUAL`; None from fewer than 5.
+
+    The prediction interval of Student's t for normally distributed logarithms, without the values
+    that `robust_range` calls far: one odd value would widen it for all.
+    """
     if len(values) < MIN_STUDIES:
         return None
-    middle, reach = robust_range(np.log(np.maximum(values, TINY)))
+    logs = np.log(np.maximum(values, TINY))
+    middle, reach = robust_range(logs)
+    near = logs[np.abs(logs - middle) <= reach]
+    middle, count = float(near.mean()), near.size
+    spread = max(float(near.std(ddof=1)), SPREAD_FLOOR) * math.sqrt(1 + 1 / count)
+    reach = float(stdtrit(count - 1, 1 - UNUSUAL / 2)) * spread
     return math.exp(middle - reach), math.exp(middle + reach)
 
 
@@ -240,8 +255,39 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`; models of older versions lack what has a default."""
-        return cls(**{name: _from_json(value) for name, value in data.items()})
+        """Inverse of :meth:`to_dict`; models of older versions lack what has a default.
+
+        Raises
+        ------
+        ValueError
+            If something is missing, not known, or no such number.
+        """
+        try:
+            found = cls(**{name: _from_json(value) for name, value in data.items()})
+            usable = found._is_usable()
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"the calibration of the model is damaged: {error}") from error
+        if not usable:
+            raise ValueError(
+                f"the calibration of the model is damaged: {found.to_dict(scores=False)}; "
+                "thresholds and counts must be numbers, and those of pixels finite and above 0."
+            )
+        return found
+
+    def _is_usable(self) -> bool:
+        """Whether all are numbers of their kind; `TypeError` if some are no numbers at all."""
+        rates = (self.pixel_false_positive_rate, self.false_positive_rate)
+        scores = (*self.slice_scores, *self.volume_scores, *self.typical_heat)
+        finite = (*scores, *(self.pixel_interval or ()), self.pixel_confidence)
+        counts = (self.normal_pixels, self.normal_slices, self.normal_volumes)
+        return (
+            0 < self.pixel_threshold < math.inf
+            and all(0 < rate < 1 for rate in rates)
+            and all(-math.inf < limit for limit in (self.slice_threshold, self.volume_threshold))
+            and all(math.isfinite(value) for value in finite)
+            and all(value >= 0 for value in (*counts, self.normal_patients, *self.typical_heat))
+            and (self.pixel_interval is None or len(self.pixel_interval) == 2)
+        )
 
     def summary(self) -> str:
         """One line for people, which says so where a threshold could not be set."""
@@ -331,12 +377,26 @@ def calibration_for(stored: Mapping[str, Any], modality: str | None) -> Calibrat
     if "modalities" not in stored:
         return Calibration.from_dict(stored)
     known = stored["modalities"]
+    if not isinstance(known, Mapping):
+        raise ValueError(f"the calibration of the model is damaged: modalities are {known!r}.")
     if modality not in known:
         raise ValueError(
             f"the model has no thresholds for {modality!r}; it was calibrated for {sorted(known)}. "
             "Train with normal studies of that modality."
         )
     return Calibration.from_dict(known[modality])
+
+
+def check_calibration(stored: Mapping[str, Any]) -> None:
+    """Refuse a calibration of which thresholds are missing or no numbers; none at all is good.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    for modality in stored.get("modalities") or (None,):
+        heat_unit(stored, modality)
 
 
 def heat_unit(stored: Mapping[str, Any], modality: str | None) -> float:
@@ -347,4 +407,7 @@ def heat_unit(stored: Mapping[str, Any], modality: str | None) -> float:
     calibration = calibration_for(stored, modality)
     if calibration is None or "modalities" not in stored:
         return 1.0
-    return calibration.pixel_threshold / float(stored["pixel_threshold"])
+    common = stored.get("pixel_threshold")
+    if not isinstance(common, float) or not 0 < common < math.inf:
+        raise ValueError(f"the calibration of the model is damaged: pixel_threshold is {common!r}.")
+    return calibration.pixel_threshold / common

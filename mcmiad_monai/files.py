@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: First characters by which a spreadsheet takes a cell for a formula or splits it.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+#: Most bytes of a YAML file, and most values in it, those behind aliases each time.
+YAML_BYTES = 1_000_000
+YAML_VALUES = 100_000
 #: Name of what is being written: the place (see `_place`) and the number of the process.
 PARTIAL = re.compile(r"\.mcmiad-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.")
 #: Characters of a file's name that its partial one keeps: its suffixes are among them.
@@ -237,6 +240,46 @@ def save_torch(content: Any, path: str | Path) -> None:
             torch.save(content, file)
 
     replace_atomically(path, write)
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """A mapping in a YAML file, of plain values: no tag makes an object, no code is run.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, or its aliases stand for more than `YAML_VALUES` values.
+    """
+    import yaml
+
+    try:
+        if (size := Path(path).stat().st_size) > YAML_BYTES:
+            raise ValueError(f"it has {size} bytes; at most {YAML_BYTES} are read")
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if _values(node, {}) > YAML_VALUES:
+            raise ValueError(f"its aliases stand for more than {YAML_VALUES} values")
+        content = loader.construct_document(node) if node else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} cannot be read as YAML of plain values: {reason}. Tags that make objects, as "
+            "!!python/object, are not read. Bring the file of the bundle again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; names with values are needed.")
+    return content
+
+
+def _values(node: Any, known: dict[int, int]) -> int:
+    """Values of a YAML node, those behind aliases each time."""
+    if not isinstance(getattr(node, "value", None), list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = YAML_VALUES + 1  # of a node in itself
+        below = [part for pair in node.value for part in (pair if type(pair) is tuple else (pair,))]
+        known[id(node)] = min(YAML_VALUES + 1, 1 + sum(_values(part, known) for part in below))
+    return known[id(node)]
 
 
 def file_sha256(path: Path, *, without_last: int = 0) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mcmiad_monai.errors import BundleError
+from mcmiad_monai.files import read_yaml
 
 #: Options of `monai.bundle run` itself, which are no overrides of the configuration.
 RUN_OPTIONS = frozenset(
@@ -66,7 +67,7 @@ def command_line_options(arguments: Sequence[str]) -> dict[str, Any]:
 
 def config_keys(config_files: Iterable[str | Path]) -> set[str]:
     """Top-level keys of configuration files."""
-    contents = (yaml.safe_load(Path(f).read_text(encoding="utf-8")) for f in config_files)
+    contents = (read_yaml(f) for f in config_files)
     return {key for content in contents for key in content}
 
 

@@ -9,102 +9,39 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.resources import files
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import nn
 
-from mcmiad_monai.calibration import Calibration, calibration_for
+from mcmiad_monai.calibration import Calibration, calibration_for, check_calibration
 from mcmiad_monai.data.cases.names import stem_of
 from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.continuing import made_with
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.inference.nearest import recall_from
-from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD, anomaly_mask, study_scores
+from mcmiad_monai.inference.outputs import anomaly_mask, study_scores
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.runtime.device import choose_device
-from mcmiad_monai.runtime.open import Engine, open_network
-from mcmiad_monai.runtime.precision import Precision
+from mcmiad_monai.runtime.open import open_network
+from mcmiad_monai.settings import InferenceOptions, bundle_settings
 from mcmiad_monai.transforms import CanonicalOrientationd, on_whole_grid, preprocessing
 from mcmiad_monai.transforms.metadata import INPUT, MODALITY
-from mcmiad_monai.transforms.recipes import Region
 
 logger = logging.getLogger(__name__)
 
 #: The model of a bundle, below its folder.
 MODEL = Path("models") / "model.pt"
-#: Settings of a bundle's inference.yaml, and the options that they are here.
-SETTINGS = {
-    "engine": "engine",
-    "precision": "precision",
-    "compile": "compiled",
-    "batch_size": "batch_size",
-    "mask_threshold": "mask_threshold",
-    "check_modality": "check_modality",
-    "study_modality": "modality",
-    "slice_range": "slice_range",
-    "region": "region",
-    "organ_label": "organ_label",
-    "max_voxels": "max_voxels",
-}
-#: Parts of a bundle's inference.yaml that `Predictor` has in Python.
-STEPS = ("preprocessing", "network", "inferer", "postprocessing")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceOptions:
-    """How a model looks at studies.
-
-    Attributes
-    ----------
-    engine : {"auto", "torch", "onnxruntime", "openvino"}
-        What computes; see `open_network`.
-    precision : {"float32", "bfloat16"}
-        Of the products.
-    compiled : bool
-        Of PyTorch on a GPU.
-    batch_size : int, optional
-        Slices in one call of the network; by default what the engine is fast with.
-    mask_threshold : float
-        Of the mask, in units of the calibrated pixel threshold.
-    check_modality : bool
-        Refuse studies that are of another modality by their header or their values.
-    modality : str, optional
-        Of every study that does not say it itself; for a unified model.
-    slice_range : (float, float), optional
-        Share of the slices to look at; by default what the model was trained for.
-    region : {"whole", "organ"}, optional
-        Where to look; by default what the model was trained for.
-    organ_label : int, optional
-        Value of the organ in a mask of many; by default that of the training.
-    max_voxels : int, optional
-        Of a study, by its header: a larger one is refused before it is unpacked; by default
-        5·10⁸, which are 2·10⁹ bytes as float32.
-    """
-
-    engine: Engine = "auto"
-    precision: Precision = "float32"
-    compiled: bool = False
-    batch_size: int | None = None
-    mask_threshold: float = HEATMAP_THRESHOLD
-    check_modality: bool = True
-    modality: str | None = None
-    slice_range: Sequence[float] | None = None
-    region: Region | None = None
-    organ_label: int | None = None
-    max_voxels: int | None = None
 
 
 def load(
@@ -158,42 +95,6 @@ def load(
     return Predictor(detector, network, chosen, modality=modality, device=place)
 
 
-def bundle_settings(root: Path) -> dict[str, Any]:
-    """Settings of a bundle's ``inference.yaml``, read as plain YAML: no code is run.
-
-    Expressions (``$…``, ``@…``) are the file's own defaults and left out.
-    """
-    path = root / "configs" / "inference.yaml"
-    if not path.is_file():
-        raise BundleError(f"{root} is no bundle of this project: {path} does not exist.")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found = {
-        option: content[key]
-        for key, option in SETTINGS.items()
-        if key in content and not str(content[key]).startswith(("$", "@"))
-    }
-    _warn_of_other_steps(path, content)
-    return {**found, "bundle_modality": content.get("modality")}
-
-
-def _warn_of_other_steps(path: Path, content: Mapping[str, Any]) -> None:
-    """Log a warning if the file names other steps than the shipped bundle of its modality."""
-    name = f"{content.get('modality')}_anomaly"
-    shipped = files("mcmiad_monai.bundles") / name / "configs" / "inference.yaml"
-    if not shipped.is_file():
-        return
-    standard = yaml.safe_load(shipped.read_text(encoding="utf-8"))
-    other = [part for part in STEPS if part in content and content[part] != standard[part]]
-    if other:
-        logger.warning(
-            "%s has other steps than this version in %s; they are not used here. To run the file "
-            "as it is, use: python -m monai.bundle run --config_file %s",
-            path.name,
-            ", ".join(other),
-            path,
-        )
-
-
 class Predictor:
     """A trained model, ready for studies.
 
@@ -226,7 +127,7 @@ class Predictor:
     Raises
     ------
     WeightsError
-        If the package does not say for which modality it was trained.
+        If the package does not say for which modality it was trained, or has no usable thresholds.
     """
 
     def __init__(
@@ -245,6 +146,10 @@ class Predictor:
                 "the model does not say for which modality it was trained; open it through its "
                 "bundle's folder, or train it with mcmiad train."
             )
+        try:
+            check_calibration(detector.calibration)
+        except ValueError as error:
+            raise WeightsError(f"{error} Bring the model.pt again, or train again.") from error
         self.detector, self.network, self.options = detector, network, options
         self.device = torch.device("cpu") if device is None else device
         self.modality: Modality = get_modality(name)

@@ -24,7 +24,7 @@ FLOORS = [
     {"data"},
     {"inference", "training", "phantom"},
     {"overrides"},
-    {"bundle"},
+    {"bundle", "settings"},
     {"predictor"},
     {"research", "monailabel"},
     {"cli"},

@@ -27,13 +27,13 @@ GEOMETRY_TOLERANCE = 1e-3
 """Largest difference of direction cosines, or of pixel spacing in millimetres, within a series."""
 
 MODALITY = "0008|0060"
+IMAGE_TYPE = "0008|0008"
 IMAGE_POSITION = "0020|0032"
 IMAGE_ORIENTATION = "0020|0037"
 PIXEL_SPACING = "0028|0030"
 SLICE_SPACING = "0018|0088"
 SLICE_THICKNESS = "0018|0050"
 SERIES_NUMBER = "0020|0011"
-SERIES_DESCRIPTION = "0008|103e"
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,12 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = M
     ------
     VolumeError
         If slices differ in size, orientation or pixel spacing, are coloured, lack a position, are
-        not evenly spaced, or have more than `max_voxels` together.
+        not evenly spaced, are mosaics, or have more than `max_voxels` together.
     """
     with _quiet():
         headers = [_open(path) for path in paths]
         _check_sizes(headers, source)
+        _check_no_mosaic(headers, source)
         check_size((*headers[0].GetSize()[:2], len(headers)), source, max_voxels)
         slices = [_slice(path, header) for path, header in zip(paths, headers, strict=True)]
         normal = slices[0].normal
@@ -130,9 +131,8 @@ def _open(path: Path) -> Any:
 def _describe(names: Sequence[str]) -> str:
     header = _open(Path(names[0]))
     columns, rows = header.GetSize()[:2]
-    title = f" {_tag(header, SERIES_DESCRIPTION)!r}" if _tag(header, SERIES_DESCRIPTION) else ""
     number = _tag(header, SERIES_NUMBER) or "?"
-    return f"number {number}{title}: {len(names)} files of {columns}x{rows}"
+    return f"number {number}: {len(names)} files of {columns}x{rows}"
 
 
 def _check_sizes(headers: Sequence[Any], source: Path) -> None:
@@ -154,6 +154,17 @@ def _check_sizes(headers: Sequence[Any], source: Path) -> None:
         raise VolumeError(
             f"{source} is a multi-frame DICOM file with {frames} frames; single slices are needed. "
             "Convert it to NIfTI, for example with dcm2niix."
+        )
+
+
+def _check_no_mosaic(headers: Sequence[Any], source: Path) -> None:
+    """A mosaic of Siemens has all slices of a volume as tiles of one image."""
+    if any("MOSAIC" in _tag(header, IMAGE_TYPE).split("\\") for header in headers):
+        columns, rows = headers[0].GetSize()[:2]
+        raise VolumeError(
+            f"{source} is a Siemens mosaic: each image of {columns}x{rows} pixels has all slices "
+            "of a volume as tiles (ImageType says MOSAIC); one slice per image is needed. Unfold "
+            "it with dcm2niix and give one time point of the result as NIfTI."
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mcmiad_monai.transforms.checks import VolumeError, check_affine, check_dtype, spatial_shape
 from mcmiad_monai.transforms.sizes import (
     MAX_VOXELS,
+    check_data_file,
     check_deflated,
     check_packed_header,
     check_size,
@@ -170,6 +171,7 @@ def _read_itk(path: Path, max_voxels: int) -> Image:
     """NRRD and MetaImage through SimpleITK."""
     import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 
+    check_data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -200,14 +202,21 @@ def itk_affine(
 
 
 def _read_picture(path: Path, max_voxels: int) -> Image:
-    """One 2-D image: x to the right, y down; its values are the luminance of its colours."""
-    with _picture_opened(path) as picture:
-        check_size(picture.size, path, max_voxels)
-        if getattr(picture, "n_frames", 1) > 1:
+    """One 2-D image: x to the right, y down; its values are the luminance of its colours.
+
+    It is turned upright as its EXIF orientation says and every viewer shows it.
+    """
+    from PIL.ImageOps import exif_transpose
+
+    # not by its name: Pillow maps such a TIFF, and takes the width of a turned one for its height
+    with path.open("rb") as file, _picture_opened(file, path) as stored:
+        check_size(stored.size, path, max_voxels)
+        if getattr(stored, "n_frames", 1) > 1:
             raise VolumeError(
-                f"{path} has {picture.n_frames} pages; one 2-D image is needed. Save each page as "
+                f"{path} has {stored.n_frames} pages; one 2-D image is needed. Save each page as "
                 "a file of its own, or the stack as NIfTI."
             )
+        picture = exif_transpose(stored)
         colours = None
         if picture.mode in GREY_MODES:
             grey = np.asarray(picture)  # (H, W)
@@ -219,12 +228,12 @@ def _read_picture(path: Path, max_voxels: int) -> Image:
     return Image(grey.T[:, :, None], LPS_TO_RAS.copy(), is_picture=True, colours=colours)
 
 
-def _picture_opened(path: Path) -> Any:
+def _picture_opened(file: IO[bytes], path: Path) -> Any:
     """A picture whose header was read; Pillow has a limit of its own."""
     from PIL import Image as Pillow
 
     try:
-        return Pillow.open(path)
+        return Pillow.open(file)
     except Pillow.DecompressionBombError as error:
         raise VolumeError(
             f"{path} is too large by its header: {error} Export it smaller, or as NIfTI."

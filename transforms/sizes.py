@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -22,7 +23,13 @@ MAX_EXTENSIONS = 1 << 26
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 """Transfer syntax of DICOM files of which all but the first group is packed."""
 
+MAX_FIRST_GROUP = 1 << 20
+"""Most bytes of the first group of a DICOM file, which has the transfer syntax."""
+
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
+
+DATA_FILE = re.compile(rb"^(?:data ?file|ElementDataFile)\s*[:=]\s*(.*?)\s*$", re.I | re.M)
+"""Line of a NRRD or MetaImage header that says where the voxels are, and what it says."""
 
 
 def check_size(shape: Sequence[int], path: Path, limit: int) -> None:
@@ -98,11 +105,17 @@ def check_deflated(path: Path, limit: int) -> None:
     """
     with path.open("rb") as file:
         head = file.read(4096)
-        if head[128:132] != b"DICM" or DEFLATED not in head:
+        if head[128:132] != b"DICM":
             return
-        if head[132:136] != b"\2\0\0\0":
+        has_length = head[132:136] == b"\2\0\0\0" and len(head) >= 144
+        length = _ints("<I", head, 140)[0] if has_length else 0
+        if length > MAX_FIRST_GROUP:
+            raise VolumeError(f"{path} has a first group of {length} bytes. Export it again.")
+        if DEFLATED not in head + file.read(length):
+            return
+        if not has_length:
             raise VolumeError(f"{path} lacks the length of its first group. Export it again.")
-        file.seek(144 + _ints("<I", head, 140)[0])
+        file.seek(144 + length)
         unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while packed := file.read(1 << 16):
             while packed:
@@ -113,6 +126,26 @@ def check_deflated(path: Path, limit: int) -> None:
                         f"{path} unpacks to more than {4 * limit} bytes. If the study is as large "
                         f"as that, raise the limit (--max-voxels {2 * limit})."
                     )
+
+
+def check_data_file(path: Path) -> None:
+    """Refuse a NRRD or MetaImage header whose voxels are outside of its own folder.
+
+    Raises
+    ------
+    VolumeError
+        If it names a path, or a pattern or list of files, which could be any.
+    """
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    end = re.search(rb"\r?\n\r?\n|ElementDataFile[^\n]*\n", head, re.I)
+    for found in DATA_FILE.findall(head[: end.end() if end else None]):
+        name = found.decode(errors="replace")
+        if name.upper().startswith("LIST") or any(mark in name for mark in "/\\%"):
+            raise VolumeError(
+                f"{path} has its voxels in {name!r}; a file beside it, by its name alone, is "
+                "needed. Write image and header into one file."
+            )
 
 
 def _ints(form: str, head: bytes, offset: int) -> tuple[Any, ...]:

@@ -139,7 +139,8 @@ def _opened(
 ) -> tuple[Predictor, list[Case], dict[str, Any]]:
     """The model, the studies, and the other settings of the command with what ``--set`` changes."""
     from mcmiad_monai.data.cases.splits import find_studies
-    from mcmiad_monai.predictor import SETTINGS, load
+    from mcmiad_monai.predictor import load
+    from mcmiad_monai.settings import SETTINGS
 
     others = {"split": "test", "progress": not options.quiet, "device": options.device, **more}
     given = dict(options.overrides)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from mcmiad_monai.cli.console import FAILED, OK, print_json
 from mcmiad_monai.cli.options import (
@@ -19,10 +21,13 @@ from mcmiad_monai.cli.options import (
     add_source,
 )
 from mcmiad_monai.cli.workflows import open_training
+from mcmiad_monai.errors import escaped
 
 DEFAULT_BUNDLE = "brain_mri_anomaly"
 #: Bytes of two checkpoints and two model files of the default method, the old and the new one.
 TRAINING_ROOM = 500_000_000
+#: Where a finished bundle is trained afresh: it stays as it is until the new one is complete.
+AFRESH = ".new"
 
 
 def add_commands(commands: Commands) -> None:
@@ -84,17 +89,32 @@ def add_commands(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from mcmiad_monai.bundle import copy_bundle
     from mcmiad_monai.files import prepare_output
+    from mcmiad_monai.training.lock import TrainingLock
 
-    if not options.resume and not options.overwrite:
-        _require_untrained(options.out)
     if not options.resume or options.out.is_dir():
         prepare_output(options.out, room=TRAINING_ROOM, levels=3)
-    started = time.time()
-    root = options.out if options.resume else copy_bundle(options.bundle, options.out)
+    with TrainingLock(options.out / "models"):
+        _train_alone(options)
+    if not options.quiet:
+        print(f"trained bundle: {options.out}")
+
+
+def _train_alone(options: argparse.Namespace) -> None:
+    from mcmiad_monai.bundle import copy_bundle, replace_bundle
+
+    out, afresh = options.out, options.out / AFRESH
+    if not options.resume and not options.overwrite:
+        _require_untrained(out)
+    if options.resume:
+        root = afresh if afresh.exists() else out
+    else:
+        shutil.rmtree(afresh, ignore_errors=True)
+        finished = options.overwrite and (out / "models" / "model.pt").exists()
+        root = copy_bundle(options.bundle, afresh if finished else out)
     checkpoint = root.resolve() / "models" / "last.pt"
     more = {
+        "output_dir": str(out.resolve() / "eval") if root == afresh else None,
         "preset": options.preset,
         "method#parts": options.method,
         "method#score": options.score,
@@ -104,6 +124,9 @@ def _train(options: argparse.Namespace) -> None:
         "max_epochs": options.epochs,
         "resume": str(checkpoint) if options.resume else None,
     }
+    if options.resume and options.tracking:  # MONAI writes for it as soon as the bundle is open
+        _check_resume(options, root, more)
+    started = time.time()
     try:
         open_training(options, root, more).run()
     except KeyboardInterrupt as stop:
@@ -111,11 +134,18 @@ def _train(options: argparse.Namespace) -> None:
         stop.args = (
             f"its finished epochs are in {checkpoint}; go on with the same command and --resume"
             if kept
-            else f"no epoch was finished; train {root} again with --overwrite",
+            else f"no epoch was finished; train {out} again with --overwrite",
         )
         raise
-    if not options.quiet:
-        print(f"trained bundle: {root}")
+    if root == afresh:
+        replace_bundle(afresh, out)
+
+
+def _check_resume(options: argparse.Namespace, root: Path, more: dict[str, Any]) -> None:
+    plain = argparse.Namespace(**{**vars(options), "tracking": None})
+    parser = open_training(plain, root, more).parser
+    resume, directory = (parser.get_parsed_content(name) for name in ("resume", "ckpt_dir"))
+    parser.get_parsed_content("identity").check(resume, directory)
 
 
 def _require_untrained(root: Path) -> None:
@@ -146,7 +176,7 @@ def _verify(options: argparse.Namespace) -> int:
         print_json(differs)
     elif differs:
         for name, how in differs.items():
-            print(f"{how}\t{name}")
+            print(f"{how}\t{escaped(name)}")
     else:
         print(f"{options.bundle}: all files are as they were written")
     return FAILED if differs else OK

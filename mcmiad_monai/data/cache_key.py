@@ -19,7 +19,7 @@ from mcmiad_monai.data.studies import patient_of
 #: What of the provenance of an encoder, or of a member of an ensemble, decides about its features.
 ENCODER_KEYS = ("tensors_sha256", "pool", "align_corners", "layers", "merge")
 #: Raised whenever the same input would give another content.
-CACHE_FORMAT = 6
+CACHE_FORMAT = 7
 
 
 def cache_key(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.files import partial_path, room_for
 from mcmiad_monai.networks.score import INTENSITY_CELL, foreground_of, intensity_of
 
@@ -79,10 +80,18 @@ class FeatureWriter:
         Pixels a side of the masks.
     folder : Path, optional
         Where the files go; None keeps everything in memory.
+    cases : sequence of mapping
+        Cases of all slices, whose numbers stand for their names in the folder.
     """
 
-    def __init__(self, shape: tuple[int, int, int], size: int, folder: Path | None = None) -> None:
-        self.shape, self.size, self.folder = shape, size, folder
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        size: int,
+        folder: Path | None = None,
+        cases: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.shape, self.size, self.folder, self.cases = shape, size, folder, cases
         self.records: list[SliceRecord] = []
         self.failures: dict[str, str] = {}
         self._batches: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -115,11 +124,12 @@ class FeatureWriter:
     def finish(self) -> FeatureBlock:
         """Everything that was added."""
         if self.folder is not None and self.records:
-            index = {"records": [asdict(r) for r in self.records], "failures": self.failures}
+            index = nameless_index(self.records, self.failures, self.cases)
             (self._partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
             with suppress(OSError):  # another process was faster, with the same content
                 self._partial.replace(self.folder)
-            return open_block(self.folder, self.shape, self.size)
+            block = open_block(self.folder, self.shape, self.size, self.cases)
+            return replace(block, failures=self.failures)
         arrays = {}
         for name, shape in _shapes(self.shape, self.size).items():
             none: np.ndarray[Any, np.dtype[Any]] = np.zeros((0, *shape), DTYPES[name])
@@ -132,15 +142,33 @@ class FeatureWriter:
             shutil.rmtree(self._partial, ignore_errors=True)
 
 
-def open_block(folder: Path, shape: tuple[int, int, int], size: int) -> FeatureBlock:
-    """Slices of a folder; the arrays are mapped, not read."""
+def nameless_index(
+    records: Sequence[SliceRecord],
+    failures: Mapping[str, str],
+    cases: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What a folder says of its slices: numbers of cases, for names may be those of patients."""
+    number = {case["case"]: n for n, case in enumerate(cases)}
+    rows = [(number[r.case], r.index, r.anomalous, r.modality) for r in records]
+    return {"slices": rows, "failures": [number[name] for name in failures]}
+
+
+def open_block(
+    folder: Path, shape: tuple[int, int, int], size: int, cases: Sequence[Mapping[str, Any]]
+) -> FeatureBlock:
+    """Slices of a folder that were kept of these cases; the arrays are mapped, not read."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    records = [SliceRecord(**r) for r in index["records"]]
+    records = [
+        SliceRecord(cases[n]["case"], k, anomalous, patient_of(cases[n]), modality)
+        for n, k, anomalous, modality in index["slices"]
+    ]
+    again = f"it could not be read when its features were kept; to see why, delete {folder}"
+    failures = {cases[n]["case"]: again for n in index["failures"]}
     arrays = {
         name: np.memmap(folder / name, DTYPES[name], mode="r", shape=(len(records), *row))
         for name, row in _shapes(shape, size).items()
     }
-    return FeatureBlock(records, size=size, failures=index["failures"], **arrays)
+    return FeatureBlock(records, size=size, failures=failures, **arrays)
 
 
 def _shapes(shape: tuple[int, int, int], size: int) -> dict[str, tuple[int, ...]]:

@@ -136,7 +136,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         shape = (encoder.out_channels, encoder.grid, encoder.grid)
 
         def encode(chosen: Sequence[dict[str, Any]], folder: Path | None, n: int) -> FeatureBlock:
-            writer = FeatureWriter(shape, size, folder)
+            writer = FeatureWriter(shape, size, folder, chosen)
             samples = iterate_slices(chosen, transform=prepare, failures=writer.failures, **options)
             samples = augmented_copies(samples, n, seed) if n else samples
             name = f"{description}, copies" if n else description
@@ -155,7 +155,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             folder = Path(str(cache_dir)) / keys[n]
             with idist.one_rank_first():
                 there = (folder / INDEX).exists()
-                return open_block(folder, shape, size) if there else encode(chosen, folder, n)
+                if there:
+                    return open_block(folder, shape, size, chosen)
+                return encode(chosen, folder, n)
 
         block = found(cases)
         if not block.records:

@@ -28,10 +28,11 @@ def earlier_report(path: Path) -> Report | None:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        _ = {study["case"] for study in content["scores"]}, dict(content["failed"])
+        merge_reports(content, {"scores": [], "failed": {}})
+        score_table(content)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         kept = path.with_name(f"{path.name}.unreadable")
         path.replace(kept)
         logger.warning("%s is no report of studies; it is kept as %s.", path, kept.name)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.modality import get_modality
-from mcmiad_monai.predictor import MODEL, Predictor, bundle_settings, load
+from mcmiad_monai.predictor import MODEL, Predictor, load
+from mcmiad_monai.settings import bundle_settings
 from mcmiad_monai.transforms.metadata import MODALITY
 
 
@@ -55,7 +54,7 @@ class ServedBundle:
             self.mask_threshold = float(settings.get("mask_threshold", HEATMAP_THRESHOLD))
         except BundleError as error:
             raise ModelError(str(error)) from error
-        except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        except (OSError, AttributeError, TypeError, ValueError) as error:
             raise ModelError(f"{self.root} is no bundle of this project: {error}") from error
         self._opening = threading.Lock()
         self._predictors: dict[str, Predictor] = {}  # by device

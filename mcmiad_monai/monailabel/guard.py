@@ -115,7 +115,10 @@ def check_request(values: Mapping[str, Any], module: Any) -> None:
     """
     params = values.get("params") if module in TASKS else None
     if isinstance(params, str):
-        params = json.loads(params or "{}")
+        try:
+            params = json.loads(params or "{}")
+        except (ValueError, RecursionError) as error:
+            raise RequestError(400, f"params is no JSON ({error}); send {{...}}.") from error
     if params is not None and not isinstance(params, dict):
         raise RequestError(400, "params is no JSON object; send {...}.")
     if values.get("uncompress"):  # MONAI Label writes members where their names say

@@ -13,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monailabel.interfaces.tasks.train import TrainTask
@@ -22,11 +21,12 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from mcmiad_monai.bundle import open_workflow, write_checksums
 from mcmiad_monai.errors import unwrap
-from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.files import read_yaml, replace_atomically, write_text
 from mcmiad_monai.monailabel.bundles import ServedBundle
 from mcmiad_monai.monailabel.normals import Normals, collect_normals
 from mcmiad_monai.monailabel.requests import RequestError, choice, number, plain_text
 from mcmiad_monai.networks.package import load_package
+from mcmiad_monai.training.lock import FolderError, TrainingLock
 from mcmiad_monai.training.method import preset
 from mcmiad_monai.training.score_choice import score_name
 
@@ -105,7 +105,7 @@ class NormalTrainTask(TrainTask):
         return FileLock(self.work.with_suffix(".lock"), timeout=seconds)
 
     def _content(self) -> dict[str, Any]:
-        return dict(yaml.safe_load((self.root / "configs" / "train.yaml").read_text("utf-8")))
+        return read_yaml(self.root / "configs" / "train.yaml")
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Collect the healthy studies, train, and publish the model.
@@ -141,11 +141,13 @@ class NormalTrainTask(TrainTask):
         normals = collect_normals(datastore)
         _check_enough(normals)
         try:
-            with self._lock(LOCK_SECONDS):
+            with self._lock(LOCK_SECONDS), TrainingLock(self.root / "models"):
                 return self._train_and_publish(normals, overrides)
         except Timeout as error:
             message = f"{self.bundle.name} is being trained; wait for its end, or stop it."
             raise RequestError(409, message) from error
+        except FolderError as error:
+            raise RequestError(409, str(error)) from error
 
     def _train_and_publish(self, normals: Normals, overrides: Mapping[str, Any]) -> dict[str, Any]:
         shutil.rmtree(self.work, ignore_errors=True)  # of a training that was killed

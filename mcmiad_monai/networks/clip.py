@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from mcmiad_monai.networks.hub import cached_file, require_hub
-from mcmiad_monai.networks.weights import WeightsError, require_file
-
-# Errors of OpenCLIP for a file that torch reads, but that is no state dict.
-_NO_STATE_DICT = (StopIteration, AttributeError, TypeError)
+from mcmiad_monai.networks.weights import WeightsError, read_state_dict, require_file
 
 
 def load_clip(
@@ -63,13 +58,15 @@ def load_clip(
     digest = require_file(file, sha256=sha256)
     # Tag and file give the same tensors; only the tag also brings OpenAI's activation function.
     pretrained = source if file != Path(source) else str(file)
+    if pretrained == str(file):
+        read_state_dict(file)  # OpenCLIP reads some damaged files again, then with the code in them
     try:
         built = open_clip.create_model(model, pretrained=pretrained, **size).eval()
     # OpenCLIP asserts the width of position embeddings
     except (RuntimeError, OSError, KeyError, ValueError, AssertionError) as error:
         problem = str(error).strip()[:300]
         raise WeightsError(f"{file} does not fit OpenCLIP's {model}: {problem}") from error
-    except (pickle.UnpicklingError, SafetensorError, EOFError, *_NO_STATE_DICT) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(
             f"{file} cannot be read as weights ({type(error).__name__}): it is damaged, or no "
             "checkpoint. Bring a safetensors file, or a torch checkpoint that holds tensors only."

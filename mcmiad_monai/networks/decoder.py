@@ -102,11 +102,11 @@ class DecoderConfig:
     savings: bool = True
 
     def __post_init__(self) -> None:
-        if self.ffn_per_round not in (1, 2) or self.rounds < 1 or self.dim % 2:
+        if self.ffn_per_round not in (1, 2) or self.rounds < 1 or self.heads < 1 or self.dim % 2:
             raise ValueError(
                 f"the decoder has ffn_per_round={self.ffn_per_round}, rounds={self.rounds}, "
-                f"dim={self.dim}; 1 or 2 feed-forward networks, at least 1 round and an even width "
-                "are needed."
+                f"heads={self.heads}, dim={self.dim}; 1 or 2 feed-forward networks, at least "
+                "1 round and head, and an even width are needed."
             )
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:

@@ -50,7 +50,7 @@ def decode(state: Tensor) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(bytes(state.cpu().numpy()))
         layout = int(content["format"])
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{EXTRA_STATE} is not that of a model of this project ({error}); use a model.pt that "
             "was written by training."
@@ -76,9 +76,11 @@ def content_sha256(content: Mapping[str, Any]) -> str:
 
 def mismatch(state: Tensor, weights: Mapping[str, Tensor]) -> str | None:
     """What is wrong where `state` was written beside other weights; None where nothing is."""
-    expected, found = decode(state)["weights_sha256"], tensors_sha256(weights)
+    expected, found = decode(state).get("weights_sha256"), tensors_sha256(weights)
     if found == expected:
         return None
+    if not isinstance(expected, str):
+        return f"{EXTRA_STATE} does not say to which weights it belongs; bring the model.pt again."
     return (
         f"{EXTRA_STATE} belongs to the weights {expected[:12]}…, and these are "
         f"{found[:12]}…; the two do not belong together, or one is damaged. Load both from one "

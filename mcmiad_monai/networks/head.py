@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
@@ -69,6 +70,8 @@ class HeadConfig:
                 f"stage_channels {self.stage_channels} add up to {sum(self.stage_channels)}, but "
                 f"the features have {self.in_channels} channels; take both from the encoder."
             )
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha is {self.alpha}; a finite number is needed.")
         if self.jitter_position not in ("fused", "features"):
             raise ValueError(
                 f"jitter_position {self.jitter_position!r} is not known; choose 'fused' or "

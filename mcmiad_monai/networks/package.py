@@ -6,6 +6,7 @@ Loading it needs no weight hub, no text encoder and no network connection.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor
 
 from mcmiad_monai.files import save_torch
+from mcmiad_monai.networks.claims import check_filled, check_sizes, head_of, memories_of
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import encoder_from_config
 from mcmiad_monai.networks.extra_state import EXTRA_STATE, decode, encode, mismatch
-from mcmiad_monai.networks.head import head_from_config
-from mcmiad_monai.networks.memory import memory_from_config
 from mcmiad_monai.networks.score import AnomalyScore
-from mcmiad_monai.networks.weights import WeightsError
+from mcmiad_monai.networks.weights import (
+    WeightsError,
+    check_tensors,
+    in_short,
+    load_checkpoint,
+)
 
 FORMAT_1 = frozenset({"model", "config", "provenance", "calibration", "format"})
 """Keys of the first layout: a state dict, three JSON strings and the version."""
@@ -76,23 +81,28 @@ def load_package(
     """
     state = _read(Path(path))
     try:
-        config = decode(state[EXTRA_STATE])["config"]
+        described = decode(state[EXTRA_STATE])
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    head = None if config["head"] is None else head_from_config(config["head"])
-    memories = {n: memory_from_config(c) for n, c in config.get("memories", {}).items()}
-    detector = MCMIADDetector(
-        encoder_from_config(config["encoder"]), head, AnomalyScore(**config["score"]), memories
-    )
     try:
+        config = described["config"]
+        check_sizes(config, state)
+        detector = MCMIADDetector(
+            encoder_from_config(config["encoder"]),
+            head_of(config),
+            AnomalyScore(**config["score"]),
+            memories_of(config),
+        )
         detector.load_state_dict(state)
-    except RuntimeError as error:
+        check_filled(detector)
+    except Exception as error:  # of any kind, where values have other types than expected
         weights = {name: tensor for name, tensor in state.items() if name != EXTRA_STATE}
         if problem := mismatch(state[EXTRA_STATE], weights):
             raise WeightsError(f"{path}: {problem}") from error
         raise WeightsError(
-            f"the weights in {path} do not fit the model that it describes ({error}). It may have "
-            "been written with another version of timm or OpenCLIP: see its provenance."
+            f"the weights in {path} do not fit the model that it describes, or it describes none "
+            f"({in_short(error)}). It may have been written with another version of timm or "
+            "OpenCLIP: see its provenance. Otherwise bring it again, or train again."
         ) from error
     trained_for = detector.trained_with.get("modality")
     if modality is not None and trained_for not in (None, modality):
@@ -110,21 +120,32 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"there is no packaged model {path}; train one, or bring the model.pt of a bundle."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_checkpoint(path)
+    except WeightsError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
-        problem = str(error).split("\n", 1)[0]
-        raise WeightsError(f"{path} is not a packaged model: {problem}") from error
+        raise WeightsError(f"{path} is not a packaged model: {in_short(error)}") from error
     if isinstance(content, dict) and EXTRA_STATE in content:
-        if all(isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items()):
-            return content
-        raise WeightsError(f"{path} is damaged: not all that it holds are tensors; bring it again.")
+        _check_plain(content, path)
+        return content
     if isinstance(content, dict) and set(content) >= FORMAT_1:
-        described = {
-            key: json.loads(content[key]) for key in ("config", "provenance", "calibration")
-        }
+        try:
+            described = {
+                key: json.loads(content[key]) for key in ("config", "provenance", "calibration")
+            }
+            _check_plain(content["model"], path)
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise WeightsError(f"{path} is damaged: {in_short(error)}; bring it again.") from error
         return {**content["model"], EXTRA_STATE: encode(described, content["model"])}
     found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
     raise WeightsError(
         f"{path} is not a packaged model: it holds {found}, and a state dict with {EXTRA_STATE} is "
         "needed. A checkpoint of training is packaged at the end of a run."
     )
+
+
+def _check_plain(content: Mapping[Any, Any], path: Path) -> None:
+    """All that a file holds must be tensors with names."""
+    if not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items()):
+        raise WeightsError(f"{path} is damaged: not all that it holds are tensors; bring it again.")
+    check_tensors(content, path)

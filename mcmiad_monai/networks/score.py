@@ -92,7 +92,7 @@ class AnomalyScore(nn.Module):
         _require(mse_reduction in known, "mse_reduction", mse_reduction, "sum, mean or norm")
         _require(terms in ("both", "mse", "cos"), "terms", terms, "both, mse or cos")
         _require(mse_weight is None or 0 <= mse_weight <= 1, "mse_weight", mse_weight, "in [0, 1]")
-        _require(smooth_sigma >= 0, "smooth_sigma", smooth_sigma, "at least 0 pixels")
+        _require(0 <= smooth_sigma < math.inf, "smooth_sigma", smooth_sigma, "at least 0 pixels")
         whole = float(top_k).is_integer()
         _require(top_k > 0 and (top_k < 1 or whole), "top_k", top_k, "a count or a fraction")
         _require(0 <= symmetry <= 1, "symmetry", symmetry, "in [0, 1]")
@@ -104,7 +104,8 @@ class AnomalyScore(nn.Module):
             "one of " + ", ".join(image_scores),
         )
         self.sources = {"head": 1.0} if sources is None else dict(sources)
-        ok = self.sources and set(self.sources) <= set(SOURCES) and min(self.sources.values()) > 0
+        ok = self.sources and set(self.sources) <= set(SOURCES)
+        ok = ok and all(0 < unit < math.inf for unit in self.sources.values())
         _require(bool(ok), "sources", sources, f"units above 0 of some of {', '.join(SOURCES)}")
         self.config: dict[str, Any] = {
             "mse_reduction": mse_reduction,

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mcmiad_monai.files import replace_atomically
-from mcmiad_monai.networks.weights import WeightsError, tensors_sha256
+from mcmiad_monai.networks.weights import WeightsError, check_tensors, in_short, tensors_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +96,20 @@ class TextPrior:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 embeddings = file.get_tensor("embeddings")
-            prompts = tuple(json.loads(metadata["prompts"]))
-            return cls(embeddings, prompts, metadata["encoder"], metadata["weights"])
-        except (SafetensorError, KeyError, ValueError) as error:
+            check_tensors({"embeddings": embeddings}, Path(path))
+            prompts = json.loads(metadata["prompts"])
+            if not isinstance(prompts, list):
+                raise ValueError(f"prompts are {type(prompts).__name__}, no list")
+            _require_prompts(prompts)
+            prior = cls(embeddings, tuple(prompts), metadata["encoder"], metadata["weights"])
+        except WeightsError:
+            raise
+        except Exception as error:  # of any kind, in a damaged file
             raise WeightsError(
-                f"{path} is not a text prior ({error}): needed is a safetensors file with the "
-                "tensor 'embeddings' and metadata for encoder, weights and prompts."
+                f"{path} is not a text prior ({in_short(error)}): needed is a safetensors file "
+                "with the tensor 'embeddings' and metadata for encoder, weights and prompts."
             ) from error
+        return prior
 
 
 def encode_open_clip(

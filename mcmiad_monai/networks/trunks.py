@@ -193,6 +193,11 @@ def empty_tower(tower_config: dict[str, Any]) -> nn.Module:
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
     vision = CLIPVisionCfg(**tower_config["vision_cfg"])
+    if vision.timm_model_name:  # could be one of a hub, with a download of its own
+        raise ValueError(
+            f"the visual tower is timm's {vision.timm_model_name!r}; OpenCLIP's own vision "
+            "transformers are supported. Name a model of timm as the encoder instead."
+        )
     return _build_vision_tower(tower_config["embed_dim"], vision, tower_config["quick_gelu"])
 
 
@@ -245,6 +250,8 @@ def _timm_model(name: str) -> tuple[Any, Any]:
     import timm
 
     try:
+        if not timm.is_model(name):  # hf-hub:… and local-dir:… are read from elsewhere
+            raise ValueError(name)
         cfg = timm.get_pretrained_cfg(name)
         size: dict[str, Any] = (
             {"img_size": TOWER_SIZE} if cfg is not None and cfg.fixed_input_size else {}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,15 +38,70 @@ def read_state_dict(path: Path, *, sha256: str | None = None) -> dict[str, Tenso
     """
     require_file(path, sha256=sha256)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        content = load_file(path) if path.suffix == ".safetensors" else load_checkpoint(path)
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(
-            f"{path} cannot be read as weights ({_first_line(error)}). Needed is a safetensors "
+            f"{path} cannot be read as weights ({in_short(error)}). Needed is a safetensors "
             "file, or a torch checkpoint that holds tensors only."
         ) from error
-    return _unwrapped(content, path)
+    state = _unwrapped(content, path)
+    check_tensors(state, path)
+    return state
+
+
+def load_checkpoint(path: Path) -> object:
+    """Content of a torch checkpoint, on the CPU; code in it does not run.
+
+    Raises
+    ------
+    WeightsError
+        If it is an archive that unpacks to more than the file has: PyTorch packs nothing.
+    Exception
+        Of any kind, if it is no checkpoint.
+    """
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\3\4"
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > (size := path.stat().st_size):
+            raise WeightsError(
+                f"{path} has {size} bytes and unpacks to {unpacked}; a checkpoint of PyTorch is "
+                "not packed. Bring the original file."
+            )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not plain finite numbers, as many as their storage holds.
+
+    Raises
+    ------
+    WeightsError
+        Naming the first.
+    """
+    for name, tensor in tensors.items():
+        if problem := _problem(tensor):
+            raise WeightsError(
+                f"{path} is damaged, or no file of weights: {name[:100]!r} {problem}. Bring the "
+                "file again."
+            )
+
+
+def _problem(tensor: Tensor) -> str | None:
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.is_quantized or tensor.is_nested or tensor.is_complex():
+        return "is no plain tensor of real numbers"
+    # one number that is repeated along an axis takes no room in the file
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"has the shape {tuple(tensor.shape)}, and fewer numbers are stored"
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = tensor.detach().aminmax()  # NaN is passed on
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            return "has values that are not finite"
+    return None
 
 
 def require_file(path: Path, *, sha256: str | None = None) -> str:
@@ -135,5 +189,9 @@ def _some(names: set[str] | list[str], limit: int = 4) -> str:
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]
+def in_short(error: Exception) -> str:
+    """First line of an error's message, and its kind where the message says little by itself."""
+    text = str(error).strip().split("\n", 1)[0][:300]
+    return (
+        text if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {text}"
+    )

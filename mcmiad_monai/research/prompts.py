@@ -99,7 +99,7 @@ def _pairs(source: Path) -> tuple[tuple[Any, Any], ...]:
     try:
         # editors on Windows begin a file with a byte order mark
         pairs = read(source.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not readable YAML, JSON or text: {error}") from error
     if not isinstance(pairs, tuple) or not pairs:
         kind = "nothing" if pairs in (None, ()) else f"a {type(pairs).__name__}"

@@ -191,7 +191,10 @@ def _fastest(detector: MCMIADDetector, source: Path, precision: Precision) -> nn
 
 def _belongs(opened: Opened, detector: MCMIADDetector) -> bool:
     """Whether a file was exported from this model, by its metadata."""
-    stored = json.loads(opened.metadata or "{}").get("model_sha256")
+    try:
+        stored = json.loads(opened.metadata or "{}").get("model_sha256")
+    except (ValueError, AttributeError, RecursionError):  # not ours
+        return False
     return bool(stored == description(detector)["model_sha256"])
 
 

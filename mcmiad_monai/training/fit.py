@@ -105,12 +105,8 @@ def fit_head(
         ],
         checkpoints=store,
     )
-    if store is None or not store.last.exists():
+    if store is None:
         trainer.run()
-    elif not store.finished(kept := store.read(store.last), method.max_epochs):
-        store.resume(trainer, store.last)
-        trainer.run()
-    else:  # stopped between the last epoch and the figures
-        store.load_network(store.last)
-        return head.eval(), kept["iteration"]
+    else:
+        store.run(trainer, store.last if store.last.exists() else None)
     return head.eval(), trainer.state.iteration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -17,15 +16,12 @@ from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
 
 from mcmiad_monai.files import save_torch
+from mcmiad_monai.training.identity import CheckpointError, RunIdentity
 
 logger = logging.getLogger(__name__)
 
 #: Seeds of the noise of two processes lie at least this far apart.
 NOISE_STRIDE = 1_000_003
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or does not belong to this run."""
 
 
 class SeedEachEpoch:
@@ -138,7 +134,8 @@ class Checkpoints:
     network, optimizer, lr_scheduler
         What is saved, beside the trainer's epoch and the best metric so far.
     fingerprint : mapping, optional
-        Plain values that must agree on resume (encoder digest, seed, …).
+        Plain values that must agree on resume; a bundle's are those of
+        :func:`~mcmiad_monai.training.identity.run_identity`.
     validator : Engine, optional
         Its key metric decides what is best; without one there is no ``best.pt``.
     early_stop : EarlyStop, optional
@@ -162,9 +159,12 @@ class Checkpoints:
             "optimizer": optimizer,
             "lr_scheduler": lr_scheduler,
         }
-        self.fingerprint = json.dumps(dict(fingerprint or {}), sort_keys=True, default=str)
+        self.identity = (
+            fingerprint if isinstance(fingerprint, RunIdentity) else RunIdentity(fingerprint)
+        )
         self.validator, self.early_stop = validator, early_stop
         self.best_metric, self.best_epoch = -math.inf, 0
+        self.resumed = False
         self._trainer: Any = None
 
     @property
@@ -207,7 +207,7 @@ class Checkpoints:
             "best_metric": self.best_metric,
             "best_epoch": self.best_epoch,
             "early_stop": {} if self.early_stop is None else self.early_stop.state_dict(),
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.identity.text,
         }
 
     def _improved(self, _engine: Engine, epoch: int) -> bool:
@@ -226,27 +226,9 @@ class Checkpoints:
         Raises
         ------
         CheckpointError
-            If there is none, it is not one, or it comes from a run with another encoder or seed.
+            If there is none, it is not one, or it comes from another run.
         """
-        source = Path(path)
-        if not source.is_file():
-            raise CheckpointError(f"no checkpoint at {source}; train first, or leave `resume` out.")
-        try:
-            content: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{source} is not a readable checkpoint: {error}") from error
-        missing = {*self._parts, "epoch", "iteration", "fingerprint"} - set(content)
-        if missing:
-            raise CheckpointError(
-                f"{source} lacks {sorted(missing)}: it is not a training checkpoint. Pass the "
-                "`last.pt` of a run (a packaged model.pt cannot be trained further)."
-            )
-        if content["fingerprint"] != self.fingerprint:
-            raise CheckpointError(
-                f"{source} belongs to another run: it has {content['fingerprint']}, this run has "
-                f"{self.fingerprint}. Resume with the same data, encoder and seed."
-            )
-        return content
+        return self.identity.read(path)
 
     def load_network(self, path: str | Path) -> dict[str, Any]:
         """Put a checkpoint's weights into the network, and give the checkpoint back."""
@@ -259,6 +241,25 @@ class Checkpoints:
         ended = self.early_stop and self.early_stop.is_over(content.get("early_stop", {}))
         return content["epoch"] >= max_epochs or bool(ended)
 
+    def run(self, trainer: Any, path: str | Path | None = None) -> None:
+        """Train all epochs, or those that a checkpoint leaves, which may be none.
+
+        Raises
+        ------
+        CheckpointError
+            As `resume`.
+        """
+        self.resumed = path is not None
+        if path is None:
+            trainer.run()
+        elif self.finished(kept := self.read(path), trainer.state.max_epochs):
+            self._parts["network"].load_state_dict(kept["network"])
+            trainer.state.epoch, trainer.state.iteration = kept["epoch"], kept["iteration"]
+            logger.info("%s had its last epoch, %d; nothing is left to train", path, kept["epoch"])
+        else:
+            self.resume(trainer, path)
+            trainer.run()
+
     def resume(self, trainer: Any, path: str | Path) -> None:
         """Continue a run: weights, optimiser, schedule and epoch, so that it equals a straight one.
 
@@ -267,7 +268,7 @@ class Checkpoints:
         CheckpointError
             If the epochs have another length than in the checkpoint, or nothing is left to train.
         """
-        content = self.load_network(path)
+        content, self.resumed = self.load_network(path), True
         length = len(trainer.data_loader)
         if content["epoch_length"] != length:
             raise CheckpointError(

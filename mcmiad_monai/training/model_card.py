@@ -61,13 +61,16 @@ def model_card(
 
 def _odd_studies(odd: Mapping[str, Mapping[str, str]]) -> list[str]:
     rows = [
-        f"- {case} ({part}): {reason}"
+        f"- One of the {part} studies: {reason}"
         for part, found in odd.items()
-        for case, reason in found.items()
+        for reason in found.values()
     ]
     if not rows:
         return []
-    intro = "Unlike the other healthy studies. Look at them; they still count for the thresholds."
+    intro = (
+        "Unlike the other healthy studies; they still count for the thresholds. Names are not in "
+        "this file: `eval/odd_studies.csv` of the training has them."
+    )
     return ["## Odd healthy studies", "", intro, "", *rows, ""]
 
 

@@ -59,8 +59,8 @@ class Packager:
     chooser : ScoreChooser
         Chooses the score, where the method leaves that open.
     studies_path : path, optional
-        CSV of the training studies by their numbers in the memory. It has names of studies: it is
-        no part of a bundle that is passed on.
+        CSV of the training studies by their numbers in the memory; ``odd_studies.csv`` beside it
+        names odd ones. Both have names of studies: they are no part of a bundle that is passed on.
     metadata : path, optional
         The bundle's ``metadata.json``, which gets thresholds and provenance as well: MONAI's
         exports carry it along.
@@ -169,6 +169,13 @@ class Packager:
         )
         card = model_card(provenance, calibration, odd=odd, masks=masks, choice=self.chooser.choice)
         write_text(self.path.with_name("MODEL_CARD.md"), card)
+        if self.studies_path is not None:
+            rows = [
+                {"part": part, "case": case, "reason": reason}
+                for part, found in odd.items()
+                for case, reason in found.items()
+            ]
+            write_csv(self.studies_path.with_name("odd_studies.csv"), rows)
         if self.metadata is not None and self.metadata.is_file():
             known = json.loads(self.metadata.read_text(encoding="utf-8"))
             known |= {"calibration": calibration.to_dict(scores=False), "provenance": provenance}

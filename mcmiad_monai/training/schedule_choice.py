@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -80,10 +80,12 @@ class OtherSchedule:
         if self.method.schedule != "auto" or not self.method.trains_head:
             return
         folder = self.checkpoints.directory / "step"
+        if not self.checkpoints.resumed:  # what is there is of an earlier training
+            shutil.rmtree(folder, ignore_errors=True)
         fit_head(
             self.method.with_options(schedule="step"),
             checkpoints=folder,
-            fingerprint=json.loads(self.checkpoints.fingerprint),
+            fingerprint=self.checkpoints.identity,
             **self._training,
         )
         paths = {"cosine": self.checkpoints.best, "step": folder / "best.pt"}

@@ -21,6 +21,7 @@ from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.errors import BundleError
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.training.method import preset
+from mcmiad_monai.training.trainer import HeadTrainer
 
 NAME = "brain_mri_anomaly"
 
@@ -148,6 +149,15 @@ def test_resumed_training_equals_a_straight_one(brain: Any, tmp_path: Path) -> N
     for name, tensor in straight["network"].items():
         torch.testing.assert_close(resumed["network"][name], tensor, rtol=0, atol=1e-6)
     assert (root / "models" / "model.pt").is_file()
+
+
+def test_training_whose_folder_vanished_is_an_error_and_packages_nothing(
+    brain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copy_bundle(NAME, tmp_path / NAME)
+    monkeypatch.setattr(HeadTrainer, "run", lambda _: shutil.rmtree(root / "models"))
+    assert "its disk is gone" in why_refused(root, "train", brain.small())
+    assert not (root / "models").exists()
 
 
 def test_checkpoint_is_no_model(brain: Any) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
+import torch
 
 from mcmiad_monai.cli.parser import main
+from mcmiad_monai.files import file_sha256
+from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.runtime.export import ONNX_MODULES
 
 SMALL = ["--set", "encoder_name=test_efficientnet.r160_in1k", "--set", "progress=false"]
@@ -51,7 +54,33 @@ def test_train_evaluate_and_infer(
     assert main([*one, "--bundle", model, *quiet]) == 1
     assert "1 of 2 studies failed:" in capsys.readouterr().err
 
-    # MONAI's wrappers are taken off: what is left is the reason
-    again = ["--resume", "--text-prior", "hashing", *SMALL, "--set", "batch_size=8"]
-    assert main([*train, *again]) == 2
-    assert "raise max_epochs" in capsys.readouterr().err
+    # stopped after the last epoch, before the model was there
+    head = load_package(root / "models" / "model.pt").weights()
+    (root / "models" / "model.pt").unlink()
+    again = [*train, "--resume", "--text-prior", "hashing", *SMALL, "--set", "batch_size=8"]
+    capsys.readouterr()
+    assert main(again) == 0
+    assert f"trained bundle: {root}" in capsys.readouterr().out
+    packaged = load_package(root / "models" / "model.pt").weights()
+    assert all(torch.equal(packaged[name], tensor) for name, tensor in head.items())
+    assert main(["verify", str(root)]) == 0
+
+    # a resume that is refused says why, and changes nothing
+    before = contents(root)
+    for options, told in (
+        (["--set", "seed=3"], "seed: 0 -> 3"),
+        (["--set", "context=1", "--set", "dim=32"], "context: 3 -> 1; dim: 64 -> 32; "),
+        (["--set", "slice_range=[0.2, 0.8]"], "slice_range: [0.0, 1.0] -> [0.2, 0.8]"),
+        (["--tracking", "mlflow", "--set", "copies=2"], "copies: 0 -> 2"),
+        (["--set", f"resume={root / 'models' / 'model.pt'}"], "cannot be trained further"),
+    ):
+        capsys.readouterr()
+        assert main([*again, *options]) == 2
+        assert told in capsys.readouterr().err
+        assert contents(root) == before
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digests of all files, hidden ones too."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_sha256(path) for path in files}

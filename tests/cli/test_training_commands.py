@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from cli_errors import refused
 
 from mcmiad_monai.cli.parser import main
+from mcmiad_monai.files import write_text
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_pat
     always = {"dataset_dir": str(tmp_path), "logging_file": False}
     assert main([*command, "--epochs", "3"]) == 0
     assert opened[0].overrides == {**always, "max_epochs": 3}
-    assert main([*command, "--epochs", "3", "--set", "max_epochs=7"]) == 0
+    assert main([*command, "--resume", "--epochs", "3", "--set", "max_epochs=7"]) == 0
     assert opened.pop().overrides["max_epochs"] == 7  # the longer name wins
     assert opened[0].tracking is None
     options = ["--resume", "--weights", "random", "--text-prior", "hashing", "--tracking", "mlflow"]
@@ -49,7 +54,9 @@ def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_pat
     options += ["--method", "memory", "--score", "memory-l2"]
     options += ["--encoder", "resnet18"]
     assert main([*command, *options]) == 0
-    assert opened[1].overrides == {
+    # MONAI writes for its tracking when a bundle is opened: the checkpoint is looked at before
+    assert (opened[1].tracking, opened[2].tracking) == (None, "mlflow")
+    assert opened[2].overrides == {
         **always,
         "encoder_name": "resnet18",
         "weights": "random",
@@ -62,7 +69,6 @@ def test_train_passes_only_what_was_given(opened: list[SimpleNamespace], tmp_pat
         "method#score": "memory-l2",
         "resume": str(out / "models" / "last.pt"),
     }
-    assert opened[1].tracking == "mlflow"
 
 
 def test_trained_bundle_is_resumed_or_overwritten_only_if_asked(
@@ -71,7 +77,6 @@ def test_trained_bundle_is_resumed_or_overwritten_only_if_asked(
     out = tmp_path / "mine"
     command = ["train", str(tmp_path), "--out", str(out)]
     assert main(command) == 0
-    (out / "models" / "model.pt").write_text("weights")
     settings = out / "configs" / "train.yaml"
     settings.write_text("edited: true")
     capsys.readouterr()
@@ -82,8 +87,82 @@ def test_trained_bundle_is_resumed_or_overwritten_only_if_asked(
     assert settings.read_text() == "edited: true"
     assert main([*command, "--overwrite"]) == 0
     assert "edited" not in settings.read_text()
-    assert (out / "models" / "model.pt").read_text() == "weights"  # until there is a new one
     assert len(opened) == 3
+
+
+def test_a_finished_bundle_stays_until_the_new_one_is_complete(
+    opened: list[SimpleNamespace],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "mine"
+    command = ["train", str(tmp_path), "--out", str(out)]
+    assert main(command) == 0
+    (out / "models" / "model.pt").write_text("old")
+    (out / "configs" / "train.yaml").write_text("edited: true")
+    before = contents(out)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        run_as(patch, MagicMock(side_effect=RuntimeError("no memory")))
+        assert "no memory" in refused(
+            capsys, *command, "--overwrite", "--bundle", "liver_ct_anomaly"
+        )
+        assert contents(out) == before
+    assert main([*command, "--resume"]) == 0  # goes on with the new one
+    assert opened[-1].overrides["resume"] == str(out / ".new" / "models" / "last.pt")
+    assert opened[-1].overrides["output_dir"] == str(out / "eval")
+    assert (out / "models" / "model.pt").read_text() == "new"
+    assert "modality: liver_ct" in (out / "configs" / "train.yaml").read_text()
+    assert not (out / ".new").exists()
+    assert main(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize("option", ["--resume", "--overwrite", "-q"])
+def test_folder_that_is_being_trained_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    out = tmp_path / "mine"
+    write_text(out / "models" / ".training.lock", json.dumps({"host": "far", "pid": 7}))
+    before = contents(out, hidden=True)
+    message = refused(capsys, "train", str(tmp_path), "--out", str(out), option)
+    assert "is being trained by process 7 on far since" in message
+    assert contents(out, hidden=True) == before
+
+
+@pytest.mark.parametrize("lost", ["", "models"])
+def test_output_that_vanished_is_an_error(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+) -> None:
+    out = tmp_path / "mine"
+    run_as(monkeypatch, lambda: shutil.rmtree(out / lost))
+    assert "its disk is gone" in refused(capsys, "train", str(tmp_path), "--out", str(out))
+
+
+@pytest.mark.parametrize("options", [["--resume"], ["--bundle", "none"]])
+def test_refused_training_makes_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    refused(capsys, "train", str(tmp_path), "--out", str(tmp_path / "a" / "b"), *options)
+    assert not (tmp_path / "a").exists()
+
+
+def run_as(patch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
+    """Open a training that does this when it runs."""
+    patch.setattr("mcmiad_monai.bundle.open_workflow", lambda *_, **__: SimpleNamespace(run=run))
+
+
+def contents(folder: Path, *, hidden: bool = False) -> dict[str, bytes]:
+    """Files of a folder, by default the visible ones."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(name): path.read_bytes()
+        for name, path in files.items()
+        if hidden or not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def test_app_is_laid_out_with_all_bundles_or_the_named_ones(

@@ -216,10 +216,20 @@ def test_scores_of_another_model_are_named_with_that_model(tmp_path: Path) -> No
     assert [m["provenance"]["model"] for m in again["earlier_models"]] == ["second"]
 
 
-def test_a_file_that_is_no_report_is_kept_under_another_name(tmp_path: Path) -> None:
-    (tmp_path / "scores.json").write_text('{"mine": 1}')
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"mine": 1}',
+        '{"scores": [{"case": "b"}], "failed": {}}',
+        '{"scores": [{"case": "b", "slices": [{}], "volume_score": 1}], "failed": {}}',
+        '{"scores": [], "failed": {}, "earlier_models": [5]}',
+        '{"scores": {}, "failed": 5}',
+    ],
+)
+def test_a_file_that_is_no_report_is_kept_under_another_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
     assert report(tmp_path, [study("a", 1)], {})["studies"] == 1
-    assert (tmp_path / "scores.json.unreadable").read_text() == '{"mine": 1}'
+    assert (tmp_path / "scores.json.unreadable").read_text() == content
 
 
 def test_runs_side_by_side_lose_no_study(tmp_path: Path) -> None:

@@ -130,6 +130,10 @@ def test_parameters_of_an_inference_are_checked_too(
     answer = client.post(address, data={"params": json.dumps(params)})
     assert answer.status_code == 400
     assert detail in answer.json()["detail"]
+    for text in ("{", "[" * 10**5):
+        answer = client.post(address, data={"params": text})
+        assert answer.status_code == 400
+        assert "params is no JSON" in answer.json()["detail"]
 
 
 def test_background_tasks_take_no_paths_and_no_python(client: TestClient) -> None:

@@ -151,6 +151,15 @@ def test_figures_change_epoch_by_epoch_and_fall_back_if_the_training_fails(
     assert not (root / "eval" / "label_app" / "training").exists()
 
 
+def test_a_bundle_that_is_trained_elsewhere_is_left_alone(finished: Any) -> None:
+    lock = finished.bundles[MODEL].root / "models" / ".training.lock"
+    lock.write_text(json.dumps({"host": "far", "pid": 7}))
+    with pytest.raises(RequestError, match="being trained by process 7 on far") as caught:
+        finished.train({"model": MODEL})
+    assert caught.value.status_code == 409
+    assert lock.exists()
+
+
 def test_a_loss_that_is_no_number_does_not_break_the_servers_answer(tmp_path: Path) -> None:
     best = {"key_metric_name": None, "best_metric": -1, "best_metric_epoch": -1}
     state = SimpleNamespace(epoch=1, max_epochs=2, metrics={}, **best)

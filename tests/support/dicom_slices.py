@@ -18,6 +18,7 @@ def write_slice(
     position: Sequence[float] | np.ndarray,
     *,
     modality: str = "CT",
+    image_type: str = "ORIGINAL\\PRIMARY\\AXIAL",
     number: int = 1,
     spacing: tuple[float, float] = (0.75, 1.5),
 ) -> None:
@@ -26,7 +27,7 @@ def write_slice(
     image.SetSpacing(spacing)  # (x, y); the writer makes PixelSpacing of it
     tags = {
         "0008|0060": modality,
-        "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
+        "0008|0008": image_type,
         "0020|000d": "1.2.3",
         "0020|000e": f"1.2.3.{number}",
         "0020|0011": str(number),

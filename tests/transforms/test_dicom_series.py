@@ -44,6 +44,16 @@ def test_hounsfield_units_are_sorted_and_placed_by_positions(
     assert load_volume(single).shape == (1, 8, 6, 1)
 
 
+def test_siemens_mosaic_is_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(-400, 400, (24, 24))
+    write_slice(
+        tmp_path / "m.dcm", pixels, (0, 0, 0), image_type="ORIGINAL\\PRIMARY\\M\\ND\\MOSAIC"
+    )
+    for path in (tmp_path, tmp_path / "m.dcm"):
+        with pytest.raises(VolumeError, match=r"Siemens mosaic.*24x24.*dcm2niix"):
+            load_volume(path)
+
+
 def test_several_series_are_listed_and_refused(tmp_path: Path) -> None:
     _write_series(tmp_path, _even(3), number=1)
     _write_series(tmp_path, _even(2), number=7, size=(4, 4))

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 from dicom_slices import write_slice
 from monai.data import MetaTensor
+from oblique import oblique_affine
 
 from mcmiad_monai.data.studies import StudyDataset
 from mcmiad_monai.modality import MODALITIES, UNIFIED
@@ -146,6 +147,101 @@ def test_every_key_is_settled_by_itself() -> None:
     assert [done[key].meta["modality"] for key in "ab"] == ["brain_mri", "liver_ct"]
 
 
+def planes(name: str, shape: tuple[int, int, int], codes: str = "RAS") -> dict[str, Any]:
+    """A volume of a shape in voxels along the axes of the codes."""
+    signal = np.random.default_rng(0).normal(100, 60, shape).astype(np.float32)
+    signal -= 200 * (name == "liver_ct")
+    affine = oblique_affine(codes)
+    return {"image": new_volume(signal, affine, Path("/data/p7.nii.gz"), picture=False)}
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "codes", "found"),
+    [
+        ((1, 30, 40), "RAS", "1 sagittal slice"),
+        ((30, 40, 1), "PIR", "1 sagittal slice"),
+        ((30, 40, 5), "ASL", "5 sagittal slice"),
+        ((40, 1, 30), "LPS", "1 coronal slice"),
+        ((40, 30, 3), "RSA", "3 coronal slice"),
+        ((7, 7, 5), "RAS", "few voxels"),
+    ],
+)
+def test_slices_of_another_plane_are_refused_and_never_cut(
+    name: str, check: bool, shape: tuple[int, int, int], codes: str, found: str
+) -> None:
+    with pytest.raises(VolumeError, match=rf"is .*{found}.*looked at in axial slices") as caught:
+        settled(name, planes(name, shape, codes), check=check)
+    assert "Give the axial series" in str(caught.value)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "AIL", "SRP"])
+def test_one_axial_slice_and_whole_volumes_pass_in_every_orientation(codes: str) -> None:
+    for sizes in ({"x": 30, "y": 40, "z": 1}, {"x": 30, "y": 40, "z": 60}):
+        axis = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
+        x, y, z = (sizes[axis[code]] for code in codes)
+        assert settled("brain_mri", planes("brain_mri", (x, y, z), codes))[0] == "brain_mri"
+
+
+@pytest.mark.parametrize("shape", [(24, 220, 220), (120, 14, 60)], ids=["sagittal", "coronal"])
+def test_strips_of_a_slab_or_of_thick_slices_are_refused_unless_asked_for(
+    shape: tuple[int, int, int],
+) -> None:
+    with pytest.raises(VolumeError, match=r"at most 3 times as long as wide.*check_modality"):
+        settled("brain_mri", planes("brain_mri", shape))
+    assert settled("brain_mri", planes("brain_mri", shape), check=False)
+    assert settled("retina_oct", planes("retina_oct", shape))  # a B-scan is long and flat
+
+
+def body(*, fat: bool = True, bone: bool = True) -> np.ndarray:
+    """Hounsfield units (24, 24, 3) of muscle in air, with fat around it and bone in it."""
+    x, y, _ = np.meshgrid(*(np.linspace(-1, 1, 24),) * 2, range(3), indexing="ij")
+    radius = np.hypot(x, y)
+    values = np.where(radius < 0.9, -100.0 if fat else 50.0, -1000.0)
+    values[radius < 0.8] = 50.0
+    values[(radius < 0.3) & bone] = 900.0
+    return (values + np.random.default_rng(0).normal(0, 12, values.shape)).astype(np.float32)
+
+
+def shifted() -> np.ndarray:
+    values = body() + 1024
+    values[:2] = -2000.0
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (body() / 1000, "within less than 50"),
+        ((body() - body().mean()) / body().std(), "within less than 50"),
+        (body() + 1100, "none below 0"),
+        (shifted(), "neither fat nor air.*rescale intercept"),
+        (np.maximum(shifted(), -1024), "neither fat nor air.*rescale intercept"),
+    ],
+    ids=["thousandths", "standardised", "unrescaled", "padded", "padded with -1024"],
+)
+def test_ct_without_hounsfield_units_is_refused(values: np.ndarray, reason: str) -> None:
+    data = {"image": new_volume(values, np.eye(4), Path("/data/p7.nii.gz"), picture=False)}
+    with pytest.raises(VolumeError, match=rf"{reason}.*no Hounsfield units.*check_modality"):
+        settled("liver_ct", data)
+    assert settled("liver_ct", data, check=False)[0] == "liver_ct"
+
+
+@pytest.mark.parametrize("outside", [0.0, -1000.0, -1024.0, -2000.0, -3024.0])
+@pytest.mark.parametrize("bone", [False, True])
+def test_hounsfield_units_pass_cropped_masked_and_padded(outside: float, bone: bool) -> None:
+    whole, masked = body(bone=bone), body(bone=bone)
+    masked[:3] = masked[:, :3] = outside
+    organ = np.where(np.hypot(*np.mgrid[-1:1:24j, -1:1:24j]) < 0.6, 1, 0)[..., None] > 0
+    soft = np.where(organ, body(bone=False), outside).astype(np.float32)
+    crop = body(fat=False, bone=False)[8:16, 8:16]
+    for values in (whole, masked, soft, crop - 60):
+        data = {"image": new_volume(values, np.eye(4), Path("/data/p7.nii.gz"), picture=False)}
+        if values.min() < 0:
+            assert settled("liver_ct", data)[0] == "liver_ct"
+
+
 def nifti(path: Path, sidecar: Any = None) -> Path:
     nib.save(nib.Nifti1Image(values_of("brain_mri"), np.eye(4)), path)
     if sidecar is not None:
@@ -183,7 +279,7 @@ def refused(prepare: Any, path: Path) -> str:
 
 
 def test_dicom_series_finds_its_modality_by_itself(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(-400, 400, (3, 6, 8))
+    pixels = np.random.default_rng(0).integers(-400, 400, (3, 9, 8))
     for k, plane in enumerate(pixels):
         write_slice(tmp_path / f"{k}.dcm", plane, (0, 0, k * 2.5))
     assert load_volume(tmp_path / "0.dcm").meta["dicom_modality"] == "CT"

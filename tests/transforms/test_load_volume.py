@@ -101,6 +101,45 @@ def test_picture_is_width_by_height_and_lies_as_it_is_shown(tmp_path: Path, suff
     np.testing.assert_array_equal(volume.affine.numpy(), np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 
+#: EXIF orientation of a picture → how its pixels were turned from the upright ones.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        *((suffix, mode) for suffix in (".png", ".tiff") for mode in ("L", "I;16", "RGB")),
+        *((".jpg", mode) for mode in ("L", "RGB")),  # of 8 bits
+    ],
+)
+def test_picture_is_read_upright_as_its_exif_orientation_says(
+    tmp_path: Path, orientation: int, suffix: str, mode: str
+) -> None:
+    blocks = np.kron(_noise((2, 3), 256), np.ones((16, 16)))  # JPEG keeps flat blocks
+    levels = blocks.astype("u2" if mode == "I;16" else "u1")
+    upright = Image.fromarray(levels)
+    upright = upright.convert("RGB") if mode == "RGB" else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(STORED[orientation])
+    stored.save(tmp_path / f"p{suffix}", exif=exif)
+    volume = load_volume(tmp_path / f"p{suffix}", keep_colours=mode == "RGB")
+    assert volume.shape[1:] == (48, 32, 1)
+    np.testing.assert_allclose(volume[0, :, :, 0].numpy(), levels.T, atol=2)
+    drawn = load_mask(tmp_path / f"p{suffix}")[0, :, :, 0].numpy()
+    lesion = levels.T > 127 if suffix == ".jpg" else levels.T > 0
+    np.testing.assert_array_equal(drawn, lesion)
+
+
 def test_sixteen_bit_picture_keeps_its_grey_levels(tmp_path: Path) -> None:
     grey = _noise((20, 30), 60000).astype("u2")
     Image.fromarray(grey).save(tmp_path / "p.png")

@@ -179,3 +179,47 @@ def test_one_bomb_fails_its_study_and_not_the_others(tmp_path: Path) -> None:
     assert read["image"].shape == (1, 40, 40, 4)
     small = StudyDataset(cases, preprocessing("brain_mri", max_voxels=6399))
     assert "6400 voxels" in small[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("a.nhdr", b"data file: a.raw", b"data file: /etc/hostname"),
+        ("a.nhdr", b"data file: a.raw", b"DATAFILE: ../a.raw"),
+        ("a.nhdr", b"data file: a.raw", b"data file: LIST"),
+        ("a.nhdr", b"data file: a.raw", b"data file: a%d.raw 1 3 1"),
+        ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile = /etc/hostname"),
+        ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile=../a.raw"),
+    ],
+)
+def test_header_takes_voxels_from_its_own_folder_alone(
+    tmp_path: Path, name: str, old: bytes, new: bytes
+) -> None:
+    path = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(VALUES.T), str(path))
+    assert load_volume(path).shape == (1, *SHAPE)
+    header = path.read_bytes()
+    assert old in header
+    path.write_bytes(header.replace(old, new))
+    with pytest.raises(VolumeError, match="has its voxels in"):
+        load_volume(path)
+    whole = tmp_path / "whole.nrrd"  # what looks like such a line in the voxels is none
+    values = np.frombuffer(b"\ndata file: /a/b/c/d\n" * 24, "i2")[:240].reshape(4, 6, 10)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(whole))
+    assert load_volume(whole).shape == (1, 10, 6, 4)
+
+
+def test_transfer_syntax_is_found_behind_a_long_first_element(tmp_path: Path) -> None:
+    syntax = b"1.2.840.10008.1.2.1.99"
+    elements = b"\2\0\1\0OB\0\0" + struct.pack("<I", 5000) + bytes(5000)
+    elements += b"\2\0\x10\0UI" + struct.pack("<H", len(syntax)) + syntax
+    head = bytes(128) + b"DICM\2\0\0\0UL\4\0" + struct.pack("<I", len(elements)) + elements
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = packer.compress(bytes(10**6)) + packer.flush()
+    (tmp_path / "a.dcm").write_bytes(head + bomb)
+    with pytest.raises(VolumeError, match="unpacks to more than"):
+        load_volume(tmp_path / "a.dcm", max_voxels=1000)
+    long = head[:140] + struct.pack("<I", 1 << 31) + head[144:]
+    (tmp_path / "a.dcm").write_bytes(long + bomb)
+    with pytest.raises(VolumeError, match="first group of 2147483648 bytes"):
+        load_volume(tmp_path / "a.dcm", max_voxels=1000)

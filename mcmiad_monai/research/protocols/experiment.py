@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.data.cases.names import Case
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.files import write_text
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -69,7 +71,7 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
     data = FeatureDataset.join(
         {name: lab.features(name, "train", plan.method, supports[name]) for name in plan.sets}
     )
-    detector, steps = train(plan, lab, data, folder)
+    detector, steps = train(plan, lab, data, supports, folder)
     trained = time.monotonic()
     finished = finish(plan, lab, detector, data)
     calibration = finished["calibration"]
@@ -119,7 +121,11 @@ def run_experiment(plan: Experiment, lab: Laboratory, out: str | Path) -> dict[s
 
 
 def train(
-    plan: Experiment, lab: Laboratory, data: FeatureDataset, folder: Path
+    plan: Experiment,
+    lab: Laboratory,
+    data: FeatureDataset,
+    supports: Mapping[str, Sequence[Case]],
+    folder: Path,
 ) -> tuple[MCMIADDetector, int]:
     """Train a head, where the method has one.
 
@@ -141,11 +147,7 @@ def train(
         seed=plan.seed,
         device=lab.device,
         checkpoints=folder,
-        fingerprint={
-            "experiment": plan.identity,
-            "encoder": encoder.provenance["tensors_sha256"],
-            "images": len(data),
-        },
+        fingerprint=lab.run_identity(method, supports, plan.seed),
         progress=lab.progress,
     )
     return MCMIADDetector(encoder, head, score).eval(), steps

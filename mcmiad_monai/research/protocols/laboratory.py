@@ -22,6 +22,7 @@ from mcmiad_monai.research.bmad.layout import Split
 from mcmiad_monai.research.bmad.sets import ImageSet, Masks
 from mcmiad_monai.research.protocols.scores import score_name
 from mcmiad_monai.training.encoders import CALIBRATION_SLICES, calibration_slices
+from mcmiad_monai.training.identity import RunIdentity, run_identity
 from mcmiad_monai.training.method import Method
 
 #: Options that experiments were already run without. The paper's values of these are left out of
@@ -153,6 +154,20 @@ class Laboratory:
         if method.text_prior not in self.priors:
             self.priors[method.text_prior] = method.build_prior(normal_prompts())
         return self.priors[method.text_prior]
+
+    def run_identity(
+        self, method: Method, cases: Mapping[str, Sequence[Case]], seed: int
+    ) -> RunIdentity:
+        """What a checkpoint of a training on cases of sets must agree with."""
+        return run_identity(
+            method,
+            encoder=self.encoder(method),
+            prior=self.prior(method),
+            seed=seed,
+            training=[case for each in cases.values() for case in each],
+            sets=list(cases),
+            size=self.size,
+        )
 
     @property
     def masks(self) -> Masks:

@@ -66,7 +66,7 @@ def _figures(
             seed=seed,
             device=lab.device,
             checkpoints=folder / kind,
-            fingerprint={"method": identity_of(chosen), "set": name, "seed": seed},
+            fingerprint=lab.run_identity(chosen, {name: lab.sets[name].cases("train")}, seed),
             progress=lab.progress,
         )
         validation = lab.features(name, "val", chosen)

@@ -7,6 +7,7 @@ import shutil
 import statistics
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from mcmiad_monai.research.protocols.experiment import run_experiment
 from mcmiad_monai.research.protocols.laboratory import Experiment, Laboratory
 from mcmiad_monai.research.protocols.scores import SCORES, score_name, scores_of
 from mcmiad_monai.training import fit as fit_room
+from mcmiad_monai.training.identity import CheckpointError
 from mcmiad_monai.training.schedule_choice import better
 
 pytestmark = pytest.mark.filterwarnings("ignore:the encoder .* has RANDOM weights")
@@ -233,6 +235,22 @@ def test_stop_while_measuring_does_not_train_again(
         patch.setattr(fit_room.HeadTrainer, "run", fail)
         found = run_experiment(plan, lab, tmp_path / "a")
     assert found["results"] == run_experiment(plan, lab, tmp_path / "b")["results"]
+
+
+def test_stopped_experiment_goes_on_with_the_same_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(tmp_path, "liver")
+    plan = Experiment(name="x", sets=("liver",), method=TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments_room, "measure", MagicMock(side_effect=OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            run_experiment(plan, lab, tmp_path / "a")
+    image = lab.sets["liver"].cases("train")[0]["image"]
+    turned = Image.open(image).transpose(Image.Transpose.ROTATE_180)
+    turned.save(image)
+    with pytest.raises(CheckpointError, match=r"training studies: .*1 new or changed \(.+\)"):
+        run_experiment(plan, lab, tmp_path / "a")
 
 
 def test_failed_experiment_is_reported_and_stops_no_other(
