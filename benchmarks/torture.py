@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -70,27 +71,35 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         for kind in options.only or KINDS:
             KINDS[kind](bench)
+            report = written(bench, options, time.monotonic() - start)
     finally:
         if options.keep:
             print(f"tries: {root}", file=sys.stderr)
         else:
             shutil.rmtree(root, ignore_errors=True)
-    seconds = time.monotonic() - start
+    tries = report.pop("all")
+    print(f"{table(tries)}\n{not_held(tries)}{report['seconds']} seconds: {options.out}")
+    return int(any(one.held is False for one in tries))
+
+
+def written(bench: Bench, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """Write what has been tried so far; the report, with the tries."""
     tries = sorted(bench.tries, key=lambda one: (order(bench.tries, one.kind), one.name))
-    report = {
-        "how": " ".join(["benchmarks/torture.py", *(args if args is not None else sys.argv[1:])]),
-        "seed": options.seed,
+    words = [f"--only {kind}" for kind in options.only or ()]
+    words += ["--quick"] if options.quick else []
+    report: dict[str, Any] = {
+        "how": " ".join(["benchmarks/torture.py", *words]),
+        "seed": bench.seed,
         "seconds": round(seconds),
-        "tries": as_data(tries),
     }
+    content = json.dumps({**report, "tries": as_data(tries)}, indent=1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{table(tries)}\n{not_held(tries)}{seconds:.0f} seconds; all tries: {options.out}")
+    options.out.write_text(f"{content}\n", encoding="utf-8")
     if options.markdown:
         from torture_page import write_page
 
         write_page(ROOT / "docs" / "results" / "torture.md", tries, report)
-    return int(any(one.held is False for one in tries))
+    return {**report, "all": tries}
 
 
 def order(tries: Sequence[Try], kind: str) -> int:
