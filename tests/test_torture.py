@@ -51,8 +51,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("how", ["careful", "careless"])
 def test_kills_tell_a_command_that_loses_results(bench: Any, tmp_path: Path, how: str) -> None:
-    from torture_base import differences, tree  # type: ignore[import-not-found]
-    from torture_kills import Victim, kill  # type: ignore[import-not-found]
+    from torture_base import differences, tree
+    from torture_kills import Victim, kill
 
     truth = tmp_path / "truth"
     start = time.monotonic()
@@ -75,8 +75,8 @@ def test_kills_tell_a_command_that_loses_results(bench: Any, tmp_path: Path, how
 
 
 def test_quick_flips_of_configurations_hold(bench: Any, tmp_path: Path) -> None:
-    from torture_damage import flip_and_verify  # type: ignore[import-not-found]
-    from torture_model import Model  # type: ignore[import-not-found]
+    from torture_damage import flip_and_verify
+    from torture_model import Model
 
     bundle = copy_bundle("brain_mri_anomaly", tmp_path / "bundle")
     write_checksums(bundle)
@@ -87,7 +87,7 @@ def test_quick_flips_of_configurations_hold(bench: Any, tmp_path: Path) -> None:
 
 
 def test_table_counts_what_did_not_hold_and_what_was_not_tried(bench: Any) -> None:
-    from torture import not_held, table  # type: ignore[import-not-found]
+    from torture import not_held, table
 
     with bench.attempt("kind", "good", "nothing") as (one, _):
         one.note("well")
