@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.formats import DATA_BESIDE
+
 logger = logging.getLogger(__name__)
 
 #: First characters by which a spreadsheet takes a cell for a formula or splits it.
@@ -320,21 +322,18 @@ def csv_cell(value: Any) -> Any:
 
 
 def input_digest(path: str | Path) -> str:
-    """SHA-256 of a file, or of the visible files of a folder whatever their names."""
+    """SHA-256 of a file, or of the visible files of a folder whatever their names.
+
+    Of a header whose data lie in a file beside it, of both.
+    """
     source = Path(path)
     if not source.is_dir():
-        return _sha256(source)
+        beside = [source.with_suffix(data) for data in DATA_BESIDE.get(source.suffix.lower(), ())]
+        parts = [file_sha256(file) for file in (source, *beside) if file.is_file() or file == source]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
     files = (file for file in source.iterdir() if file.is_file() and file.name[0] != ".")
-    digests = sorted(_sha256(file) for file in files)
+    digests = sorted(file_sha256(file) for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

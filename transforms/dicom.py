@@ -26,6 +26,9 @@ POSITION_TOLERANCE = 0.1
 GEOMETRY_TOLERANCE = 1e-3
 """Largest difference of direction cosines, or of pixel spacing in millimetres, within a series."""
 
+GDCM = "GDCMImageIO"
+"""ITK's reader of DICOM; by itself ITK does not take every file without preamble for DICOM."""
+
 MODALITY = "0008|0060"
 IMAGE_TYPE = "0008|0008"
 IMAGE_POSITION = "0020|0032"
@@ -42,6 +45,8 @@ class Slice:
 
     Attributes
     ----------
+    path : Path
+        Its file, or the file and the frame in it.
     position : (3,) ndarray
         Centre of the first pixel.
     axes : (2, 3) ndarray
@@ -97,7 +102,9 @@ def read_dicom_folder(folder: Path, max_voxels: int = MAX_VOXELS) -> Image:
 
 
 def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = MAX_VOXELS) -> Image:
-    """Stack DICOM slices by position; `source` names them in errors.
+    """Stack DICOM slices by position, each with its own pixel type, slope and intercept.
+
+    `source` names them in errors. Files of several frames are read by `read_frames`.
 
     Raises
     ------
@@ -105,6 +112,10 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = M
         If slices differ in size, orientation or pixel spacing, are coloured, lack a position, are
         not evenly spaced, are mosaics, or have more than `max_voxels` together.
     """
+    from mcmiad_monai.transforms.frames import has_frames, read_frames
+
+    if has_frames(paths[0]):
+        return read_frames(paths, source, max_voxels)
     with _quiet():
         headers = [_open(path) for path in paths]
         _check_sizes(headers, source)
@@ -113,16 +124,19 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = M
         slices = [_slice(path, header) for path, header in zip(paths, headers, strict=True)]
         normal = slices[0].normal
         slices.sort(key=lambda s: float(s.position @ normal))
-        affine = _stack_affine(slices, source)
+        affine = stack_affine(slices, source)
         check_affine(affine, source)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames([str(s.path) for s in slices])
-        stored = sitk.GetArrayFromImage(reader.Execute())  # (Z, Y, X)
-    return Image(stored.T, affine, dicom_modality=_tag(headers[0], MODALITY) or None)
+        columns, rows = headers[0].GetSize()[:2]
+        volume = np.empty((len(slices), rows, columns), np.float32)  # (Z, Y, X)
+        for k, place in enumerate(slices):
+            # one by one: a reader of series gives all slices the type of the first, and wraps them
+            volume[k] = sitk.GetArrayFromImage(sitk.ReadImage(str(place.path), imageIO=GDCM))[0]
+    return Image(volume.T, affine, dicom_modality=_tag(headers[0], MODALITY) or None)
 
 
 def _open(path: Path) -> Any:
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(GDCM)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     return reader
@@ -152,8 +166,9 @@ def _check_sizes(headers: Sequence[Any], source: Path) -> None:
     frames = max(h.GetSize()[2] if len(h.GetSize()) > 2 else 1 for h in headers)
     if frames > 1:
         raise VolumeError(
-            f"{source} is a multi-frame DICOM file with {frames} frames; single slices are needed. "
-            "Convert it to NIfTI, for example with dcm2niix."
+            f"{source} is a multi-frame DICOM file with {frames} frames and no positions of them; "
+            "single slices, or an enhanced CT, enhanced MR or ophthalmic tomography image are "
+            "needed. Convert it to NIfTI, for example with dcm2niix."
         )
 
 
@@ -194,7 +209,7 @@ def _numbers(header: Any, key: str, count: int) -> NDArray[np.float64] | None:
     return np.array([float(part) for part in parts]) if len(parts) == count else None
 
 
-def _stack_affine(slices: Sequence[Slice], source: Path) -> NDArray[np.float64]:
+def stack_affine(slices: Sequence[Slice], source: Path) -> NDArray[np.float64]:
     """Affine (4, 4) in RAS of slices that are sorted along their normal."""
     first = slices[0]
     for other in slices[1:]:
@@ -213,7 +228,7 @@ def _check_same_plane(first: Slice, other: Slice, source: Path) -> None:
         raise VolumeError(
             f"{source} has slices of unequal orientation or pixel spacing ({first.path.name} and "
             f"{other.path.name}); parallel slices of one spacing are needed. Separate the planes "
-            "into folders of their own."
+            "into series and folders of their own."
         )
 
 

@@ -156,6 +156,7 @@ def _check_header(name: str, kind: Modality, header: str | None) -> None:
 def _check_units(name: str, kind: Modality, volume: MetaTensor) -> None:
     """Hounsfield units where they belong, and only there; pictures have grey levels anyway."""
     if volume.meta.get(PICTURE):
+        _check_pages(name, kind, volume)
         return
     values = subsample(np.asarray(plain(volume)[0].cpu().numpy()))
     low = float(values.min())
@@ -228,3 +229,14 @@ def _check_plane(name: str, kind: Modality, volume: MetaTensor, *, check_ratio: 
         f"{limits}. Give the {wanted} series, or a volume of thin slices of the whole organ"
         + (", or pass check_modality false." if pixels.min() >= MIN_PLANE else ".")
     )
+
+
+def _check_pages(name: str, kind: Modality, volume: MetaTensor) -> None:
+    """Pages of one picture are slices of a volume in OCT alone, where they are B-scans."""
+    pages = volume.shape[1 + kind.slice_axis]
+    if pages > 1 and kind.intensity != "oct":
+        raise VolumeError(
+            f"{name} has {pages} pages without places in the patient; {kind.title} needs one "
+            "image, or a volume with its geometry. Save each page as a file of its own, or export "
+            "the series as DICOM or NIfTI."
+        )

@@ -27,6 +27,9 @@ MODALITY_FROM = "modality_from"
 INPUT = "input"
 """Metadata key: SHA-256 of the files that the study was read from."""
 
+NIFTI_HEADER = "nifti_header"
+"""Metadata key: the header of a NIfTI file, (348,) bytes, for what is written of the study."""
+
 
 def new_volume(
     values: NDArray[np.float32],
@@ -35,6 +38,7 @@ def new_volume(
     *,
     picture: bool,
     dicom_modality: str | None = None,
+    nifti_header: NDArray[np.uint8] | None = None,
 ) -> MetaTensor:
     """Volume (1, X, Y, Z) float32 of (X, Y, Z), with the metadata of MONAI's LoadImage.
 
@@ -50,6 +54,8 @@ def new_volume(
     }
     if dicom_modality is not None:
         meta[DICOM_MODALITY] = dicom_modality
+    if nifti_header is not None:
+        meta[NIFTI_HEADER] = nifti_header
     voxels = torch.from_numpy(np.ascontiguousarray(values))
     voxels = voxels if voxels.ndim == 4 else voxels[None]  # (1 or 3, X, Y, Z)
     return MetaTensor(voxels, affine=torch.from_numpy(affine.copy()), meta=meta)

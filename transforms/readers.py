@@ -17,6 +17,14 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
+from mcmiad_monai.formats import (
+    DICOM_SUFFIXES,
+    IMAGE_SUFFIXES,
+    ITK_SUFFIXES,
+    NIBABEL_SUFFIXES,
+    PICTURE_SUFFIXES,
+    is_dicom,
+)
 from mcmiad_monai.transforms.checks import VolumeError, check_affine, check_dtype, spatial_shape
 from mcmiad_monai.transforms.sizes import (
     MAX_VOXELS,
@@ -31,6 +39,9 @@ NIFTI_LABEL_INTENTS = (1002, 1003)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK and DICOM count millimetres to the left and to the back, NIfTI to the right and the front."""
+
+UNCOPIED = {"sizeof_hdr", "magic", "vox_offset"}
+"""Fields of a NIfTI header that differ between its two versions."""
 
 PACKED = (".gz", ".mgz")
 """Ends of the names of files that gzip packed."""
@@ -57,6 +68,8 @@ class Image:
         Red, green and blue of a picture in colour.
     dicom_modality : str or None
         ``"MR"``, ``"CT"``, …, where a DICOM header or a BIDS sidecar has it.
+    nifti_header : (348,) ndarray of uint8, optional
+        Of a NIfTI file, whose voxels can be placed in several ways.
     """
 
     values: NDArray[Any]
@@ -65,6 +78,7 @@ class Image:
     is_picture: bool = False
     colours: NDArray[Any] | None = None
     dicom_modality: str | None = None
+    nifti_header: NDArray[np.uint8] | None = None
 
 
 def read_image(path: Path, max_voxels: int = MAX_VOXELS) -> Image:
@@ -92,7 +106,9 @@ def _reader_for(path: Path) -> Reader:
     for suffixes, reader in _READERS.items():
         if name.endswith(suffixes):
             return reader
-    known = ", ".join(suffix for suffixes in _READERS for suffix in suffixes)
+    if is_dicom(path):
+        return _read_dicom_file
+    known = ", ".join(IMAGE_SUFFIXES + DICOM_SUFFIXES)
     raise VolumeError(
         f"{path} is of an unknown type; expected one of {known} or a folder with one DICOM series. "
         "Convert it, for example with dcm2niix."
@@ -119,7 +135,7 @@ def _damage_reported(path: Path) -> Iterator[None]:
 
 
 def _read_nibabel(path: Path, max_voxels: int) -> Image:
-    """NIfTI and FreeSurfer MGH; scaling by slope and intercept is nibabel's."""
+    """NIfTI, Analyze and FreeSurfer MGH; scaling by slope and intercept is nibabel's."""
     if path.suffix.lower() in PACKED:
         check_packed_header(path, max_voxels)
     stored: Any = nib.load(path)
@@ -133,7 +149,7 @@ def nibabel_image(
     shape = spatial_shape(stored.shape, path)
     check_size(shape, path, max_voxels)
     check_dtype(stored.get_data_dtype(), path)
-    affine = np.asarray(stored.affine, dtype=np.float64)
+    affine = np.diag([*[millimetres(stored.header)] * 3, 1.0]) @ stored.affine
     check_affine(affine, path)
     intent = int(stored.header["intent_code"]) if "intent_code" in stored.header else 0
     return Image(
@@ -141,7 +157,24 @@ def nibabel_image(
         affine,
         is_label=intent in NIFTI_LABEL_INTENTS,
         dicom_modality=sidecar_modality(path),
+        nifti_header=_nifti_header(stored.header),
     )
+
+
+def millimetres(header: Any) -> float:
+    """Millimetres in the unit of length of a nibabel header; one that has none means them."""
+    unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
+    return {"micron": 1e-3, "meter": 1e3}.get(unit, 1.0)
+
+
+def _nifti_header(header: Any) -> NDArray[np.uint8] | None:
+    """Bytes of a NIfTI header, that of NIfTI-2 as one of NIfTI-1; None of others."""
+    if not isinstance(header, nib.Nifti1Header):
+        return None
+    copied = nib.Nifti1Header()
+    for name in set(copied.keys()) & set(header.keys()) - UNCOPIED:
+        copied[name] = header[name]
+    return np.frombuffer(copied.binaryblock, np.uint8).copy()
 
 
 def _values(stored: Any, path: Path) -> NDArray[Any]:
@@ -211,11 +244,8 @@ def _read_picture(path: Path, max_voxels: int) -> Image:
     # not by its name: Pillow maps such a TIFF, and takes the width of a turned one for its height
     with path.open("rb") as file, _picture_opened(file, path) as stored:
         check_size(stored.size, path, max_voxels)
-        if getattr(stored, "n_frames", 1) > 1:
-            raise VolumeError(
-                f"{path} has {stored.n_frames} pages; one 2-D image is needed. Save each page as "
-                "a file of its own, or the stack as NIfTI."
-            )
+        if (pages := getattr(stored, "n_frames", 1)) > 1:
+            return _read_pages(stored, path, pages, max_voxels)
         picture = exif_transpose(stored)
         colours = None
         if picture.mode in GREY_MODES:
@@ -226,6 +256,25 @@ def _read_picture(path: Path, max_voxels: int) -> Image:
             colours = np.asarray(rgb).T[..., None]  # (3, W, H, 1)
     # a picture is shown with x to the patient's left and y to the back, in pixels of 1 mm
     return Image(grey.T[:, :, None], LPS_TO_RAS.copy(), is_picture=True, colours=colours)
+
+
+def _read_pages(picture: Any, path: Path, pages: int, max_voxels: int) -> Image:
+    """The pages of a TIFF as slices of a volume, such as the B-scans of an OCT."""
+    from PIL.ImageOps import exif_transpose
+
+    size, grey = picture.size, []
+    check_size((*size, pages), path, max_voxels)
+    for k in range(pages):
+        picture.seek(k)
+        if picture.format != "TIFF" or picture.size != size:
+            raise VolumeError(
+                f"{path} is a {picture.format} of {pages} pages, of {size} and {picture.size}; one "
+                "2-D image, or a TIFF with pages of one size, is needed. Save each page as a file "
+                "of its own."
+            )
+        page = exif_transpose(picture)
+        grey.append(np.asarray(page if page.mode in GREY_MODES else page.convert("L")).T)
+    return Image(np.stack(grey, axis=-1), LPS_TO_RAS.copy(), is_picture=True)
 
 
 def _picture_opened(file: IO[bytes], path: Path) -> Any:
@@ -257,8 +306,7 @@ def _read_dicom_folder(path: Path, max_voxels: int) -> Image:
 #: Reads a file of at most so many voxels.
 Reader = Callable[[Path, int], Image]
 _READERS: dict[tuple[str, ...], Reader] = {
-    (".nii", ".nii.gz", ".mgz", ".mgh"): _read_nibabel,
-    (".nrrd", ".nhdr", ".mha", ".mhd"): _read_itk,
-    (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"): _read_picture,
-    (".dcm", ".ima"): _read_dicom_file,
+    NIBABEL_SUFFIXES: _read_nibabel,
+    ITK_SUFFIXES: _read_itk,
+    PICTURE_SUFFIXES: _read_picture,
 }

@@ -60,12 +60,12 @@ def preprocessing(
     mask_key : str, optional
         Key of the mask's path; a study without one gets an empty mask.
     mask_label : int, optional
-        Value of the lesion in the mask; whatever is above 0 if left.
+        Value of the lesion in the mask; see `lesion_of` if left.
     region : {"whole", "organ"}
         ``"organ"`` keeps what lies inside the organ mask under the key ``organ``, which every study
         then needs.
     organ_label : int, optional
-        Value of the organ in a mask of many; whatever is above 0 if left.
+        Value of the organ in a mask of many; see `lesion_of` if left.
     check_modality : bool
         Refuse studies of another modality; see `StudyModalityd`.
     keep_colours : bool

@@ -25,7 +25,7 @@ class LoadOrganMaskd(MapTransform):
     ref_key : str
         Key of the loaded image.
     label : int, optional
-        Value of the organ in a mask of many organs; whatever is above 0 if left.
+        Value of the organ in a mask of many organs; see `lesion_of` if left.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from mcmiad_monai.transforms.checks import (
     raise_label_map,
 )
 from mcmiad_monai.transforms.in_memory import image_in_memory
+from mcmiad_monai.transforms.masks import lesion_of
 from mcmiad_monai.transforms.metadata import new_volume, with_metadata_of
 from mcmiad_monai.transforms.readers import Image, read_image
 from mcmiad_monai.transforms.sizes import MAX_VOXELS
@@ -35,9 +36,6 @@ __all__ = [
 
 MASK_OFFSET_VOXELS = 0.5
 """How far, in voxels, a corner of a mask may lie from the same corner of its image."""
-
-JPEG_MASK_LEVEL = 127
-"""Half of white: compression leaves small grey values around the lesions of a JPEG mask."""
 
 PathLike = str | os.PathLike[str]
 #: What can be loaded: a path, a nibabel image, a MetaTensor, or (array, affine).
@@ -90,15 +88,14 @@ def load_volume(
         source,
         picture=image.is_picture,
         dicom_modality=image.dicom_modality,
+        nifti_header=image.nifti_header,
     )
 
 
 def load_mask(
     path: PathLike, *, label: int | None = None, max_voxels: int = MAX_VOXELS
 ) -> MetaTensor:
-    """Load a mask (1, X, Y, Z) as float32 zeros and ones: whatever is above 0 is lesion.
-
-    In a JPEG, whose compression leaves grey around lesions, it is what is above half of white.
+    """Load a mask (1, X, Y, Z) as float32 zeros and ones; `lesion_of` says what counts as lesion.
 
     An empty mask is a good mask, so neither contrast nor grey values are asked for; the geometry
     is checked as for `load_volume`.
@@ -108,25 +105,18 @@ def load_mask(
     path : path
         File, or folder with a DICOM series.
     label : int, optional
-        Value of the structure in a mask of many; all values above 0 if left.
+        Value of the structure in a mask of many; see `lesion_of` if left.
     max_voxels : int
         See `load_volume`.
 
     Raises
     ------
     VolumeError
-        If the file cannot be read, is no single 3-D volume, or has NaN.
+        If the file cannot be read, is no single 3-D volume, or no mask.
     """
     source = Path(path).expanduser()
     image = read_image(source, max_voxels)
-    values = _as_float32(image)
-    if np.isnan(values).any():
-        raise VolumeError(
-            f"{source} has NaN voxels; a mask needs 0 outside lesions and > 0 inside."
-        )
-    jpeg = source.suffix.lower() in (".jpg", ".jpeg")
-    inside = values > (JPEG_MASK_LEVEL if jpeg else 0) if label is None else values == label
-    mask = inside.astype(np.float32)
+    mask = lesion_of(_as_float32(image), source, label).astype(np.float32)
     return new_volume(mask, image.affine, source, picture=image.is_picture)
 
 
@@ -195,7 +185,7 @@ class LoadMaskd(MapTransform):
     ref_key : str
         Key of the loaded image.
     label : int, optional
-        Value of the lesion; whatever is above 0 if left.
+        Value of the lesion; see `lesion_of` if left.
     """
 
     def __init__(

@@ -6,13 +6,15 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import escaped
+
+logger = logging.getLogger(__name__)
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -97,6 +99,18 @@ def screen(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(levels[0])
         ours.setLevel(levels[1])
+
+
+def report_not_read(sources: Sequence[Path], image_name: str | None) -> None:
+    """Log which files of the sources were not read, and why; hidden ones are left out."""
+    from mcmiad_monai.data.cases.explain import not_read
+
+    try:
+        told = not_read(sources, image_name=image_name)
+    except ValueError as error:  # of a split that the command did not look at
+        told = f"which other files were not read is not known: {error}"
+    if told:
+        logger.info("%s", escaped(told))
 
 
 def print_json(result: Any) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcmiad_monai.cli.console import print_json
+from mcmiad_monai.cli.console import FAILED, OK, print_json, report_not_read
 from mcmiad_monai.cli.options import (
     SPLITS,
     Commands,
@@ -23,6 +24,8 @@ from mcmiad_monai.errors import escaped
 if TYPE_CHECKING:
     from mcmiad_monai.data.cases.names import Case
     from mcmiad_monai.predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: Commands) -> None:
@@ -67,7 +70,7 @@ def add_commands(commands: Commands) -> None:
     add_overrides(evaluate, "override a setting of the bundle's inference.yaml")
 
 
-def _cases(options: argparse.Namespace) -> None:
+def _cases(options: argparse.Namespace) -> int:
     from mcmiad_monai.data.cases.explain import explain
     from mcmiad_monai.data.cases.find import find_cases
 
@@ -77,16 +80,23 @@ def _cases(options: argparse.Namespace) -> None:
         if options.explain
         else {}
     )
+    refused = [case for case in cases if "refused" in case]
     if options.json:
         reasons = [{"path": str(path), "reason": reason} for path, reason in left_out.items()]
         print_json({"cases": cases, "not_read": reasons} if options.explain else cases)
-        return
-    for case in cases:
+        return FAILED if refused else OK
+    clear = [case for case in cases if "refused" not in case]
+    for case in clear:
         print(*(escaped(case.get(key) or "-") for key in ("case", "image", "label")), sep="\t")
     if options.explain:
-        print(f"\n{len(cases)} studies found, {len(left_out)} files not read")
+        print(f"\n{len(clear)} studies found, {len(left_out)} files not read")
         for path, reason in left_out.items():
             print(escaped(str(path)), escaped(reason), sep="\t")
+    elif cases:
+        report_not_read([options.source], options.image_name)
+    for case in refused:
+        logger.error("study %s refused: %s", case["case"], case["refused"])
+    return FAILED if refused else OK
 
 
 def _infer(options: argparse.Namespace) -> None:
@@ -111,6 +121,7 @@ def _infer(options: argparse.Namespace) -> None:
     )
     if options.json:
         print_json(report.content())
+    report_not_read(options.source, options.image_name)
     report.finish()
 
 
@@ -131,6 +142,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         for name, value in report.report["metrics"].items():
             print(f"{name}\t{'undefined' if value is None else f'{value:.4f}'}")
+    report_not_read([options.source], options.image_name)
     report.finish()
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.cli.console import FAILED, OK, print_json
+from mcmiad_monai.cli.console import FAILED, OK, print_json, report_not_read
 from mcmiad_monai.cli.options import (
     METHODS,
     PRESETS,
@@ -139,6 +139,7 @@ def _train_alone(options: argparse.Namespace) -> None:
         raise
     if root == afresh:
         replace_bundle(afresh, out)
+    report_not_read([options.source], options.image_name)
 
 
 def _check_resume(options: argparse.Namespace, root: Path, more: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mcmiad_monai.data.cases.names import plain_name
+from mcmiad_monai.data.cases.names import CaseError, plain_name
 from mcmiad_monai.errors import root_message
 from mcmiad_monai.files import input_digest
 from mcmiad_monai.modality import Modality, get_modality
@@ -76,7 +76,14 @@ def prepare_study(
 
     They also have the digest of the input's files under `INPUT`, of an image that has files; see
     `study_digest`.
+
+    Raises
+    ------
+    CaseError
+        If the case was refused where it was found.
     """
+    if case.get("refused"):
+        raise CaseError(case["refused"])
     sample: dict[str, Any] = transform(dict(case))
     meta = sample["image"].meta
     meta["case"], meta["patient"] = plain_name(str(case["case"])), patient_of(case)

@@ -18,6 +18,7 @@ from mcmiad_monai.errors import escaped, root_message
 from mcmiad_monai.files import DiskFullError, only_writer, write_text
 from mcmiad_monai.inference.merging import earlier_report, merge_reports, score_table
 from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT, OUT_OF_DISTRIBUTION
+from mcmiad_monai.inference.placement import VIEWER_HEATMAP
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.interrupts import held
@@ -125,6 +126,8 @@ class CohortReport:
         self.scores.append(scores)
         for warning in scores.get("warnings", ()):
             logger.warning("study %s: %s (%s)", scores["case"], MEANING[warning], warning)
+        if copy := scores.get(VIEWER_HEATMAP):
+            logger.info("study %s has a sheared grid; %s is for viewers", scores["case"], copy)
 
     def keep(self, scores: dict[str, Any]) -> None:
         """Count the scores of a study whose result is there from an earlier run."""

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mcmiad_monai.data.cases.names import PICTURE_SUFFIXES, plain_name, suffix_of
 from mcmiad_monai.data.studies import study_digest
+from mcmiad_monai.inference.placement import VIEWER_HEATMAP
 from mcmiad_monai.inference.writers import PICTURE_FILES, VOLUME_FILES
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_packed_header
@@ -92,9 +93,12 @@ def finished_studies(
         organ = settings["region"] == "organ"
         if scores is None or scores.get("input") != study_digest(case, organ=organ):
             continue
+        files = [*_files_of(case, stem, pictures=pictures, preview=preview)]
+        if viewer := scores.get(VIEWER_HEATMAP):
+            files.append(stem.parent / str(viewer))
         if difference := _difference(scores, settings, case):
             others[name] = difference
-        elif all(map(_readable, _files_of(case, stem, pictures=pictures, preview=preview))):
+        elif all(map(_readable, files)):
             kept[str(case["case"])] = scores
     if others:
         name, difference = next(iter(others.items()))

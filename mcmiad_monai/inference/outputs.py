@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mcmiad_monai.calibration import Calibration, calibration_for
 from mcmiad_monai.inference.inferer import SLICE_SCORES
-from mcmiad_monai.inference.writers import write_study
+from mcmiad_monai.inference.placement import VIEWER_HEATMAP, needs_upright_copy
+from mcmiad_monai.inference.writers import is_picture, write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.transforms import on_whole_grid
-from mcmiad_monai.transforms.metadata import INPUT, MODALITY, MODALITY_FROM, PICTURE
+from mcmiad_monai.transforms.metadata import INPUT, MODALITY, MODALITY_FROM
 from mcmiad_monai.transforms.positions import source_slices
 
 logger = logging.getLogger(__name__)
@@ -126,11 +127,12 @@ def study_scores(
     axis, indices = source_slices(heatmap, slice_axis)
     limit = calibration.slice_threshold if calibration else math.inf
     typical, usual = typical_heat(heatmap), calibration.usual_heat if calibration else None
+    case = str(heatmap.meta["case"])
     warnings = [] if looked_at.any() else [NOTHING_LOOKED_AT]
     if usual is not None and typical is not None and not usual[0] <= typical <= usual[1]:
         warnings.append(OUT_OF_DISTRIBUTION)
     return {
-        "case": str(heatmap.meta["case"]),
+        "case": case,
         "modality": heatmap.meta.get(MODALITY),
         "modality_from": heatmap.meta.get(MODALITY_FROM),
         "volume_score": volume,
@@ -138,6 +140,7 @@ def study_scores(
         "warnings": warnings,
         "typical_heat": typical,
         "usual_heat": None if usual is None else list(usual),
+        VIEWER_HEATMAP: f"{case}_heatmap_viewer.nii.gz" if needs_upright_copy(heatmap) else None,
         "slice_axis": axis,
         "slices_scored": int(looked_at.sum()),
         "slices_skipped": int((~looked_at).sum()),
@@ -173,6 +176,8 @@ class SaveStudyd(SaveImaged):
     ============================  ===============================================================
     ``<case>_heatmap.nii.gz``     float32, on the study's own grid
     ``<case>_mask.nii.gz``        uint8, 1 where anomalous
+    ``<case>_heatmap_viewer``     ``.nii.gz``, of a study on a sheared grid alone: the heatmap on an
+                                  upright one, for viewers
     ``<case>_scores.json``        of the volume and its slices, written last
     ============================  ===============================================================
 
@@ -236,7 +241,7 @@ class SaveStudyd(SaveImaged):
             calibration=calibration_for(self.calibration, modality),
         )
         scores |= {"input": heatmap.meta.get(INPUT), "made_with": self.made_with}
-        picture = self.pictures and heatmap.meta.get(PICTURE)
+        picture = self.pictures and is_picture(heatmap)
         image = on_whole_grid(data[self.image_key]) if picture else None
         work = partial(write_study, self.output_dir, scores, heatmap, mask, image)
         if self.writes is None:

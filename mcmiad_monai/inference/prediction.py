@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from mcmiad_monai.inference.nearest import NearestNormal, Recall, same_place
-from mcmiad_monai.inference.writers import write_study
+from mcmiad_monai.inference.writers import is_picture, write_study
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.transforms import CanonicalOrientation
 from mcmiad_monai.transforms.metadata import PICTURE
@@ -150,7 +150,7 @@ class Prediction:
         StudyExistsError
             If the folder holds the result of another input; see `write_study`.
         """
-        image = self.image if pictures and self.heatmap.meta.get(PICTURE) else None
+        image = self.image if pictures and is_picture(self.heatmap) else None
         scores = self.scores
         if scores.get("input") is None:  # an image that was in memory
             values = np.ascontiguousarray(self.image.numpy())

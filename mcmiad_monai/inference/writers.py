@@ -19,6 +19,8 @@ from torch import Tensor
 from mcmiad_monai.data.cases.names import plain_name
 from mcmiad_monai.files import only_writer, replace_atomically, replace_together
 from mcmiad_monai.inference.blend import blend
+from mcmiad_monai.inference.placement import VIEWER_HEATMAP, placed_image, upright_copy
+from mcmiad_monai.transforms.metadata import NIFTI_HEADER, PICTURE
 
 #: Level of ISA-L's deflate: a heatmap is smaller than with zlib's level 3, in a tenth of the time
 #: (``benchmarks/deflate.py``).
@@ -34,7 +36,9 @@ class StudyExistsError(ValueError):
     """A result would take the place of another study's, or would lie outside the output folder."""
 
 
-def write_nifti(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write_nifti(
+    path: str | Path, array: NDArray[Any], affine: NDArray[np.float64], header: Any = None
+) -> None:
     """Write an array as it stands, in its own type; axes of length one are kept.
 
     Parameters
@@ -45,16 +49,18 @@ def write_nifti(path: str | Path, array: NDArray[Any], affine: NDArray[np.float6
         Heatmap or mask.
     affine : (4, 4) ndarray
         In RAS millimetres; sheared ones are kept.
+    header : (348,) array of uint8, optional
+        Of the study, if it was NIfTI; see `placed_image`.
     """
-    replace_atomically(path, _nifti_write(array, affine))
+    replace_atomically(path, _nifti_write(array, affine, header))
 
 
-def _nifti_write(array: NDArray[Any], affine: NDArray[np.float64]) -> Write:
+def _nifti_write(array: NDArray[Any], affine: NDArray[np.float64], header: Any) -> Write:
     if array.ndim != 3:
         raise ValueError(
             f"an array of shape {array.shape} is no heatmap or mask; (X, Y, Z) is needed."
         )
-    return partial(_write_gzip, nib.Nifti1Image(array, affine))
+    return partial(_write_gzip, placed_image(array, affine, header))
 
 
 def _write_gzip(image: nib.Nifti1Image, path: Path) -> None:
@@ -100,7 +106,7 @@ def write_study(
     path = folder / f"{name}_scores.json"
     with only_writer(folder):
         _check_same_input(path, scores.get("input"))
-        writes = _image_writes(folder / name, heatmap, mask, image)
+        writes = _image_writes(folder / name, heatmap, mask, image, scores.get(VIEWER_HEATMAP))
         text = json.dumps(scores, indent=1)
         replace_together({**writes, path: lambda file: file.write_text(text, "utf-8")})
     return folder
@@ -123,7 +129,7 @@ def _check_same_input(path: Path, digest: str | None) -> None:
 
 
 def _image_writes(
-    stem: Path, heatmap: MetaTensor, mask: Tensor, image: Tensor | None
+    stem: Path, heatmap: MetaTensor, mask: Tensor, image: Tensor | None, viewer: str | None
 ) -> dict[Path, Write]:
     if image is not None:
         return _picture_writes(
@@ -132,11 +138,20 @@ def _image_writes(
             heatmap=picture_of(heatmap),
             mask=picture_of(mask),
         )
-    affine = heatmap.affine.numpy()
-    return {
-        Path(f"{stem}_{ending}"): _nifti_write(part[0].numpy(), affine)
+    affine, header = heatmap.affine.numpy(), heatmap.meta.get(NIFTI_HEADER)
+    writes = {
+        Path(f"{stem}_{ending}"): _nifti_write(part[0].numpy(), affine, header)
         for ending, part in zip(VOLUME_FILES, (heatmap, mask), strict=True)
     }
+    if viewer:
+        copy = upright_copy(heatmap[0].numpy(), affine)
+        writes[stem.parent / viewer] = partial(_write_gzip, copy)
+    return writes
+
+
+def is_picture(heatmap: MetaTensor) -> bool:
+    """Whether a heatmap (1, X, Y, Z) is of one picture, and not of a stack of pages."""
+    return bool(heatmap.meta.get(PICTURE)) and heatmap.shape[3] == 1
 
 
 def picture_of(volume: Tensor) -> NDArray[Any]:

@@ -26,6 +26,7 @@ from mcmiad_monai.monailabel.requests import (
 )
 from mcmiad_monai.transforms import VolumeError
 from mcmiad_monai.transforms.dicom import read_dicom_folder
+from mcmiad_monai.transforms.metadata import NIFTI_HEADER
 from mcmiad_monai.version import __version__
 
 #: Studies whose heatmap is kept, so that another output of the same study needs no second run.
@@ -110,7 +111,9 @@ class AnomalyInferTask(InferTask):
         if not strtobool(request.get("skip_writer")):
             compress = bool(strtobool(request.get("result_compress")))
             affine = np.asarray(prediction.heatmap.affine, dtype=np.float64)
-            written = str(write_volume(volume, affine, suffix, compress=compress))
+            header = prediction.heatmap.meta.get(NIFTI_HEADER)
+            file = write_volume(volume, affine, suffix, compress=compress, header=header)
+            written = str(file)
         now = time.monotonic()
         return written, {
             **prediction.scores,

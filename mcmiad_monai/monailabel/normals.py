@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.data.cases.patients import hashed_patient
 from mcmiad_monai.modality import modality_of_dicom
 from mcmiad_monai.transforms import load_mask
 
@@ -71,8 +71,7 @@ def _entry(image: str, path: str, info: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"case": image, "image": str(Path(path)), "anomalous": False}
     patient = info.get("patient") or info.get("PatientID")
     if patient and patient != "UNK":
-        # only which studies are of the same patient matters, so the name is hashed
-        entry["patient"] = hashlib.sha256(str(patient).encode()).hexdigest()[:16]
+        entry["patient"] = hashed_patient(str(patient))
     modality = info.get("modality") or modality_of_dicom(str(info.get("Modality")))
     if modality:
         entry["modality"] = str(modality)

@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 from numpy.typing import NDArray
 
 from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.inference.placement import placed_image
 from mcmiad_monai.monailabel.requests import OutputKind
 
 #: Labels of mask and bands, by value. A mask has the first only.
@@ -58,7 +59,12 @@ def label_names(volume: NDArray[Any], kind: OutputKind) -> dict[str, int]:
 
 
 def write_volume(
-    volume: NDArray[Any], affine: NDArray[np.float64], extension: str, *, compress: bool = False
+    volume: NDArray[Any],
+    affine: NDArray[np.float64],
+    extension: str,
+    *,
+    compress: bool = False,
+    header: Any = None,
 ) -> Path:
     """Write a volume (X, Y, Z) to a new temporary file, which is the caller's to remove.
 
@@ -70,13 +76,14 @@ def write_volume(
         One of :data:`~mcmiad_monai.monailabel.requests.EXTENSIONS`.
     compress : bool
         For NRRD and MetaImage; the name of a NIfTI file says it.
+    header : (348,) array of uint8, optional
+        Of a study that was NIfTI; see `placed_image`.
     """
     with tempfile.NamedTemporaryFile(prefix="mcmiad_", suffix=extension, delete=False) as file:
         path = Path(file.name)
     try:
         if extension in (".nii", ".nii.gz"):
-            image = nib.Nifti1Image(volume, affine)
-            image.header.set_xyzt_units("mm")
+            image = placed_image(volume, affine, header)
             replace_atomically(path, lambda partial: nib.save(image, partial))
         else:
             itk = _itk_image(volume, affine)

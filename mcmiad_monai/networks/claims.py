@@ -89,8 +89,8 @@ def check_filled(detector: MCMIADDetector) -> None:
     if not isinstance(detector.calibration, dict):
         raise ValueError(f"the calibration is {detector.calibration!r}")
     trained = detector.trained_with
-    if (name := trained.get("modality")) is not None:
-        get_modality(name)
+    if (modality := trained.get("modality")) is not None:
+        get_modality(modality)
     low, high = trained.get("slice_range", (0.0, 1.0))
     if not 0 <= low < high <= 1:
         raise ValueError(f"slice_range is {low}, {high}; 0 <= from < to <= 1 is needed")

@@ -18,8 +18,8 @@ from PIL import Image
 from small_bundles import why_failed, why_refused, without_scores
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow, shipped_bundles
-from mcmiad_monai.data.cases.names import PICTURE_SUFFIXES
 from mcmiad_monai.data.cases.splits import find_studies
+from mcmiad_monai.formats import PICTURE_SUFFIXES
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.transforms import load_volume, preprocessing

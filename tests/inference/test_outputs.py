@@ -56,6 +56,7 @@ def test_files_are_named_by_the_case_and_have_values_and_oblique_affine(tmp_path
     done = save(tmp_path, pred)
     assert files_in(tmp_path) == [
         "p_07/p_07_heatmap.nii.gz",
+        "p_07/p_07_heatmap_viewer.nii.gz",  # its grid is sheared
         "p_07/p_07_mask.nii.gz",
         "p_07/p_07_scores.json",
     ]
@@ -79,7 +80,7 @@ def test_cases_that_differ_after_a_dot_do_not_overwrite_each_other(tmp_path: Pat
     for case in ("head.1.2", "head.1.3"):
         save(tmp_path, heatmap(case=case))
         assert (tmp_path / case / f"{case}_heatmap.nii.gz").is_file()
-    assert len(files_in(tmp_path)) == 6
+    assert len(files_in(tmp_path)) == 8
 
 
 @pytest.mark.parametrize("fails_at", ["heatmap", "mask"])

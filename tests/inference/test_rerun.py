@@ -248,3 +248,10 @@ def test_runs_side_by_side_lose_no_study(tmp_path: Path) -> None:
 def test_a_report_holds_no_formula(tmp_path: Path) -> None:
     report(tmp_path, [study("=HYPERLINK(1)", -1.0)], {"@SUM(1)": "-no"})
     assert rows(tmp_path) == [("'=HYPERLINK(1)", "-1", ""), ("'@SUM(1)", "", "'-no")]
+
+
+def test_heatmap_of_the_pages_of_a_picture_is_a_volume(tmp_path: Path) -> None:
+    pages = heatmap(digest="1")
+    pages.meta["picture"] = True
+    save(tmp_path, pages)
+    assert nib.load(tmp_path / "flair/flair_heatmap.nii.gz").shape == (3, 4, 2)

@@ -21,8 +21,9 @@ def write_slice(
     image_type: str = "ORIGINAL\\PRIMARY\\AXIAL",
     number: int = 1,
     spacing: tuple[float, float] = (0.75, 1.5),
+    patient: str = "",
 ) -> None:
-    """Write a slice of even Hounsfield units, of the series of a number."""
+    """Write a slice of even Hounsfield units, of the series of a number and of a patient's ID."""
     image = sitk.GetImageFromArray(hounsfield.astype("i2"))
     image.SetSpacing(spacing)  # (x, y); the writer makes PixelSpacing of it
     tags = {
@@ -35,8 +36,10 @@ def write_slice(
         "0020|0032": "\\".join(f"{v:.6f}" for v in position),
         "0020|0037": "\\".join(f"{v:.6f}" for v in (*ROW, *COLUMN)),
         "0018|0050": "3.0",
-        "0028|1052": "-1000",
-        "0028|1053": "2",
+        # GDCM makes an enhanced MR of one with an intercept
+        "0028|1052": "0" if modality == "MR" else "-1000",
+        "0028|1053": "1" if modality == "MR" else "2",
+        "0010|0020": patient,
     }
     for key, value in tags.items():
         image.SetMetaData(key, value)
@@ -44,3 +47,9 @@ def write_slice(
     writer.KeepOriginalImageUIDOn()
     writer.SetFileName(str(path))
     writer.Execute(image)
+
+
+def without_preamble(path: Path) -> None:
+    """Turn a DICOM file into one without its preamble, the letters DICM and its suffix."""
+    path.with_suffix("").write_bytes(path.read_bytes()[132:])
+    path.unlink()

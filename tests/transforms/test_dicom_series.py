@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_slices import COLUMN, ROW, write_slice
 
@@ -103,3 +104,20 @@ def test_real_sagittal_series_of_a_patient_on_the_side(shared: Path) -> None:
 def test_real_broken_series_are_refused(shared: Path, name: str, reason: str) -> None:
     with pytest.raises(VolumeError, match=reason):
         load_volume(shared / "data" / "dicom" / name)
+
+
+def test_each_slice_keeps_its_own_pixel_type_slope_and_intercept(tmp_path: Path) -> None:
+    kinds = [("u2", 1, 0), ("i2", 1, 0), ("i2", 12 / 4095, 0), ("u2", 0.5, -1024)]
+    expected = []
+    for k, (kind, slope, intercept) in enumerate(kinds):
+        low = -500 if kind == "i2" else 0
+        stored = np.random.default_rng(k).integers(low, 40000 if low == 0 else 4000, (6, 8))
+        write_slice(tmp_path / f"{k}.dcm", 2 * stored, _even(4)[k])
+        header = pydicom.dcmread(tmp_path / f"{k}.dcm")
+        header.PixelRepresentation = int(kind == "i2")
+        header.RescaleSlope, header.RescaleIntercept = f"{slope:.8g}", f"{intercept}"
+        header.PixelData = stored.astype(kind).tobytes()
+        header.save_as(tmp_path / f"{k}.dcm")
+        expected.append(stored * float(header.RescaleSlope) + intercept)
+    found = load_volume(tmp_path)[0].numpy()
+    np.testing.assert_allclose(found, np.stack(expected).transpose(2, 1, 0), atol=1e-3)

@@ -32,8 +32,9 @@ def values_of(name: str) -> np.ndarray:
 
 
 def study(name: str, *, header: str | None = None, picture: bool = False) -> dict[str, Any]:
+    values = values_of(name)[..., :1] if picture else values_of(name)
     volume = new_volume(
-        values_of(name), np.eye(4), Path("/data/p7.nii.gz"), picture=picture, dicom_modality=header
+        values, np.eye(4), Path("/data/p7.nii.gz"), picture=picture, dicom_modality=header
     )
     return {"image": volume}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from oblique import OBLIQUE
 from PIL import Image
 
+from mcmiad_monai.files import input_digest
 from mcmiad_monai.transforms import LoadMaskd, VolumeError, load_mask, load_volume
+from mcmiad_monai.transforms.kind import StudyModalityd
 
 
 def _noise(shape: tuple[int, ...] = (9, 8, 7), high: int = 200) -> np.ndarray:
@@ -208,9 +211,11 @@ def _itk_colour(path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(_noise((4, 5, 6, 3)).astype("u1"), True), str(path))
 
 
-def _pages(path: Path) -> None:
-    page = Image.fromarray(_noise((20, 30)).astype("u1"))
-    page.save(path, save_all=True, append_images=[page])
+def _pages(path: Path, *shapes: tuple[int, int]) -> np.ndarray:
+    pages = [_noise(shape).astype("u1") for shape in shapes]
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(path, save_all=True, append_images=others)
+    return np.stack(pages) if len(set(shapes)) == 1 else np.zeros(0)
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
@@ -244,7 +249,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "singular",
     ),
     "no voxels": ("v.nii", _zero_axis, "no voxels|could not be read"),
-    "pages": ("v.tiff", _pages, "2 pages"),
+    "pages": ("v.tiff", lambda p: _pages(p, (20, 30), (20, 31)), "2 pages"),
+    "film": ("v.png", lambda p: _pages(p, (20, 30), (20, 30)), "PNG of 2 pages"),
     "folder": ("v", lambda p: p.mkdir(), "without DICOM"),
 }  # fmt: skip
 
@@ -338,3 +344,29 @@ def test_organ_of_a_few_grey_levels_is_an_image_as_a_picture(tmp_path: Path) -> 
     Image.fromarray(np.where(levels > 0, 255, 0).astype(np.uint8)).save(tmp_path / "mask.png")
     with pytest.raises(VolumeError, match="label map"):
         load_volume(tmp_path / "mask.png")
+
+
+def test_pages_of_a_tiff_are_slices_which_are_b_scans_alone(tmp_path: Path) -> None:
+    pages = _pages(tmp_path / "scans.tiff", (20, 30), (20, 30), (20, 30))
+    volume = load_volume(tmp_path / "scans.tiff")
+    np.testing.assert_array_equal(volume[0].numpy(), pages.T)  # (W, H, 3)
+    assert StudyModalityd("image", "retina_oct")({"image": volume})["image"] is volume
+    for modality in ("brain_mri", "liver_ct"):
+        with pytest.raises(VolumeError, match="3 pages"):
+            StudyModalityd("image", modality)({"image": volume})
+    with pytest.raises(VolumeError, match="raise the limit"):
+        load_volume(tmp_path / "scans.tiff", max_voxels=1000)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.AnalyzeImage])
+def test_header_and_data_in_two_files_are_one_volume(tmp_path: Path, kind: Any) -> None:
+    values = _noise().astype("i2")
+    nib.save(kind(values, np.diag([-2.0, 2.0, 3.0, 1.0])), tmp_path / "pair.img")
+    volume = load_volume(tmp_path / "pair.hdr")
+    np.testing.assert_array_equal(volume[0].numpy(), values)
+    np.testing.assert_allclose(np.abs(np.diag(volume.affine)), [2, 2, 3, 1])
+    before = input_digest(tmp_path / "pair.hdr")
+    data = bytearray((tmp_path / "pair.img").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "pair.img").write_bytes(data)
+    assert input_digest(tmp_path / "pair.hdr") != before

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.data.cases.names import Case, CaseError, MissingSplitError, listing, stem_of
+from mcmiad_monai.formats import suffix_of
 
 # Names under which files list a split.
 SPLIT_KEYS = {
@@ -21,12 +22,29 @@ GENERIC_STEMS = frozenset({"image", "img", "flair", "volume", "scan"})
 
 
 def datalist_in(folder: Path) -> Path | None:
-    """The datalist of a folder, if it has one that lists cases."""
+    """The datalist of a folder, if it has one that lists cases.
+
+    The list of nnU-Net's first version is none: it leaves the channels out of the files' names.
+    """
     for name in DATALIST_NAMES:
         path = folder / name
-        if path.is_file() and _listed_splits(_load(path)):
-            return path
+        if path.is_file():
+            content = _load(path)
+            listed = _listed_splits(content)
+            if listed and not any(_lacks_channels(path, content[key]) for key in listed.values()):
+                return path
     return None
+
+
+def _lacks_channels(path: Path, entries: list[Any]) -> bool:
+    """Whether ``case.nii.gz`` is listed first, and there is ``case_0000.nii.gz`` instead."""
+    first = entries[0].get("image") if entries and isinstance(entries[0], dict) else entries[:1]
+    name = first[0] if isinstance(first, list) and first else first
+    if not isinstance(name, str):
+        return False
+    image = _resolve(path, name)
+    channel = image.with_name(f"{stem_of(image)}_0000{suffix_of(image)}")
+    return channel.exists() and not image.exists()
 
 
 def find_in_datalist(path: Path, split: str) -> list[Case]:

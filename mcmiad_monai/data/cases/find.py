@@ -11,17 +11,17 @@ import numpy as np
 from mcmiad_monai.data.cases.datalist import DATALIST_NAMES, datalist_in, find_in_datalist
 from mcmiad_monai.data.cases.folder import Wanted, class_folders, describe, find_in_folder
 from mcmiad_monai.data.cases.names import (
-    IMAGE_SUFFIXES,
     Case,
     CaseError,
     MissingSplitError,
-    is_dicom,
     listing,
     plain_name,
     stem_of,
     subfolders,
-    suffix_of,
 )
+from mcmiad_monai.data.cases.nnunet import find_in_nnunet, nnunet_folders
+from mcmiad_monai.data.cases.patients import with_patients
+from mcmiad_monai.formats import IMAGE_SUFFIXES, is_dicom, suffix_of
 
 __all__ = ["Case", "CaseError", "Split", "find_cases", "name_uniquely", "split_cases"]
 
@@ -45,8 +45,9 @@ def find_cases(
 
     A source is one image file, a folder of DICOM slices, a datalist (``.json``), or a folder. A
     folder may hold a ``datalist.json`` or ``dataset.json``, which is then followed; ``train``,
-    ``val`` and ``test`` folders; ``good`` and ``Ungood`` folders as in BMAD; image files; one
-    folder a case; or DICOM series. Hidden files are passed over.
+    ``val`` and ``test`` folders; ``good`` and ``Ungood`` folders as in BMAD; ``imagesTr`` and
+    ``imagesTs`` as in nnU-Net; image files; one folder a case, also as in BIDS; or DICOM series.
+    Hidden files and results of `Prediction.save` are passed over.
 
     A file is a lesion mask if its name ends in the word mask, label, seg, segmentation or lesion,
     or if it lies in a folder of such a name.
@@ -71,13 +72,15 @@ def find_cases(
     list of dict
         Cases with the keys ``case`` (unique name), ``image`` (path of a file or a DICOM folder),
         ``label`` (path of the lesion mask or None) and ``anomalous`` (bool where it is known,
-        else None). Sorted by path, split after split; a datalist keeps its order.
+        else None); ``patient`` where a datalist, BIDS or a DICOM header tells it; and ``refused``,
+        the reason, for a folder in which it is not clear what the case is. Sorted by path, split
+        after split; a datalist keeps its order.
 
     Raises
     ------
     CaseError
-        If nothing is found, a path or a listed file does not exist, a split is missing, or it is
-        not clear which file is the image or the mask.
+        If nothing is found, a path or a listed file does not exist, a split is missing, or all
+        cases are refused.
     """
     path = Path(source).expanduser()
     if split not in (*SPLIT_FOLDERS, "all"):
@@ -88,7 +91,7 @@ def find_cases(
         cases = _find_in_file(path, split)
     else:
         cases = _find_in_source_folder(path, split, Wanted(image_name, mask_name))
-    return name_uniquely(drop_repeated(cases))
+    return name_uniquely(with_patients(drop_repeated(cases), path))
 
 
 def split_cases(
@@ -123,7 +126,8 @@ def split_cases(
     if len(patients) < 2:
         raise CaseError(
             f"{len(cases)} cases of {len(patients)} patients were given; at least 2 patients are "
-            "needed to train on one and validate on another."
+            "needed to train on one and validate on another. Cases of one DICOM PatientID, or of "
+            "one BIDS subject, are of one patient; if they are not, give 'patient' in a datalist."
         )
     count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
     order = np.random.default_rng(seed).permutation(len(patients))
@@ -153,14 +157,18 @@ def _find_in_file(path: Path, split: Split) -> list[Case]:
 
 def _find_in_source_folder(folder: Path, split: Split, wanted: Wanted) -> list[Case]:
     """Cases of a folder: by its datalist, by its split folders, or all that is in it."""
-    datalist = datalist_in(folder)
+    datalist, layout = datalist_in(folder), nnunet_folders(folder)
     if datalist is not None:
         return find_in_datalist(datalist, split)
+    if layout:
+        if len(layout) == 1:
+            _check_not_val(folder, split)
+        return _found(find_in_nnunet(layout, split, wanted.image_name), folder, wanted)
     folders = split_folders(folder)
     if folders:
         return _find_in_splits(folder, folders, split, wanted)
     _check_not_val(folder, split)
-    cases = _found(find_in_folder(folder, wanted), folder)
+    cases = _found(find_in_folder(folder, wanted), folder, wanted)
     if split == "train" and class_folders(folder):
         return [case for case in cases if not case["anomalous"]]
     return cases
@@ -188,11 +196,20 @@ def _find_in_splits(
             "another split."
         )
     chosen = list(folders.values()) if split == "all" else [folders[split]]
-    return [case for path in chosen for case in _found(find_in_folder(path, wanted), path)]
+    return [case for path in chosen for case in _found(find_in_folder(path, wanted), path, wanted)]
 
 
-def _found(cases: list[Case], folder: Path) -> list[Case]:
-    """The cases, which must be some."""
+def _found(cases: list[Case], folder: Path, wanted: Wanted) -> list[Case]:
+    """The cases, of which one at least must be clear."""
+    refused = [case["refused"] for case in cases if "refused" in case]
+    if cases and len(refused) == len(cases):
+        more = f" {len(refused) - 1} more like it are refused." if len(refused) > 1 else ""
+        raise CaseError(f"{refused[0]}{more}")
+    if not cases and wanted.image_name is not None:
+        raise CaseError(
+            f"{folder} has no file named with image_name={wanted.image_name!r}; it holds "
+            f"{describe(folder)}. Choose another word (--image-name), or leave it out."
+        )
     if not cases:
         raise CaseError(
             f"no images were found in {folder}, which holds {describe(folder)}. Looked for files "
@@ -219,7 +236,7 @@ def _nearest(path: Path) -> str:
 
 def drop_repeated(cases: list[Case]) -> list[Case]:
     """An image that is listed twice is one case."""
-    return list({case["image"]: case for case in cases}.values())
+    return list({(case["image"], "refused" in case): case for case in cases}.values())
 
 
 def name_uniquely(cases: list[Case]) -> list[Case]:

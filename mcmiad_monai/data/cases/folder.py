@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 
 from mcmiad_monai.data.cases.names import (
     MASK_WORDS,
-    PICTURE_SUFFIXES,
     Case,
     CaseError,
     has_name,
@@ -20,17 +20,20 @@ from mcmiad_monai.data.cases.names import (
     listing,
     stem_of,
     subfolders,
-    suffix_of,
     visible,
     without_mask_words,
     words_of,
 )
+from mcmiad_monai.data.cases.nnunet import find_in_nnunet, nnunet_folders
+from mcmiad_monai.formats import PICTURE_SUFFIXES, suffix_of
 
 # BMAD's names for normal and abnormal images; a label of the whole image, not of its pixels.
 NORMAL_FOLDERS = frozenset({"good", "normal", "healthy"})
 ANOMALOUS_FOLDERS = frozenset({"ungood", "abnormal", "anomalous", "bad"})
 # Folders that only hold images and say nothing about a case.
 IMAGE_FOLDERS = frozenset({"img", "imgs", "image", "images"})
+# BIDS: the file at the top of every data set, and how names of subjects begin.
+BIDS_DESCRIPTION, SUBJECT = "dataset_description.json", "sub-"
 # Folders that only hold masks; "lesion" is left out, it may as well hold images with lesions.
 MASK_FOLDERS = (MASK_WORDS - {"lesion", "lesions"}) | {
     "anomaly_mask",
@@ -48,20 +51,43 @@ class Wanted:
 
 
 def find_in_folder(folder: Path, wanted: Wanted) -> list[Case]:
-    """Cases of one folder, deeper folders included; an empty list if there are none."""
+    """Cases of one folder, deeper folders included; an empty list if there are none.
+
+    What is not clear is one case with the reason under ``refused``, and the others are found.
+
+    Raises
+    ------
+    CaseError
+        If anything is not clear in folders named good or Ungood.
+    """
     classes = class_folders(folder)
     if classes:
         _check_classes(folder, classes)
         return [
             {**case, "anomalous": anomalous}
             for path, anomalous in classes
-            for case in find_in_folder(path, wanted)
+            for case in _all_clear(find_in_folder(path, wanted))
         ]
-    if is_dicom_series(folder):
-        return [_series(folder, wanted)]
-    cases = _files(folder, wanted)
-    for path in _case_folders(folder):
-        cases += _case_folder(path, wanted)
+    cases = _or_refused(_series, folder, wanted) + _or_refused(_files, folder, wanted)
+    for path in case_folders(folder):
+        cases += _or_refused(_case_folder, path, wanted)
+    return cases
+
+
+def _or_refused(
+    find: Callable[[Path, Wanted], list[Case]], folder: Path, wanted: Wanted
+) -> list[Case]:
+    """The cases of a folder, or one case that says why they are refused."""
+    try:
+        return find(folder, wanted)
+    except CaseError as error:
+        return [{**_case(folder.name, folder, None), "refused": str(error)}]
+
+
+def _all_clear(cases: list[Case]) -> list[Case]:
+    for case in cases:
+        if "refused" in case:
+            raise CaseError(case["refused"])
     return cases
 
 
@@ -75,7 +101,7 @@ def class_folders(folder: Path) -> list[tuple[Path, bool]]:
 def _check_classes(folder: Path, classes: list[tuple[Path, bool]]) -> None:
     """No images lie beside the folders good and Ungood, where they would be passed over."""
     known = {path for path, _ in classes}
-    strays = [path for path in _case_folders(folder) if path not in known and any(path.iterdir())]
+    strays = [path for path in case_folders(folder) if path not in known and any(path.iterdir())]
     strays += image_files(folder)
     if strays:
         raise CaseError(
@@ -85,10 +111,12 @@ def _check_classes(folder: Path, classes: list[tuple[Path, bool]]) -> None:
         )
 
 
-def _case_folders(folder: Path) -> list[Path]:
-    """Subfolders that may hold cases of their own."""
+def case_folders(folder: Path) -> list[Path]:
+    """Subfolders that may hold cases of their own; of a BIDS data set those of its subjects."""
     special = IMAGE_FOLDERS | MASK_FOLDERS
-    return [path for path in subfolders(folder) if path.name.lower() not in special]
+    folders = [path for path in subfolders(folder) if path.name.lower() not in special]
+    subjects = [path for path in folders if path.name.startswith(SUBJECT)]
+    return subjects if subjects and (folder / BIDS_DESCRIPTION).is_file() else folders
 
 
 def _files(folder: Path, wanted: Wanted) -> list[Case]:
@@ -97,9 +125,9 @@ def _files(folder: Path, wanted: Wanted) -> list[Case]:
     organs = [path for path in masks if is_organ_mask(path)]
     masks = [path for path in masks if path not in organs]
     images = _choose(images, wanted.image_name, folder, "image_name")
-    masks = _choose(masks, wanted.mask_name, folder, "mask_name")
     if not images:
         return []
+    masks = _choose(masks, wanted.mask_name, folder, "mask_name")
     labels, regions = _match(images, masks, folder), _match(images, organs, folder, lesions=False)
     return [_case(stem_of(path), path, labels.get(path), regions.get(path)) for path in images]
 
@@ -115,16 +143,41 @@ def _images_and_masks(folder: Path) -> tuple[list[Path], list[Path]]:
             images += image_files(path)
         elif name in MASK_FOLDERS:
             masks += image_files(path)
+    if beside_series(folder):
+        images = [path for path in images if suffix_of(path) not in PICTURE_SUFFIXES]
     return images, masks
+
+
+def beside_series(folder: Path) -> bool:
+    """Whether a folder holds a DICOM series, beside which pictures are no studies.
+
+    A single slice is none: it may be a stray among them.
+    """
+    return is_dicom_series(folder, at_least=2)
 
 
 def _case_folder(folder: Path, wanted: Wanted) -> list[Case]:
     """A folder that is one case, or that holds further folders or pictures."""
+    if layout := nnunet_folders(folder):
+        return find_in_nnunet(layout, "all", wanted.image_name)
     images, masks = _images_and_masks(folder)
     if not _is_one_case(folder, images):
         return find_in_folder(folder, wanted)
-    image = _only(images, wanted.image_name, folder, "image_name")
-    return [_case(folder.name, image, *_lesion_and_organ(masks, wanted, folder))]
+    chosen = _choose(images, wanted.image_name, folder, "image_name")
+    if not chosen:
+        return []
+    if _are_runs(chosen):
+        return _files(folder, wanted)
+    image = _only(chosen, None, folder, "image_name")
+    name = stem_of(image) if image.name.startswith(SUBJECT) else folder.name
+    return [_case(name, image, *_lesion_and_organ(masks, wanted, folder))]
+
+
+def _are_runs(images: list[Path]) -> bool:
+    """Whether files are of one BIDS suffix, as ``sub-1_run-1_FLAIR`` and ``sub-1_run-2_FLAIR``."""
+    suffixes = {stem_of(path).rpartition("_")[2] for path in images}
+    in_bids = all(path.name.startswith(SUBJECT) for path in images)
+    return in_bids and len(images) > 1 and len(suffixes) == 1
 
 
 def is_one_case(folder: Path) -> bool:
@@ -137,10 +190,13 @@ def _is_one_case(folder: Path, images: list[Path]) -> bool:
     return bool(images) and not (pictures and len(images) > 1) and not is_dicom_series(folder)
 
 
-def _series(folder: Path, wanted: Wanted) -> Case:
-    """A DICOM series, with the mask file that may lie beside its slices."""
-    masks = [path for path in image_files(folder) if is_mask(path)]
-    return _case(folder.name, folder, *_lesion_and_organ(masks, wanted, folder))
+def _series(folder: Path, wanted: Wanted) -> list[Case]:
+    """A DICOM series, if there is one; a mask file beside its slices and no other image is its."""
+    if not is_dicom_series(folder):
+        return []
+    images, _ = _images_and_masks(folder)
+    masks = [] if images else [path for path in image_files(folder) if is_mask(path)]
+    return [_case(folder.name, folder, *_lesion_and_organ(masks, wanted, folder))]
 
 
 def _lesion_and_organ(
@@ -170,11 +226,11 @@ def _case(name: str, image: Path, label: Path | None, organ: Path | None = None)
 
 
 def _choose(paths: list[Path], name: str | None, folder: Path, option: str) -> list[Path]:
-    """The files with the wanted name, all of them if none is wanted."""
+    """The files with the wanted name, all of them if none is wanted; it may be no image's."""
     if name is None or not paths:
         return paths
     chosen = [path for path in paths if has_name(path, name)]
-    if not chosen:
+    if not chosen and option != "image_name":
         raise CaseError(
             f"{folder} has no file named with {option}={name!r}; it has {listing(paths)}."
         )
@@ -187,9 +243,10 @@ def _only(paths: list[Path], name: str | None, folder: Path, option: str) -> Pat
     if len(chosen) > 1:
         kind = "images" if option == "image_name" else "masks"
         example = (words_of(stem_of(chosen[0])) or ["flair"])[-1]
+        typed = f"--image-name {example}, in Python " if option == "image_name" else ""
         raise CaseError(
             f"{folder} holds {len(chosen)} {kind} ({listing(chosen)}); a case has one. Say which "
-            f"by a word of its name, for example {option}={example!r}."
+            f"by a word of its name, for example {typed}{option}={example!r}."
         )
     return chosen[0]
 

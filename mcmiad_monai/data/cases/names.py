@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import CONTROL
+from mcmiad_monai.formats import DICOM_SUFFIXES, is_dicom, suffix_of
 
 # A case as the transforms take it: "case", "image", "label" and "anomalous", and, where they are
 # known, "patient", "organ" (path of the mask of the organ to look in) and "modality".
 Case = dict[str, Any]
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".mhd")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
-DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 # A file is a mask if its name ends in one of these words.
 MASK_WORDS = frozenset(
     {"mask", "masks", "label", "labels", "seg", "segmentation", "segmentations"}
@@ -24,9 +23,11 @@ MASK_WORDS = frozenset(
 )
 # A mask whose name says one of these before its mask words is that of the organ to look in.
 ORGAN_WORDS = frozenset({"organ", "liver"})
-# Where a DICOM file carries its four letters.
-DICOM_MAGIC_OFFSET = 128
-
+# What names of our own results end in after the name of a study.
+RESULT_ENDINGS = (
+    *("_heatmap.nii.gz", "_mask.nii.gz", "_heatmap.tiff"),
+    *("_mask.png", "_overlay.png", "_preview.png", "_scores.json"),
+)
 
 #: Longest name in bytes: 255, less the endings and the mark of a file that is being written.
 NAME_BYTES = 230
@@ -62,12 +63,6 @@ def plain_name(name: str) -> str:
         return plain
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{plain.encode()[: NAME_BYTES - 9].decode(errors='ignore')}_{digest}"
-
-
-def suffix_of(path: Path) -> str:
-    """The image suffix of a path in lower case, ``".nii.gz"`` whole, or ``""`` if it has none."""
-    name = path.name.lower()
-    return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), "")
 
 
 def stem_of(path: Path) -> str:
@@ -116,20 +111,28 @@ def without_mask_words(path: Path) -> str:
     return stem
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM slice, by its suffix or by the letters ``DICM`` in it."""
-    if suffix_of(path) or not path.is_file():
+def is_result(path: Path) -> bool:
+    """Whether a file is a heatmap, mask, picture or scores of ours: by the scores beside it.
+
+    So is a heatmap in a folder of its study's name without scores, as a killed run leaves it.
+    """
+    ending = next((end for end in RESULT_ENDINGS if path.name.endswith(end)), None)
+    if ending is None:
         return False
-    if path.suffix.lower() in DICOM_SUFFIXES:
+    name = path.name.removesuffix(ending)
+    if ending.startswith("_heatmap") and path.parent.name == name:
         return True
-    with path.open("rb") as stream:
-        stream.seek(DICOM_MAGIC_OFFSET)
-        return stream.read(4) == b"DICM"
+    try:
+        scores = json.loads(path.with_name(f"{name}_scores.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(scores, dict) and "volume_score" in scores and scores.get("case") == name
 
 
-def is_dicom_series(folder: Path) -> bool:
-    """Whether a folder directly holds DICOM slices."""
-    return any(is_dicom(path) for path in visible(folder))
+def is_dicom_series(folder: Path, at_least: int = 1) -> bool:
+    """Whether a folder directly holds so many DICOM slices."""
+    slices = (path for path in visible(folder) if is_dicom(path))
+    return len(list(islice(slices, at_least))) == at_least
 
 
 def visible(folder: Path) -> list[Path]:
@@ -143,8 +146,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Visible image files directly in a folder, masks among them."""
-    return [path for path in visible(folder) if path.is_file() and suffix_of(path)]
+    """Visible image files directly in a folder, masks among them, without our own results."""
+    files = [path for path in visible(folder) if suffix_of(path) and path.is_file()]
+    return [path for path in files if not is_result(path)]
 
 
 def listing(paths: list[Path], limit: int = 12) -> str:

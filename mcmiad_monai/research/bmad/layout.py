@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from mcmiad_monai.data.cases.names import (
-    PICTURE_SUFFIXES,
-    VOLUME_SUFFIXES,
     CaseError,
     listing,
     stem_of,
     subfolders,
-    suffix_of,
     visible,
     without_mask_words,
 )
+from mcmiad_monai.formats import PICTURE_SUFFIXES, VOLUME_SUFFIXES, suffix_of
 
 Split = Literal["train", "val", "test"]
 Kind = Literal["good", "ungood"]

@@ -16,16 +16,15 @@ from monai.transforms import Compose
 
 from mcmiad_monai.data.cases.find import find_cases
 from mcmiad_monai.data.cases.names import (
-    PICTURE_SUFFIXES,
     Case,
     CaseError,
     MissingSplitError,
     listing,
     stem_of,
-    suffix_of,
     visible,
 )
 from mcmiad_monai.data.studies import patient_of
+from mcmiad_monai.formats import PICTURE_SUFFIXES, suffix_of
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.research.bmad.layout import (
     Part,
@@ -220,6 +219,8 @@ def own_set(root: str | Path, modality: str) -> ImageSet:
             if split == "train":
                 raise
             continue
+        if refused := [case["refused"] for case in cases if "refused" in case]:
+            raise CaseError(refused[0])
         trained = {case["image"] for case in splits.get("train", [])}
         splits[split] = [_own(c, split) for c in cases if c["image"] not in trained]
     name = path.parent.name if path.is_file() else path.name

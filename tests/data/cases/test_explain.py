@@ -35,11 +35,11 @@ def reasons(root: Path, *arguments: Any, **options: Any) -> dict[str, str]:
             {"old/c.nii.gz": "outside of train/, test/", "d.nii.gz": "outside of train/, test/"},
         ),
         (
-            ["s/image.nii.gz", "t/1.dcm", "t/2.dcm", "t/lesion_mask.nii.gz"],
+            ["s/image.nii.gz", "t/1.dcm", "t/2.dcm", "t/lesion_mask.nii.gz", "t/deep/1.dcm"],
             {
                 "s/raw/x.nii.gz": "s/ is one study",
-                "t/x.png": "t/ is one DICOM series",
-                "t/deep/1.dcm": "t/ is one DICOM series",
+                "t/x.png": "a picture beside the DICOM series of t/",
+                "DICOMDIR": "the index of a DICOM medium",
                 "u/mask.nii.gz": "a mask without an image",
             },
         ),
