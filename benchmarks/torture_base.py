@@ -113,6 +113,7 @@ def forked(request: Mapping[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     if request["file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file"], request["file"]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background has none
     sys.argv = request["line"][1:]
     Path(f"{request['told']}.begun").touch()
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
