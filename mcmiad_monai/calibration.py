@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+
+from mcmiad_monai.ranges import usual_range
 
 #: Share of a normal patient's foreground pixels above the pixel threshold.
 PIXEL_FALSE_POSITIVE_RATE = 0.005
@@ -31,20 +32,6 @@ PATIENT_RATE = 0.5
 CONFIDENCE = 0.95
 #: Held-out scores that a model keeps; of more, as many quantiles, from the smallest to the largest.
 KEPT_SCORES = 1000
-#: Of fewer studies none is called far from the others.
-MIN_STUDIES = 5
-#: Robust standard deviations from the median, on a log scale, beyond which a study is far from the
-#: others: among normally distributed studies one is so in 6 % of draws of 5, in 1 % of draws of 50.
-LIMIT = 4.5
-#: Smallest robust standard deviation: nothing within a factor of exp(LIMIT · FLOOR) = 1.57 is far.
-FLOOR = 0.1
-#: Share of studies like the held-out normals whose median heat is beyond the usual range.
-UNUSUAL = 0.01
-#: Smallest standard deviation of the logarithms of median heats, against held-out studies that are
-#: alike by chance or come from one scanner.
-SPREAD_FLOOR = 0.05
-#: What is smaller counts as this.
-TINY = 1e-9
 #: Share of normal slices and volumes above their thresholds.
 FALSE_POSITIVE_RATE = 0.05
 
@@ -139,32 +126,6 @@ def median_interval(
     rank = max(1, int(np.searchsorted(missed, 1 - CONFIDENCE, side="right")))
     ends = float(ordered[rank - 1]), float(ordered[count - rank])
     return ends, float(1 - missed[rank - 1])
-
-
-def robust_range(logs: np.ndarray) -> tuple[float, float]:
-    """Median of logarithms, and how far from it a value is far from the others.
-
-    `LIMIT` robust standard deviations (1.4826 · median absolute deviation, at least `FLOOR`).
-    """
-    middle = float(np.median(logs))
-    return middle, LIMIT * max(1.4826 * float(np.median(np.abs(logs - middle))), FLOOR)
-
-
-def usual_range(values: Sequence[float]) -> tuple[float, float] | None:
-    """Between what one more value of the same kind lies, but for `UNUSUAL`; None from fewer than 5.
-
-    The prediction interval of Student's t for normally distributed logarithms, without the values
-    that `robust_range` calls far: one odd value would widen it for all.
-    """
-    if len(values) < MIN_STUDIES:
-        return None
-    logs = np.log(np.maximum(values, TINY))
-    middle, reach = robust_range(logs)
-    near = logs[np.abs(logs - middle) <= reach]
-    middle, count = float(near.mean()), near.size
-    spread = max(float(near.std(ddof=1)), SPREAD_FLOOR) * math.sqrt(1 + 1 / count)
-    reach = float(stdtrit(count - 1, 1 - UNUSUAL / 2)) * spread
-    return math.exp(middle - reach), math.exp(middle + reach)
 
 
 def kept_scores(scores: Sequence[float] | np.ndarray) -> tuple[float, ...]:

@@ -329,7 +329,7 @@ def input_digest(path: str | Path) -> str:
     source = Path(path)
     if not source.is_dir():
         beside = [source.with_suffix(data) for data in DATA_BESIDE.get(source.suffix.lower(), ())]
-        parts = [file_sha256(file) for file in (source, *beside) if file.is_file() or file == source]
+        parts = [file_sha256(f) for f in (source, *beside) if f.is_file() or f == source]
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
     files = (file for file in source.iterdir() if file.is_file() and file.name[0] != ".")
     digests = sorted(file_sha256(file) for file in files)

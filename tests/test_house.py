@@ -18,7 +18,7 @@ TRANSFORMS = Path(transforms.__file__).parent
 FLOORS = [
     {"formats"},
     {"files", "errors", "interrupts", "modality", "version"},
-    {"provenance"},
+    {"provenance", "ranges"},
     {"transforms", "calibration", "metrics"},
     {"networks"},
     {"runtime"},

@@ -19,7 +19,6 @@ MARK = "Xq7Doe"
 NAME = "wk9study"
 TAGS = {
     "0010|0010": f"{MARK}^Jane",
-    "0010|0020": f"{MARK}42",
     "0010|4000": f"{MARK} comment",
     "0008|103e": f"{MARK} flair",
     "0008|1030": f"{MARK} head",
@@ -46,6 +45,7 @@ def write_series(folder: Path, volume: np.ndarray) -> None:
         image = sitk.GetImageFromArray(volume[:, :, k].T)
         tags = {
             **TAGS,
+            "0010|0020": f"{MARK}{folder.name}",
             "0008|0060": "MR",
             "0020|000d": "1.2.3",
             "0020|000e": f"1.2.3.{abs(hash(folder.name)) % 10**6}",

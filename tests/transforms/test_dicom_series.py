@@ -61,8 +61,8 @@ def test_several_series_are_listed_and_refused(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="2 DICOM series") as caught:
         load_volume(tmp_path)
     text = str(caught.value)
-    assert "number 1 'series 1': 3 files of 8x6" in text
-    assert "number 7 'series 7': 2 files of 4x4" in text
+    assert "number 1: 3 files of 8x6" in text
+    assert "number 7: 2 files of 4x4" in text
     assert "one folder per series" in text
 
 
