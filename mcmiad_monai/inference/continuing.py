@@ -12,8 +12,9 @@ import nibabel as nib
 from isal import igzip
 from PIL import Image
 
-from mcmiad_monai.data.cases.names import PICTURE_SUFFIXES, plain_name, suffix_of
+from mcmiad_monai.data.cases.names import plain_name
 from mcmiad_monai.data.studies import study_digest
+from mcmiad_monai.formats import PICTURE_SUFFIXES, suffix_of
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP
 from mcmiad_monai.inference.writers import PICTURE_FILES, VOLUME_FILES
 from mcmiad_monai.networks.detector import MCMIADDetector
@@ -141,9 +142,17 @@ def _short(value: Any) -> str:
 
 def _files_of(case: Case, stem: Path, *, pictures: bool, preview: bool) -> Iterable[Path]:
     """Files that belong to a result."""
-    picture = pictures and suffix_of(Path(case["image"])) in PICTURE_SUFFIXES
+    picture = pictures and _is_one_picture(Path(case["image"]).expanduser())
     endings = [*(PICTURE_FILES if picture else VOLUME_FILES), *(["preview.png"] if preview else [])]
     return (Path(f"{stem}_{ending}") for ending in endings)
+
+
+def _is_one_picture(path: Path) -> bool:
+    """Whether a study is a picture of one page; several are a volume."""
+    if suffix_of(path) not in PICTURE_SUFFIXES:
+        return False
+    with Image.open(path) as picture:
+        return getattr(picture, "n_frames", 1) == 1
 
 
 def _readable(path: Path) -> bool:

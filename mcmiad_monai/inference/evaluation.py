@@ -250,7 +250,8 @@ def evaluate(
     Raises
     ------
     KeyboardInterrupt
-        If a signal ended it; figures of the studies until then are written, if there are any.
+        If a signal ended it; figures of the studies until then are written, but not over those of
+        an earlier evaluation.
     """
     detector = predictor.detector
     report = EvaluationReport(
@@ -276,7 +277,7 @@ def evaluate(
     except KeyboardInterrupt as stop:
         left = cases[len(report.rows) + len(failures) :]
         report.not_evaluated = [str(case["case"]) for case in left]
-        if report.rows:
+        if report.rows and not (Path(output_dir) / "metrics.json").exists():
             with held():
                 report.write(failures)
         stop.args = (f"{len(report.rows)} of {len(cases)} studies evaluated: {output_dir}",)

@@ -259,6 +259,11 @@ def test_an_evaluation_that_is_interrupted_says_what_it_is_of(
     assert "2 of 3 studies evaluated" in capsys.readouterr().err
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["studies"], metrics["not_evaluated"]) == (2, ["c"])
+    # figures of an earlier evaluation are not replaced by those of fewer studies
+    (out / "metrics.json").write_text("of before")
+    count.clear()
+    assert main([*line, "-q", "--device", "cpu", "--set", "engine=torch"]) == 143
+    assert (out / "metrics.json").read_text() == "of before"
 
 
 def test_a_disk_that_fills_up_fails_its_study_and_keeps_the_others(
