@@ -1,0 +1,46 @@
+"""The page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+INTRO = """\
+# Torture
+
+`{how}` (seed {seed}, {seconds} s): commands are killed at random moments and continued, files are
+damaged, disks are full, and inputs, names and packages are hostile. A try holds if nothing is lost,
+nothing is silent, and no verdict differs from that of an undisturbed run. Studies are phantoms, and
+models are trained in seconds: this is about the software. All tries, with what was seen:
+`benchmarks/results/torture.json`.
+
+"""
+MEANING = {
+    "kills": "SIGKILL, SIGTERM or SIGINT, every fourth try twice. Going on with `infer "
+    "--continue`, `train --resume`, or the same command again gives the files of an undisturbed "
+    "run, and none "
+    "more; SIGTERM and SIGINT end with 143 and 130 and without a trace",
+    "bit flips": "one bit of a model, an ONNX file, a threshold or a study: refused, or without "
+    "effect on the scores; `verify` names the file",
+    "malformed packages": "one message; no code of a file is run, no network is asked, no verdict",
+    "bombs": "the study fails, the others are done, with at most 800 MB more memory than without",
+    "full disk": "told in words with the path; what is written is whole; `--continue` completes it",
+    "hostile names": "nothing outside of `--out` changes; no study is lost; no live formula, no "
+    "forged line",
+    "wrong inputs": "each has its own right answer, which is in the JSON file",
+    "MONAI Label app": "a real server: 4xx for what is refused, and `/info` answers meanwhile",
+}
+
+
+def write_page(path: Path, tries: Sequence[Any], report: Mapping[str, Any]) -> None:
+    """Write the page: the table, what it means, and every try that did not hold."""
+    from torture import not_held, table
+
+    said = not_held(tries).strip()
+    lines = [f"- {line}" for line in said.splitlines()] or ["Every try held."]
+    intro = INTRO.format(**{key: report[key] for key in ("how", "seed", "seconds")})
+    rows = [f"| {kind} | {text} |" for kind, text in MEANING.items()]
+    meaning = "\n".join(["", "", "| kind | what must hold |", "|---|---|", *rows, ""])
+    parts = [intro, table(tries), meaning, "\n## What did not hold\n\n", "\n".join(lines)]
+    path.write_text("".join(parts) + "\n", encoding="utf-8")
