@@ -65,7 +65,8 @@ def copy_bundle(name: str, destination: str | Path) -> Path:
         raise BundleError(f"bundle {name!r} is not shipped; choose one of {sorted(bundles)}.")
     target = Path(destination)
     foreign = target.exists() and not (target / "configs").is_dir()
-    if foreign and any(path.is_file() for path in target.rglob("[!.]*")):
+    # the folder of the lock may be there already
+    if foreign and any(path != target / "models" for path in target.rglob("[!.]*")):
         raise BundleError(
             f"{target} is not empty and not a bundle; name a new folder for the trained bundle."
         )

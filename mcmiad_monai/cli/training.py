@@ -96,6 +96,7 @@ def _train(options: argparse.Namespace) -> None:
         prepare_output(options.out, room=TRAINING_ROOM, levels=3)
     with TrainingLock(options.out / "models"):
         _train_alone(options)
+    report_not_read([options.source], options.image_name)
     if not options.quiet:
         print(f"trained bundle: {options.out}")
 
@@ -139,7 +140,6 @@ def _train_alone(options: argparse.Namespace) -> None:
         raise
     if root == afresh:
         replace_bundle(afresh, out)
-    report_not_read([options.source], options.image_name)
 
 
 def _check_resume(options: argparse.Namespace, root: Path, more: dict[str, Any]) -> None:

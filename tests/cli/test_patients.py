@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (the name in its manual)
+from dicom_slices import write_dicom
 
 from mcmiad_monai.cli.parser import main
 from mcmiad_monai.data.feature_store import SliceRecord, nameless_index
@@ -55,10 +56,7 @@ def write_series(folder: Path, volume: np.ndarray) -> None:
         }
         for key, value in tags.items():
             image.SetMetaData(key, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(folder / f"{k}.dcm"))
-        writer.Execute(image)
+        write_dicom(image, folder / f"{k}.dcm")
 
 
 def write_nifti(path: Path, volume: np.ndarray) -> None:

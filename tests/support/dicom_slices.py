@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,13 +44,20 @@ def write_slice(
     }
     for key, value in tags.items():
         image.SetMetaData(key, value)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    writer.SetFileName(str(path))
-    writer.Execute(image)
+    write_dicom(image, path)
 
 
 def without_preamble(path: Path) -> None:
     """Turn a DICOM file into one without its preamble, the letters DICM and its suffix."""
     path.with_suffix("").write_bytes(path.read_bytes()[132:])
     path.unlink()
+
+
+def write_dicom(image: sitk.Image, path: Path) -> None:
+    """Write an image with its tags; the locale, which GDCM changes for patients, is as before."""
+    before = locale.setlocale(locale.LC_ALL)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)

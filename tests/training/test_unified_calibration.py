@@ -315,10 +315,13 @@ def test_names_of_studies_stay_out_of_the_package_and_the_metadata(
     features[3] = 9 * rng.random((120, 7, 7))
     records = [SliceRecord(f"case_{i}", 0, False, f"name_{i}", "brain_mri") for i in range(10)]
     data = kept_features(features, records=records, size=SIZE)
-    packager(detector, tmp_path, data, data, metadata=tmp_path / "metadata.json").run()
+    paths = {"metadata": tmp_path / "metadata.json", "studies_path": tmp_path / "studies.csv"}
+    packager(detector, tmp_path, data, data, **paths).run()
     card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "case_3" not in card
+    listed = (tmp_path / "odd_studies.csv").read_text()
     for part in ("training", "held-out"):
-        assert f"- case_3 ({part}): " in card
+        assert f"{part},case_3," in listed
         assert f"odd healthy study among the {part} ones: case_3" in caplog.text
     carried = load_package(tmp_path / "model.pt", modality="unified").trained_with
     assert carried["odd_studies"] == {"training": 1, "held-out": 1}

@@ -13,7 +13,6 @@ from mcmiad_monai.formats import is_dicom
 SUBJECT = re.compile(r"(sub-[A-Za-z0-9+]+)(?=[_.]|$)")
 #: What anonymised headers have in place of an ID, in lower case.
 NO_ID = re.compile(r"[0x]*|anon|anonym(ous|i[sz]ed)?|unk|unknown|none|null|n/?a")
-PATIENT_ID = "0010|0020"
 #: Transfer syntax of files that have to be unpacked before their header can be read.
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
@@ -53,22 +52,14 @@ def _patient(case: Case, source: Path) -> str | None:
 
 def _patient_id(path: Path) -> str | None:
     """The hashed PatientID of a DICOM file; None if it has none, or cannot be read."""
-    import SimpleITK as sitk  # noqa: N813 (the name in its manual)
+    import pydicom
 
     with path.open("rb") as file:
         if DEFLATED in file.read(4096):
             return None
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        reader.ReadImageInformation()
-        found = reader.GetMetaData(PATIENT_ID) if reader.HasMetaDataKey(PATIENT_ID) else ""
-    except RuntimeError:
+        header = pydicom.dcmread(path, specific_tags=["PatientID"], force=True)
+    except Exception:  # whatever a damaged file raises; its reading tells
         return None
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-    identity = found.strip().strip("\0")
+    identity = str(header.get("PatientID", "")).strip().strip("\0")
     return None if NO_ID.fullmatch(identity.lower()) else hashed_patient(identity)

@@ -41,7 +41,7 @@ def test_memory_is_built_chosen_calibrated_and_measured(
     assert "pixel_dice_at_threshold" in report["results"]["brain"]["scores"][rows[-1]]
     assert report["memory"]["studies"] == report["trained_on"]["brain"]
     chosen = report["score"]["options"]["sources"]
-    assert set(chosen) <= {"head", "memory-cosine", "memory-l2"}
+    assert set(chosen) <= {"head", "memory-cosine", "memory-l2", "intensity"}
     assert (report["parameters"] == 0) == (parts == "memory")
     detector = load_package(tmp_path / "runs" / plan.folder / "model.pt")
     assert (detector.head is None) == (parts == "memory")
