@@ -31,6 +31,7 @@ from torture_kills import run_kills
 from torture_label import run_label
 from torture_names import run_names
 from torture_packages import run_packages
+from torture_page import not_held, table, write_page
 from torture_wrong import run_wrong
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,8 +97,6 @@ def written(bench: Bench, options: argparse.Namespace, seconds: float) -> dict[s
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(f"{content}\n", encoding="utf-8")
     if options.markdown:
-        from torture_page import write_page
-
         write_page(ROOT / "docs" / "results" / "torture.md", tries, report)
     return {**report, "all": tries}
 
@@ -105,30 +104,6 @@ def written(bench: Bench, options: argparse.Namespace, seconds: float) -> dict[s
 def order(tries: Sequence[Try], kind: str) -> int:
     """Place of a kind: kinds stay in the order in which they were tried."""
     return list(dict.fromkeys(one.kind for one in tries)).index(kind)
-
-
-def table(tries: Sequence[Try]) -> str:
-    """Markdown: tried, held and kills by kind."""
-    rows = ["| kind | tried | held |", "|---|---|---|"]
-    for kind in [*dict.fromkeys(one.kind for one in tries), None]:
-        of = [t for t in tries if kind in (None, t.kind)]
-        tried = [t for t in of if t.held is not None]
-        held = sum(bool(t.held) for t in tried)
-        kills = sum(t.kills for t in of)
-        count = f"{len(tried)} ({kills} kills)" if kills else str(len(tried))
-        note = "" if len(tried) == len(of) else f"; {len(of) - len(tried)} not tried"
-        rows.append(f"| {kind or 'all'} | {count}{note} | {held} |")
-    return "\n".join(rows)
-
-
-def not_held(tries: Sequence[Try]) -> str:
-    """Lines of all tries that did not hold or were not tried."""
-    lines = [
-        f"{'NOT HELD' if t.held is False else 'not tried'}: {t.kind}: {t.name}: {'; '.join(t.seen)}"
-        for t in tries
-        if not t.held
-    ]
-    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torture_base import Try
+
 INTRO = """\
 # Torture
 
@@ -33,10 +35,8 @@ MEANING = {
 }
 
 
-def write_page(path: Path, tries: Sequence[Any], report: Mapping[str, Any]) -> None:
+def write_page(path: Path, tries: Sequence[Try], report: Mapping[str, Any]) -> None:
     """Write the page: the table, what it means, and every try that did not hold."""
-    from torture import not_held, table
-
     said = not_held(tries).strip()
     lines = [f"- {line}" for line in said.splitlines()] or ["Every try held."]
     intro = INTRO.format(**{key: report[key] for key in ("how", "seed", "seconds")})
@@ -44,3 +44,27 @@ def write_page(path: Path, tries: Sequence[Any], report: Mapping[str, Any]) -> N
     meaning = "\n".join(["", "", "| kind | what must hold |", "|---|---|", *rows, ""])
     parts = [intro, table(tries), meaning, "\n## What did not hold\n\n", "\n".join(lines)]
     path.write_text("".join(parts) + "\n", encoding="utf-8")
+
+
+def table(tries: Sequence[Try]) -> str:
+    """Markdown: tried, held and kills by kind."""
+    rows = ["| kind | tried | held |", "|---|---|---|"]
+    for kind in [*dict.fromkeys(one.kind for one in tries), None]:
+        of = [t for t in tries if kind in (None, t.kind)]
+        tried = [t for t in of if t.held is not None]
+        held = sum(bool(t.held) for t in tried)
+        kills = sum(t.kills for t in of)
+        count = f"{len(tried)} ({kills} kills)" if kills else str(len(tried))
+        note = "" if len(tried) == len(of) else f"; {len(of) - len(tried)} not tried"
+        rows.append(f"| {kind or 'all'} | {count}{note} | {held} |")
+    return "\n".join(rows)
+
+
+def not_held(tries: Sequence[Try]) -> str:
+    """Lines of all tries that did not hold or were not tried."""
+    lines = [
+        f"{'NOT HELD' if t.held is False else 'not tried'}: {t.kind}: {t.name}: {'; '.join(t.seen)}"
+        for t in tries
+        if not t.held
+    ]
+    return "".join(f"{line}\n" for line in lines)

@@ -87,7 +87,7 @@ def test_quick_flips_of_configurations_hold(bench: Any, tmp_path: Path) -> None:
 
 
 def test_table_counts_what_did_not_hold_and_what_was_not_tried(bench: Any) -> None:
-    from torture import not_held, table
+    from torture_page import not_held, table
 
     with bench.attempt("kind", "good", "nothing") as (one, _):
         one.note("well")

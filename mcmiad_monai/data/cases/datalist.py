@@ -74,8 +74,11 @@ def _load(path: Path) -> Any:
     """Read a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CaseError(f"{path} is not a readable JSON datalist: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CaseError(
+            f"{path} is not a readable JSON datalist ({error}); a list of studies, or lists of them "
+            "by split, is needed. Write it again."
+        ) from error
 
 
 def _listed_splits(content: Any) -> dict[str, str]:
