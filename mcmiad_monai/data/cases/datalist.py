@@ -76,8 +76,8 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CaseError(
-            f"{path} is not a readable JSON datalist ({error}); a list of studies, or lists of them "
-            "by split, is needed. Write it again."
+            f"{path} is not a readable JSON datalist ({error}); a list of studies is needed, or "
+            "one for each split. Write it again."
         ) from error
 
 
