@@ -80,5 +80,12 @@ def held() -> Iterator[None]:
 
 def check() -> None:
     """Raise the signal that has come, also if what it met first has swallowed the exception."""
-    if _Received.number is not None:
-        raise Terminated if _Received.number == signal.SIGTERM else KeyboardInterrupt
+    if stop := received():
+        raise stop
+
+
+def received() -> KeyboardInterrupt | None:
+    """The signal that has come; an import may turn its exception into an error of its own."""
+    if _Received.number is None:
+        return None
+    return Terminated() if _Received.number == signal.SIGTERM else KeyboardInterrupt()

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from mcmiad_monai.cli.parser import main
 from mcmiad_monai.interrupts import Terminated, check, held, raised
 
 
@@ -85,6 +87,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 def test_a_second_signal_later_ends_a_process_that_hangs(wait: str, code: int) -> None:
     script = f"""
 import os, signal, time
+from mcmiad_monai.cli.parser import main
 from mcmiad_monai.interrupts import raised
 with raised():
     try:
@@ -95,3 +98,17 @@ with raised():
     os._exit(0)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == code
+
+
+def test_a_signal_that_became_another_error_is_told_as_a_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def imported(*_: object, **__: object) -> None:
+        try:
+            send(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ImportError("problem in a module") from error
+
+    monkeypatch.setattr("mcmiad_monai.data.cases.find.find_cases", imported)
+    assert main(["cases", str(tmp_path)]) == 143
+    assert "interrupted by SIGTERM" in capsys.readouterr().err

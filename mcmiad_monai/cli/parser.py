@@ -18,7 +18,7 @@ from typing import Any
 from mcmiad_monai.cli import bmad, console, prompts, reproduce, robustness, studies, training
 from mcmiad_monai.cli.options import add_verbosity
 from mcmiad_monai.errors import escaped
-from mcmiad_monai.interrupts import Terminated, raised
+from mcmiad_monai.interrupts import Terminated, raised, received
 from mcmiad_monai.version import __version__
 
 #: How to go on after an interrupt.
@@ -103,14 +103,9 @@ def main(args: Sequence[str] | None = None) -> int:
             if not isinstance(error.code, str):
                 raise
             return _failed(options, error.code, console.FAILED)
-        except (ValueError, RuntimeError, OSError) as error:
-            from mcmiad_monai.errors import unwrap
-
-            return _failed(options, unwrap(error), console.USAGE)
         except Exception as error:
-            message = f"this is a bug: {type(error).__name__}: {error}"
-            hint = "" if options.verbose else " (run with -v to see where)"
-            return _failed(options, message + hint, console.FAILED)
+            stop = received()
+            return _refused(options, error) if stop is None else _interrupted(options, stop)
 
 
 def _import_monai() -> None:
@@ -135,6 +130,17 @@ def _interrupted(options: argparse.Namespace, stop: KeyboardInterrupt) -> int:
     message = "; ".join([f"interrupted by {'SIGTERM' if terminated else 'Ctrl-C'}", *parts])
     code = console.TERMINATED if terminated else console.INTERRUPTED
     return _failed(options, escaped(message), code)
+
+
+def _refused(options: argparse.Namespace, error: Exception) -> int:
+    """Say what cannot be used, or that the error is one of the program."""
+    if isinstance(error, (ValueError, RuntimeError, OSError)):
+        from mcmiad_monai.errors import unwrap
+
+        return _failed(options, unwrap(error), console.USAGE)
+    message = f"this is a bug: {type(error).__name__}: {error}"
+    hint = "" if options.verbose else " (run with -v to see where)"
+    return _failed(options, message + hint, console.FAILED)
 
 
 def _failed(options: argparse.Namespace, message: object, code: int) -> int:
