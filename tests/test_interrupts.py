@@ -109,6 +109,6 @@ def test_a_signal_that_became_another_error_is_told_as_a_signal(
         except KeyboardInterrupt as error:
             raise ImportError("problem in a module") from error
 
-    monkeypatch.setattr("mcmiad_monai.data.cases.find.find_cases", imported)
+    monkeypatch.setattr("mcmiad_monai.cli.parser._prepare_computing", imported)
     assert main(["cases", str(tmp_path)]) == 143
     assert "interrupted by SIGTERM" in capsys.readouterr().err
