@@ -128,8 +128,6 @@ class EvaluationReport:
     ----------
     report : dict
         Content of ``metrics.json`` once it is written.
-    not_evaluated : list of str
-        Studies that an interrupt left.
     """
 
     def __init__(
@@ -147,7 +145,6 @@ class EvaluationReport:
         self.figures = StudyFigures()
         self.rows: list[dict[str, Any]] = []
         self.report: dict[str, Any] = {}
-        self.not_evaluated: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Add each study of an evaluator, and write at the end; the figures are its metrics."""
@@ -192,7 +189,6 @@ class EvaluationReport:
             "slices": sum(r["slices"] for r in self.rows),
             "anomalous_slices": sum(r["anomalous_slices"] for r in self.rows),
             "failed": dict(failures),
-            "not_evaluated": self.not_evaluated,
             "calibration": self.calibration,
             "provenance": self.provenance,
             "evaluated_with": produced_with(),
@@ -250,8 +246,7 @@ def evaluate(
     Raises
     ------
     KeyboardInterrupt
-        If a signal ended it; figures of the studies until then are written, but not over those of
-        an earlier evaluation.
+        If a signal ended it: nothing is written, as figures are of all studies together.
     """
     detector = predictor.detector
     report = EvaluationReport(
@@ -275,12 +270,7 @@ def evaluate(
                 logger.error("study %s failed: %s", name, failures[name])
                 logger.debug("study %s", name, exc_info=error)
     except KeyboardInterrupt as stop:
-        left = cases[len(report.rows) + len(failures) :]
-        report.not_evaluated = [str(case["case"]) for case in left]
-        if report.rows and not (Path(output_dir) / "metrics.json").exists():
-            with held():
-                report.write(failures)
-        stop.args = (f"{len(report.rows)} of {len(cases)} studies evaluated: {output_dir}",)
+        stop.args = (f"{len(report.rows)} of {len(cases)} studies evaluated, nothing written",)
         raise
     with held():
         report.write(failures)

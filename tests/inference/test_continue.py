@@ -232,7 +232,7 @@ def test_a_run_that_was_killed_goes_on_to_the_files_of_a_straight_one(
     assert {n for n in found if found[n] != expected[n]} <= {"scores.json", "scores.csv"}
 
 
-def test_an_evaluation_that_is_interrupted_says_what_it_is_of(
+def test_an_evaluation_that_is_interrupted_writes_no_figures(
     studies: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     entries = []
@@ -256,14 +256,8 @@ def test_an_evaluation_that_is_interrupted_says_what_it_is_of(
     monkeypatch.setattr(Predictor, "heat", stop_at_the_third)
     line = ["evaluate", str(studies / "datalist.json"), "--bundle", str(model), "--out", str(out)]
     assert main([*line, "-q", "--device", "cpu", "--set", "engine=torch"]) == 143
-    assert "2 of 3 studies evaluated" in capsys.readouterr().err
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert (metrics["studies"], metrics["not_evaluated"]) == (2, ["c"])
-    # figures of an earlier evaluation are not replaced by those of fewer studies
-    (out / "metrics.json").write_text("of before")
-    count.clear()
-    assert main([*line, "-q", "--device", "cpu", "--set", "engine=torch"]) == 143
-    assert (out / "metrics.json").read_text() == "of before"
+    assert "2 of 3 studies evaluated, nothing written" in capsys.readouterr().err
+    assert not (out / "metrics.json").exists()  # its figures would look like those of all studies
 
 
 def test_a_disk_that_fills_up_fails_its_study_and_keeps_the_others(
