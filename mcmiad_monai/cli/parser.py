@@ -104,8 +104,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise
             return _failed(options, error.code, console.FAILED)
         except Exception as error:
-            stop = received()
-            return _refused(options, error) if stop is None else _interrupted(options, stop)
+            ended = received()
+            return _refused(options, error) if ended is None else _interrupted(options, ended)
 
 
 def _import_monai() -> None:
