@@ -201,10 +201,10 @@ def test_tracking_with_mlflow(brain: Any, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     root = copy_bundle(NAME, tmp_path / NAME)
     open_workflow(root, "train", brain.small(max_epochs=1), tracking="mlflow").run()
-    mlflow.set_tracking_uri(f"sqlite:///{root}/eval/mlruns.db")
-    runs = mlflow.search_runs(search_all_experiments=True)
+    client = mlflow.MlflowClient(f"sqlite:///{root}/eval/mlruns.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert len(runs) == 1
-    assert "metrics.val_slice_auroc" in runs.columns
+    assert "val_slice_auroc" in runs[0].data.metrics
 
 
 def test_model_of_another_modality_is_refused(brain: Any) -> None:
