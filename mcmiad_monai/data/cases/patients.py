@@ -13,8 +13,6 @@ from mcmiad_monai.formats import is_dicom
 SUBJECT = re.compile(r"(sub-[A-Za-z0-9+]+)(?=[_.]|$)")
 #: What anonymised headers have in place of an ID, in lower case.
 NO_ID = re.compile(r"[0x]*|anon|anonym(ous|i[sz]ed)?|unk|unknown|none|null|n/?a")
-#: Transfer syntax of files that have to be unpacked before their header can be read.
-DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 def with_patients(cases: list[Case], source: Path) -> list[Case]:
@@ -54,11 +52,13 @@ def _patient_id(path: Path) -> str | None:
     """The hashed PatientID of a DICOM file; None if it has none, or cannot be read."""
     import pydicom
 
-    with path.open("rb") as file:
-        if DEFLATED in file.read(4096):
-            return None
+    from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_deflated
+
     try:
-        header = pydicom.dcmread(path, specific_tags=["PatientID"], force=True)
+        check_deflated(path, MAX_VOXELS)  # pydicom unpacks all of it
+        header = pydicom.dcmread(
+            path, stop_before_pixels=True, specific_tags=["PatientID"], force=True
+        )
     except Exception:  # whatever a damaged file raises; its reading tells
         return None
     identity = str(header.get("PatientID", "")).strip().strip("\0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from case_files import names, touch, write_list
 from dicom_slices import without_preamble, write_slice
@@ -55,6 +56,16 @@ def test_what_anonymised_headers_have_for_an_id_is_no_patient(
     for i in range(3):
         series(tmp_path / f"exam{i}", anonymous)
     assert not any("patient" in case for case in find_cases(tmp_path))
+
+
+def test_patient_of_a_deflated_series_is_known(tmp_path: Path) -> None:
+    for exam in ("one", "two"):
+        path = tmp_path / exam / "1.dcm"
+        series(path.parent, "P1")
+        header = pydicom.dcmread(path)
+        header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        header.save_as(path)
+    assert len(patients(find_cases(tmp_path))) == 1
 
 
 def test_patient_of_a_datalist_goes_before_all_others(tmp_path: Path) -> None:
