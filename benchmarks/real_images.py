@@ -62,7 +62,7 @@ from torch import Tensor
 
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.studies import iterate_slices
-from mcmiad_monai.files import save_torch
+from mcmiad_monai.files.writing import save_torch
 from mcmiad_monai.networks.score import SOURCES, AnomalyScore
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.training.method import PRESETS

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import BundleError
-from mcmiad_monai.files import file_sha256, replace_atomically, write_text
+from mcmiad_monai.files.reading import file_sha256
+from mcmiad_monai.files.writing import replace_atomically, write_text
 from mcmiad_monai.overrides import (
     check_overrides,
     config_keys,

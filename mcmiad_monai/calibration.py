@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mcmiad_monai.ranges import usual_range
+from mcmiad_monai.metrics.ranges import usual_range
 
 #: Share of a normal patient's foreground pixels above the pixel threshold.
 PIXEL_FALSE_POSITIVE_RATE = 0.005

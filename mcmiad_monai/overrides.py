@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mcmiad_monai.errors import BundleError
-from mcmiad_monai.files import read_yaml
+from mcmiad_monai.files.reading import read_yaml
 
 #: Options of `monai.bundle run` itself, which are no overrides of the configuration.
 RUN_OPTIONS = frozenset(

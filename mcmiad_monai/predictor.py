@@ -28,13 +28,13 @@ from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.inference.nearest import recall_from
 from mcmiad_monai.inference.outputs import anomaly_mask, study_scores
 from mcmiad_monai.inference.prediction import Prediction
+from mcmiad_monai.inference.settings import InferenceOptions, bundle_settings
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import WeightsError
 from mcmiad_monai.runtime.device import choose_device
 from mcmiad_monai.runtime.open import open_network
-from mcmiad_monai.settings import InferenceOptions, bundle_settings
 from mcmiad_monai.transforms import CanonicalOrientationd, on_whole_grid, preprocessing
 from mcmiad_monai.transforms.metadata import INPUT, MODALITY
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mcmiad_monai.files import replace_atomically, save_torch, write_csv, write_text
+from mcmiad_monai.files.writing import replace_atomically, save_torch, write_csv, write_text
 
 
 def names(folder: Path) -> list[str]:

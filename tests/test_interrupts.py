@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mcmiad_monai.cli.parser import main
-from mcmiad_monai.interrupts import Terminated, check, held, raised
+from mcmiad_monai.runtime.interrupts import Terminated, check, held, raised
 
 
 def send(number: int) -> None:
@@ -88,7 +88,7 @@ def test_a_second_signal_later_ends_a_process_that_hangs(wait: str, code: int) -
     script = f"""
 import os, signal, time
 from mcmiad_monai.cli.parser import main
-from mcmiad_monai.interrupts import raised
+from mcmiad_monai.runtime.interrupts import raised
 with raised():
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -17,18 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from mcmiad_monai import files
 from mcmiad_monai.data.feature_store import FeatureWriter
-from mcmiad_monai.files import (
-    DiskFullError,
-    OutputError,
-    partial_path,
-    prepare_output,
-    replace_atomically,
-    replace_together,
-    save_torch,
-    write_text,
-)
+from mcmiad_monai.files import leftovers, room
+from mcmiad_monai.files.leftovers import partial_path
+from mcmiad_monai.files.room import DiskFullError, OutputError, prepare_output
+from mcmiad_monai.files.writing import replace_atomically, replace_together, save_torch, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -155,7 +148,7 @@ def test_a_disk_that_is_read_only_is_refused(small_disk: Path) -> None:
 def test_too_little_room_is_refused_with_both_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     prepare_output(tmp_path, room=2_000_000)
     with pytest.raises(OutputError, match=r"2\.0 MB free, and about 3\.5 GB will be written"):
         prepare_output(tmp_path, room=3_500_000_000)
@@ -199,7 +192,7 @@ def test_what_another_machine_writes_stays_for_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_place", lambda: "00000000")
+        patch.setattr(leftovers, "_place", lambda: "00000000")
         new, old = partial_path(tmp_path / "new.txt"), partial_path(tmp_path / "old.txt")
     new.touch()
     old.touch()

@@ -17,7 +17,7 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from mcmiad_monai.formats import (
+from mcmiad_monai.files.formats import (
     DICOM_SUFFIXES,
     IMAGE_SUFFIXES,
     ITK_SUFFIXES,

@@ -54,7 +54,7 @@ def add_commands(commands: Commands) -> None:
 def _check(options: argparse.Namespace) -> int:
     import json
 
-    from mcmiad_monai.files import write_text
+    from mcmiad_monai.files.writing import write_text
     from mcmiad_monai.provenance import produced_with
     from mcmiad_monai.research.bmad.report import bmad_report
     from mcmiad_monai.research.bmad.sets import find_bmad

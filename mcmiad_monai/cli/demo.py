@@ -15,7 +15,8 @@ from typing import Any
 from mcmiad_monai.bundle import copy_bundle
 from mcmiad_monai.cli.workflows import open_quietly
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.files import prepare_output, write_text
+from mcmiad_monai.files.room import prepare_output
+from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.inference.montage import montage
 from mcmiad_monai.inference.overlay import overlay_rows
 from mcmiad_monai.networks.packaged import DEFAULT_PACKAGED, packaged_file, packaged_model

@@ -18,7 +18,7 @@ from typing import Any
 from mcmiad_monai.cli import bmad, console, prompts, reproduce, robustness, studies, training
 from mcmiad_monai.cli.options import add_verbosity
 from mcmiad_monai.errors import escaped
-from mcmiad_monai.interrupts import Terminated, raised, received
+from mcmiad_monai.runtime.interrupts import Terminated, raised, received
 from mcmiad_monai.version import __version__
 
 #: How to go on after an interrupt.

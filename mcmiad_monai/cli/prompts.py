@@ -73,7 +73,7 @@ def _adapt(options: argparse.Namespace) -> None:
     import json
 
     from mcmiad_monai.data.cases.find import find_cases
-    from mcmiad_monai.files import write_text
+    from mcmiad_monai.files.writing import write_text
     from mcmiad_monai.research.clip_adaptation import adapt_text_prior
     from mcmiad_monai.research.prior_card import write_prior
     from mcmiad_monai.research.prompts import prompts_of

@@ -71,7 +71,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from mcmiad_monai.files import prepare_output
+    from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.research.bmad.sets import find_bmad, own_set
     from mcmiad_monai.research.protocols.reproduce import report_folder, reproduce
 

@@ -52,7 +52,7 @@ def add_commands(commands: Commands) -> None:
 
 def _stress(options: argparse.Namespace) -> None:
     from mcmiad_monai.data.cases.find import find_cases
-    from mcmiad_monai.files import prepare_output
+    from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.research.robustness.stress import require_complete, run_stress
     from mcmiad_monai.research.robustness.subgroups import subgroup_report
 

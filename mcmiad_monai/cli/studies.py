@@ -100,7 +100,7 @@ def _cases(options: argparse.Namespace) -> int:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from mcmiad_monai.files import prepare_output
+    from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.inference.cohort import infer_cohort
     from mcmiad_monai.inference.continuing import finished_studies, room_needed
 
@@ -126,7 +126,7 @@ def _infer(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from mcmiad_monai.files import prepare_output
+    from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.inference.evaluation import evaluate
 
     if options.out is None and not options.bundle.is_dir():
@@ -151,8 +151,8 @@ def _opened(
 ) -> tuple[Predictor, list[Case], dict[str, Any]]:
     """The model, the studies, and the other settings of the command with what ``--set`` changes."""
     from mcmiad_monai.data.cases.splits import find_studies
+    from mcmiad_monai.inference.settings import SETTINGS
     from mcmiad_monai.predictor import load
-    from mcmiad_monai.settings import SETTINGS
 
     others = {"split": "test", "progress": not options.quiet, "device": options.device, **more}
     given = dict(options.overrides)

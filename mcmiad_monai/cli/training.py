@@ -89,7 +89,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from mcmiad_monai.files import prepare_output
+    from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.training.lock import TrainingLock
 
     if not options.resume or options.out.is_dir():

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mcmiad_monai.data.studies import patient_of
-from mcmiad_monai.files import partial_path, room_for
+from mcmiad_monai.files.leftovers import partial_path
+from mcmiad_monai.files.room import room_for
 from mcmiad_monai.networks.score import INTENSITY_CELL, foreground_of, intensity_of
 
 #: Type of the kept numbers; masks are packed bits.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.ranges import MIN_STUDIES, TINY, robust_range
+from mcmiad_monai.metrics.ranges import MIN_STUDIES, TINY, robust_range
 
 logger = logging.getLogger(__name__)
 

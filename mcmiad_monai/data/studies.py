@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from mcmiad_monai.data.cases.names import CaseError, plain_name
 from mcmiad_monai.errors import root_message
-from mcmiad_monai.files import input_digest
+from mcmiad_monai.files.reading import input_digest
 from mcmiad_monai.modality import Modality, get_modality
 from mcmiad_monai.transforms import (
     MIN_FOREGROUND,

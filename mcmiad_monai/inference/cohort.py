@@ -15,15 +15,16 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from mcmiad_monai.errors import escaped, root_message
-from mcmiad_monai.files import DiskFullError, only_writer, write_text
+from mcmiad_monai.files.room import DiskFullError
+from mcmiad_monai.files.writing import only_writer, write_text
 from mcmiad_monai.inference.merging import earlier_report, merge_reports, score_table
 from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT, OUT_OF_DISTRIBUTION
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.writes import Writes
-from mcmiad_monai.interrupts import held
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.runtime.interrupts import held
 
 logger = logging.getLogger(__name__)
 

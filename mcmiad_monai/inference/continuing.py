@@ -14,7 +14,7 @@ from PIL import Image
 
 from mcmiad_monai.data.cases.names import plain_name
 from mcmiad_monai.data.studies import study_digest
-from mcmiad_monai.formats import PICTURE_SUFFIXES, suffix_of
+from mcmiad_monai.files.formats import PICTURE_SUFFIXES, suffix_of
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP
 from mcmiad_monai.inference.writers import PICTURE_FILES, VOLUME_FILES
 from mcmiad_monai.networks.detector import MCMIADDetector

@@ -22,14 +22,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mcmiad_monai.errors import root_message
-from mcmiad_monai.files import write_csv, write_text
+from mcmiad_monai.files.writing import write_csv, write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete, read_ahead, to_plain
 from mcmiad_monai.inference.inferer import SLICE_SCORES
 from mcmiad_monai.inference.outputs import NOTHING_LOOKED_AT
-from mcmiad_monai.interrupts import held
 from mcmiad_monai.metrics.studies import StudyFigures
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.provenance import produced_with
+from mcmiad_monai.runtime.interrupts import held
 from mcmiad_monai.transforms import on_whole_grid, slices_in_range
 from mcmiad_monai.transforms.metadata import plain
 

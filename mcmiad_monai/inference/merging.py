@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.files import csv_cell
+from mcmiad_monai.files.writing import csv_cell
 
 logger = logging.getLogger(__name__)
 

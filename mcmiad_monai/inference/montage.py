@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.files.writing import replace_atomically
 from mcmiad_monai.inference.blend import COLOUR_MAP, DEFAULT_SCALE, opacity
 
 if TYPE_CHECKING:

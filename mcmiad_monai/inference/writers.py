@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mcmiad_monai.data.cases.names import plain_name
-from mcmiad_monai.files import only_writer, replace_atomically, replace_together
+from mcmiad_monai.files.writing import only_writer, replace_atomically, replace_together
 from mcmiad_monai.inference.blend import blend
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP, placed_image, upright_copy
 from mcmiad_monai.transforms.metadata import NIFTI_HEADER, PICTURE

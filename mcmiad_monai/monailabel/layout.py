@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcmiad_monai.errors import BundleError
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 
 MAIN = '''"""MONAI Label app of mcmiad-monai; the code is in mcmiad_monai.monailabel."""
 

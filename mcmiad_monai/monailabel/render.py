@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 from numpy.typing import NDArray
 
-from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.files.writing import replace_atomically
 from mcmiad_monai.inference.placement import placed_image
 from mcmiad_monai.monailabel.requests import OutputKind
 

@@ -21,7 +21,8 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from mcmiad_monai.bundle import open_workflow, write_checksums
 from mcmiad_monai.errors import unwrap
-from mcmiad_monai.files import read_yaml, replace_atomically, write_text
+from mcmiad_monai.files.reading import read_yaml
+from mcmiad_monai.files.writing import replace_atomically, write_text
 from mcmiad_monai.monailabel.bundles import ServedBundle
 from mcmiad_monai.monailabel.normals import Normals, collect_normals
 from mcmiad_monai.monailabel.requests import RequestError, choice, number, plain_text

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcmiad_monai.files import save_torch
+from mcmiad_monai.files.writing import save_torch
 from mcmiad_monai.networks.claims import check_filled, check_sizes, head_of, memories_of
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.encoder import encoder_from_config

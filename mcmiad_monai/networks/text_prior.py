@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.files.writing import replace_atomically
 from mcmiad_monai.networks.weights import WeightsError, check_tensors, in_short, tensors_sha256
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mcmiad_monai.files import file_sha256
+from mcmiad_monai.files.reading import file_sha256
 
 WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_state")
 """Names under which checkpoints nest their state dict."""

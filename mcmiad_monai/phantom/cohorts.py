@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.files.writing import replace_atomically, write_text
 from mcmiad_monai.modality import BRAIN_MRI
 from mcmiad_monai.phantom.brain import DEFAULT_SHAPE, LESION_KINDS, make_phantom
 

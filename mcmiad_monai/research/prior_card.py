@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.provenance import produced_with
 

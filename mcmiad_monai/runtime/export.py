@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from mcmiad_monai.files import file_sha256, replace_atomically
+from mcmiad_monai.files.reading import file_sha256
+from mcmiad_monai.files.writing import replace_atomically
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.networks.weights import tensors_sha256

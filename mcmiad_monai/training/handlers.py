@@ -15,7 +15,7 @@ from ignite.handlers import Checkpoint, EarlyStopping, ProgressBar
 from monai.engines.utils import IterationEvents
 from monai.utils import set_determinism
 
-from mcmiad_monai.files import save_torch
+from mcmiad_monai.files.writing import save_torch
 from mcmiad_monai.training.identity import CheckpointError, RunIdentity
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mcmiad_monai.data.cache_key import describe_transform
-from mcmiad_monai.files import input_digest
+from mcmiad_monai.files.reading import input_digest
 from mcmiad_monai.networks.encoder import FrozenEncoder
 from mcmiad_monai.networks.text_prior import TextPrior
 from mcmiad_monai.training.method import Method

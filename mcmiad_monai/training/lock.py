@@ -15,7 +15,7 @@ from typing import Any
 
 import ignite.distributed as idist
 
-from mcmiad_monai.files import only_writer, write_text
+from mcmiad_monai.files.writing import only_writer, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from mcmiad_monai.calibration import (
 )
 from mcmiad_monai.data.features import FeatureDataset
 from mcmiad_monai.data.odd import log_odd, odd_training_studies
-from mcmiad_monai.files import write_csv, write_text
+from mcmiad_monai.files.writing import write_csv, write_text
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.memory import NormalMemory

@@ -14,7 +14,7 @@ from small_bundles import shared_once
 from small_phantoms import write_mixed_cohort
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow
-from mcmiad_monai.files import save_torch
+from mcmiad_monai.files.writing import save_torch
 from mcmiad_monai.training import handlers
 
 #: Modality and source below the mixed cohort, of each bundle.

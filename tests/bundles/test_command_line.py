@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mcmiad_monai.cli.parser import main
-from mcmiad_monai.files import file_sha256
+from mcmiad_monai.files.reading import file_sha256
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.runtime.export import ONNX_MODULES
 

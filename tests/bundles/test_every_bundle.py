@@ -19,7 +19,7 @@ from small_bundles import why_failed, why_refused, without_scores
 
 from mcmiad_monai.bundle import copy_bundle, open_workflow, shipped_bundles
 from mcmiad_monai.data.cases.splits import find_studies
-from mcmiad_monai.formats import PICTURE_SUFFIXES
+from mcmiad_monai.files.formats import PICTURE_SUFFIXES
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.networks.package import load_package
 from mcmiad_monai.transforms import load_volume, preprocessing

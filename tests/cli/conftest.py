@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 
 
 def write_model(root: Any, workflow: Any) -> None:

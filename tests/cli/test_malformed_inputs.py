@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mcmiad_monai.bundle import copy_bundle, write_checksums
 from mcmiad_monai.cli.parser import main
 from mcmiad_monai.errors import BundleError
-from mcmiad_monai.files import YAML_BYTES, read_yaml
+from mcmiad_monai.files.reading import YAML_BYTES, read_yaml
 from mcmiad_monai.networks.text_prior import TextPrior, encode_hashing
 from mcmiad_monai.networks.weights import WeightsError, read_state_dict
 from mcmiad_monai.predictor import load
@@ -191,7 +191,7 @@ def test_yaml_with_some_aliases_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "a.yaml"
     path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]\n")
     assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}]}
-    monkeypatch.setattr("mcmiad_monai.files.YAML_VALUES", 10)
+    monkeypatch.setattr("mcmiad_monai.files.reading.YAML_VALUES", 10)
     with pytest.raises(ValueError, match="more than 10 values"):
         read_yaml(path)
     path.write_text("a: " + "x" * YAML_BYTES)

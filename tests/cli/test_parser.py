@@ -16,9 +16,9 @@ from cli_errors import refused, usage_error
 
 from mcmiad_monai.cli.parser import main
 from mcmiad_monai.data.cases.find import find_cases
-from mcmiad_monai.interrupts import Terminated
 from mcmiad_monai.modality import normal_prompts
 from mcmiad_monai.networks.text_prior import TextPrior, encode_hashing
+from mcmiad_monai.runtime.interrupts import Terminated
 from mcmiad_monai.version import __version__
 
 COMMANDS = ["demo", "cases", "train", "evaluate", "infer", "info", "prompts"]

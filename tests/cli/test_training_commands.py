@@ -14,7 +14,7 @@ import pytest
 from cli_errors import refused
 
 from mcmiad_monai.cli.parser import main
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_a_disk_that_fills_up_fails_its_study_and_keeps_the_others(
 def test_a_report_without_room_leaves_the_results_and_is_no_success(
     studies: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from mcmiad_monai.files import DiskFullError
+    from mcmiad_monai.files.room import DiskFullError
     from mcmiad_monai.inference import cohort
 
     def full(path: Path, _text: str) -> None:

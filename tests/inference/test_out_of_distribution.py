@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 
 from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.inference.outputs import study_scores, typical_heat
-from mcmiad_monai.ranges import usual_range
+from mcmiad_monai.metrics.ranges import usual_range
 
 KNOWN = Calibration(
     1.0, 0.005, 2.0, 2.0, 0.05, 1000, 40, 7, 7, typical_heat=(0.2, 0.24, 0.25, 0.25, 0.26, 0.3, 0.9)

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from mcmiad_monai.files import file_sha256
+from mcmiad_monai.files.reading import file_sha256
 from mcmiad_monai.networks.encoder import (
     DEFAULT_ENCODER,
     FrozenEncoder,

@@ -12,7 +12,7 @@ from small_heads import small_detector
 from torch import Tensor, nn
 
 from mcmiad_monai.data.cache_key import cache_key
-from mcmiad_monai.files import file_sha256
+from mcmiad_monai.files.reading import file_sha256
 from mcmiad_monai.networks.encoder import (
     FrozenEncoder,
     build_encoder,

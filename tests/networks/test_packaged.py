@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from mcmiad_monai.files import file_sha256
+from mcmiad_monai.files.reading import file_sha256
 from mcmiad_monai.networks import encoder as encoder_module
 from mcmiad_monai.networks.encoder import build_encoder
 from mcmiad_monai.networks.packaged import PACKAGED, packaged_file, renamed_in_order

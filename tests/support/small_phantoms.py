@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.phantom.brain import Phantom, stored
 from mcmiad_monai.phantom.cohorts import Counts, nifti, write_brain_cohort, write_cohort
 

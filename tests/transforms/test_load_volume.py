@@ -14,7 +14,7 @@ import torch
 from oblique import OBLIQUE
 from PIL import Image
 
-from mcmiad_monai.files import input_digest
+from mcmiad_monai.files.reading import input_digest
 from mcmiad_monai.transforms import LoadMaskd, VolumeError, load_mask, load_volume
 from mcmiad_monai.transforms.kind import StudyModalityd
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.data.cases.names import Case, CaseError, MissingSplitError, listing, stem_of
-from mcmiad_monai.formats import suffix_of
+from mcmiad_monai.files.formats import suffix_of
 
 # Names under which files list a split.
 SPLIT_KEYS = {

@@ -25,7 +25,13 @@ from mcmiad_monai.data.cases.names import (
     listing,
 )
 from mcmiad_monai.data.cases.nnunet import IMAGES, masks_of, nnunet_folders
-from mcmiad_monai.formats import DATA_BESIDE, PICTURE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, suffix_of
+from mcmiad_monai.files.formats import (
+    DATA_BESIDE,
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    is_dicom,
+    suffix_of,
+)
 
 #: Folders of masks in nnU-Net's layout.
 LABELS = {masks_of(Path(name)).name.lower() for name in IMAGES.values()}

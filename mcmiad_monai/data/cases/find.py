@@ -21,7 +21,7 @@ from mcmiad_monai.data.cases.names import (
 )
 from mcmiad_monai.data.cases.nnunet import find_in_nnunet, nnunet_folders
 from mcmiad_monai.data.cases.patients import with_patients
-from mcmiad_monai.formats import IMAGE_SUFFIXES, is_dicom, suffix_of
+from mcmiad_monai.files.formats import IMAGE_SUFFIXES, is_dicom, suffix_of
 
 __all__ = ["Case", "CaseError", "Split", "find_cases", "name_uniquely", "split_cases"]
 

@@ -25,7 +25,7 @@ from mcmiad_monai.data.cases.names import (
     words_of,
 )
 from mcmiad_monai.data.cases.nnunet import find_in_nnunet, nnunet_folders
-from mcmiad_monai.formats import PICTURE_SUFFIXES, suffix_of
+from mcmiad_monai.files.formats import PICTURE_SUFFIXES, suffix_of
 
 # BMAD's names for normal and abnormal images; a label of the whole image, not of its pixels.
 NORMAL_FOLDERS = frozenset({"good", "normal", "healthy"})

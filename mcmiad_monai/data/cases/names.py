@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import CONTROL
-from mcmiad_monai.formats import DICOM_SUFFIXES, is_dicom, suffix_of
+from mcmiad_monai.files.formats import DICOM_SUFFIXES, is_dicom, suffix_of
 
 # A case as the transforms take it: "case", "image", "label" and "anomalous", and, where they are
 # known, "patient", "organ" (path of the mask of the organ to look in) and "modality".

@@ -14,7 +14,7 @@ from mcmiad_monai.data.cases.names import (
     image_files,
     stem_of,
 )
-from mcmiad_monai.formats import suffix_of
+from mcmiad_monai.files.formats import suffix_of
 
 #: Folder of the images of each split; that of their masks has ``labels`` instead of ``images``.
 IMAGES = {"train": "imagesTr", "test": "imagesTs"}

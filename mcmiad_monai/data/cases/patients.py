@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from mcmiad_monai.data.cases.names import Case, visible
-from mcmiad_monai.formats import is_dicom
+from mcmiad_monai.files.formats import is_dicom
 
 #: A BIDS subject at the beginning of the name of a file or of a folder.
 SUBJECT = re.compile(r"(sub-[A-Za-z0-9+]+)(?=[_.]|$)")

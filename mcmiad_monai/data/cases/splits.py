@@ -23,7 +23,7 @@ from mcmiad_monai.data.cases.names import (
     subfolders,
     visible,
 )
-from mcmiad_monai.formats import is_dicom
+from mcmiad_monai.files.formats import is_dicom
 from mcmiad_monai.modality import MODALITIES, Modality, get_modality, modality_of_folder
 
 

@@ -22,7 +22,7 @@ from mcmiad_monai.data.cases.names import (
     visible,
     without_mask_words,
 )
-from mcmiad_monai.formats import PICTURE_SUFFIXES, VOLUME_SUFFIXES, suffix_of
+from mcmiad_monai.files.formats import PICTURE_SUFFIXES, VOLUME_SUFFIXES, suffix_of
 
 Split = Literal["train", "val", "test"]
 Kind = Literal["good", "ungood"]

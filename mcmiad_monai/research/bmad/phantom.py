@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from mcmiad_monai.files import replace_atomically
+from mcmiad_monai.files.writing import replace_atomically
 from mcmiad_monai.research.bmad.sets import OFFICIAL
 
 Layout = Literal["official", "flat", "inverted", "archive", "ader"]

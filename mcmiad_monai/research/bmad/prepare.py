@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from mcmiad_monai.data.cases.names import CaseError
 from mcmiad_monai.errors import root_message
-from mcmiad_monai.files import replace_atomically, write_text
+from mcmiad_monai.files.writing import replace_atomically, write_text
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.layout import Pair
 

@@ -24,7 +24,7 @@ from mcmiad_monai.data.cases.names import (
     visible,
 )
 from mcmiad_monai.data.studies import patient_of
-from mcmiad_monai.formats import PICTURE_SUFFIXES, suffix_of
+from mcmiad_monai.files.formats import PICTURE_SUFFIXES, suffix_of
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.research.bmad.layout import (
     Part,

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from mcmiad_monai.data.cases.names import Case
-from mcmiad_monai.files import file_sha256, write_text
+from mcmiad_monai.files.reading import file_sha256
+from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.networks.text_prior import TextPrior, open_clip_source
 from mcmiad_monai.research.bmad.sets import ImageSet
 from mcmiad_monai.research.clip_adaptation import adapt_text_prior

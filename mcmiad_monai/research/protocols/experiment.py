@@ -10,7 +10,7 @@ from typing import Any
 
 from mcmiad_monai.data.cases.names import Case
 from mcmiad_monai.data.features import FeatureDataset
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.networks.package import load_package, save_package
 from mcmiad_monai.provenance import produced_with

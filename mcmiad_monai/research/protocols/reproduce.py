@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.bmad.sets import ImageSet, Masks

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.files import write_text
+from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.modality import LIVER_CT
 from mcmiad_monai.research.protocols.laboratory import Laboratory, identity_of
 from mcmiad_monai.training.fit import fit_head

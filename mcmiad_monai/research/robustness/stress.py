@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mcmiad_monai.data.studies import prepare_study
 from mcmiad_monai.errors import root_message
-from mcmiad_monai.files import file_sha256
+from mcmiad_monai.files.reading import file_sha256
 from mcmiad_monai.inference.cohort import CohortIncomplete
 from mcmiad_monai.inference.evaluation import counted_slices
 from mcmiad_monai.modality import MODALITIES, Modality, get_modality

@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcmiad_monai.files import replace_atomically, write_csv, write_text
+from mcmiad_monai.files.writing import replace_atomically, write_csv, write_text
 from mcmiad_monai.research.tables import MISSING, markdown_table
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mcmiad_monai.files import write_csv, write_text
+from mcmiad_monai.files.writing import write_csv, write_text
 from mcmiad_monai.metrics.bootstrap import bootstrap_auroc
 from mcmiad_monai.provenance import produced_with
 from mcmiad_monai.research.robustness.subgroup_tables import (

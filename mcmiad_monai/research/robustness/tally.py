@@ -17,7 +17,7 @@ from torch import Tensor
 from mcmiad_monai.calibration import Calibration
 from mcmiad_monai.data.cache_key import file_stamp
 from mcmiad_monai.data.studies import patient_of
-from mcmiad_monai.files import save_torch
+from mcmiad_monai.files.writing import save_torch
 from mcmiad_monai.inference.cohort import to_plain
 from mcmiad_monai.inference.evaluation import CountedSlices
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD

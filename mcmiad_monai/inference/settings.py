@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import BundleError
-from mcmiad_monai.files import read_yaml
+from mcmiad_monai.files.reading import read_yaml
 from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
 from mcmiad_monai.runtime.open import Engine
 from mcmiad_monai.runtime.precision import Precision
