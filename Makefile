@@ -47,7 +47,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[dev,docs,mlflow,export]'
+	$(PIP) install --editable '.[dev,docs,mlflow,export,cohort,dicom]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: setup.cfg pyproject.toml | $(BIN)/python

@@ -26,7 +26,7 @@ from mcmiad_monai.errors import BundleError, unwrap
 from mcmiad_monai.inference.continuing import made_with
 from mcmiad_monai.inference.inferer import SLICE_SCORES, SliceHeatmapInferer
 from mcmiad_monai.inference.nearest import recall_from
-from mcmiad_monai.inference.outputs import anomaly_mask, study_scores
+from mcmiad_monai.inference.outputs import anomaly_mask, findings, study_scores
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.inference.settings import InferenceOptions, bundle_settings
 from mcmiad_monai.modality import Modality, get_modality
@@ -286,8 +286,9 @@ class Predictor:
             slice_axis=self.slice_axis,
             calibration=self.calibration_of(heatmap.meta.get(MODALITY)),
         )
-        found |= {"input": heatmap.meta.get(INPUT), "made_with": self.made_with}
         mask = anomaly_mask(heatmap, self.options.mask_threshold)
+        found |= findings(heatmap, mask)
+        found |= {"input": heatmap.meta.get(INPUT), "made_with": self.made_with}
         recall = recall_from(
             self.detector, sample["image"], axis=self.slice_axis, lock=self._network_free
         )

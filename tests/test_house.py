@@ -26,7 +26,9 @@ FLOORS = [
     {"overrides"},
     {"bundle"},
     {"predictor"},
-    {"research", "monailabel"},
+    {"dicom"},
+    {"research", "monailabel", "cohort"},
+    {"report"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -22,7 +23,7 @@ from mcmiad_monai.inference.writers import is_picture, write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
 from mcmiad_monai.transforms import on_whole_grid
-from mcmiad_monai.transforms.metadata import INPUT, MODALITY, MODALITY_FROM
+from mcmiad_monai.transforms.metadata import INPUT, MODALITY, MODALITY_FROM, PICTURE
 from mcmiad_monai.transforms.positions import source_slices
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,44 @@ def verdict(what: str, score: Any, threshold: float) -> dict[str, Any]:
     }
 
 
+def findings(heatmap: MetaTensor, mask: Tensor) -> dict[str, Any]:
+    """How much of a study is anomalous, and where it is hottest.
+
+    Parameters
+    ----------
+    heatmap, mask : (1, X, Y, Z) tensors
+        On the study's grid.
+
+    Returns
+    -------
+    dict
+        ``anomaly_ml``, volume of the mask in millilitres; ``hottest_voxel``, three array indices;
+        ``hottest_mm``, its centre in RAS millimetres; ``hottest``, its heat. A picture, whose
+        pixels have no size, has neither volume nor place in millimetres; where no heat is above 0,
+        there is no hottest voxel. What is not known is None.
+    """
+    heat = heatmap.as_tensor()[0]
+    affine = torch.as_tensor(heatmap.affine, dtype=torch.float64)
+    placed = not heatmap.meta.get(PICTURE)
+    found: dict[str, Any] = {
+        "anomaly_ml": None,
+        "hottest": None,
+        "hottest_voxel": None,
+        "hottest_mm": None,
+    }
+    if placed:
+        voxel_ml = float(torch.linalg.det(affine[:3, :3]).abs()) / 1000
+        found["anomaly_ml"] = voxel_ml * int(torch.count_nonzero(mask))
+    if float(heat.max()) > 0:
+        voxel = [int(n) for n in np.unravel_index(int(heat.argmax()), tuple(heat.shape))]
+        found |= {"hottest": float(heat.max()), "hottest_voxel": voxel}
+        if placed:
+            found["hottest_mm"] = (
+                affine[:3, :3] @ torch.tensor(voxel, dtype=torch.float64) + affine[:3, 3]
+            ).tolist()
+    return found
+
+
 class SaveStudyd(SaveImaged):
     """Write the files of a study: heatmap, mask, scores, and for a picture an overlay.
 
@@ -240,6 +279,7 @@ class SaveStudyd(SaveImaged):
             slice_axis=self.slice_axis,
             calibration=calibration_for(self.calibration, modality),
         )
+        scores |= findings(heatmap, mask)
         scores |= {"input": heatmap.meta.get(INPUT), "made_with": self.made_with}
         picture = self.pictures and is_picture(heatmap)
         image = on_whole_grid(data[self.image_key]) if picture else None

@@ -1,0 +1,1 @@
+"""Pages that people open: a cohort, and each of its studies."""
