@@ -158,15 +158,17 @@ def _opened(path: Path) -> Iterator[tuple[Any, str]]:
     import duckdb
 
     is_parquet = path.suffix.lower() == ".parquet"
-    # all is text: "007" is no number
-    source = "read_parquet(?)" if is_parquet else "read_csv(?, all_varchar = true, header = true)"
+    # all is text: "007" is no number; by itself DuckDB would pass over first lines that do not fit
+    as_text = "read_csv(?, all_varchar = true, header = true, skip = 0)"
+    source = "read_parquet(?)" if is_parquet else as_text
     with duckdb.connect() as connection:
         try:
             yield connection, source
         except duckdb.Error as error:
             reason = str(error).strip().partition("\n")[0]
             raise CaseError(
-                f"{path} cannot be read as {'Parquet' if is_parquet else 'CSV in UTF-8'}: {reason}"
+                f"{path} cannot be read as {'Parquet' if is_parquet else 'CSV'}: {reason} Write it "
+                "again; a CSV file is text in UTF-8 with as many fields in each row as columns."
             ) from error
 
 
