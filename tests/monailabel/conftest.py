@@ -5,7 +5,6 @@ Everything listens on 127.0.0.1 alone, on ports that are free, with a home folde
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from orthanc_server import OrthancServer, missing_orthanc
 from small_bundles import shared_once
 from small_phantoms import write_mixed_cohort
 
@@ -56,7 +56,6 @@ SMALL: dict[str, Any] = {
     "progress": False,
 }
 START_SECONDS = 120
-PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/lib/orthanc")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -290,29 +289,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def orthanc(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Server]) -> str:
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an Orthanc that answers this machine alone; skips where there is none."""
-    program = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    plugins = [p for folder in PLUGIN_FOLDERS for p in Path(folder).glob("libOrthancDicomWeb.so*")]
-    if program is None or not plugins:
-        missing = "Orthanc" if program is None else "Orthanc's DICOMweb plugin"
-        pytest.skip(f"{missing} is not installed; .ci/install-orthanc installs it")
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
-    configuration = {
-        "Name": "tests",
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "HttpPort": port,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomServerEnabled": False,
-        "DicomPort": free_port(),
-        "Plugins": [str(plugins[0])],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": False, "Ssl": False},
-    }
-    file = folder / "orthanc.json"
-    file.write_text(json.dumps(configuration))
-    return str(launch([program, str(file)], folder, port, "/plugins/dicom-web").url)
+    if missing := missing_orthanc():
+        pytest.skip(missing)
+    with OrthancServer(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, str]]:
 
     is_parquet = path.suffix.lower() == ".parquet"
     # all is text: "007" is no number; by itself DuckDB would pass over first lines that do not fit
-    as_text = "read_csv(?, all_varchar = true, header = true, skip = 0)"
+    as_text = "read_csv(?, all_varchar = true, header = true, skip = 0, comment = '')"
     source = "read_parquet(?)" if is_parquet else as_text
     with duckdb.connect() as connection:
         try:

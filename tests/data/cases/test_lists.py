@@ -100,12 +100,20 @@ def test_missing_files_refuse_their_studies_alone(folder: Path) -> None:
         ("case,image\nx,a/a.nii.gz\ny,a/a.nii.gz\n", "row 2 for the second time, under .* 'y'"),
         ("image,anomalous\na/a.nii.gz,perhaps\n", "anomalous = 'perhaps' in row 1; 0 or 1"),
         ("", "no column image"),
-        ("path,n\na/a.nii.gz,1\nb,b.nii.gz,2\n", "cannot be read as CSV.* in each row"),
+        # by itself DuckDB would leave these rows out
+        ("path,n\na/a.nii.gz,1\nb,b.nii.gz,2\n", r"no column image or path; it has path,n\."),
+        ("# all\npath,n\na/a.nii.gz,1\n", "no column image or path|cannot be read as CSV"),
     ],
 )
 def test_table_that_is_not_clear_is_refused(folder: Path, text: str, message: str) -> None:
     with pytest.raises(CaseError, match=message):
         find_cases(_table(folder, text))
+
+
+def test_row_that_begins_like_a_comment_is_a_study(folder: Path) -> None:
+    (folder / "#1.nii.gz").touch()
+    table = _table(folder, "path,n\na/a.nii.gz,1\n#1.nii.gz,2\nb/b.nii.gz,3\n")
+    assert [case["case"] for case in find_cases(table)] == ["a", "#1", "b"]
 
 
 def test_damaged_parquet_is_refused(folder: Path) -> None:
