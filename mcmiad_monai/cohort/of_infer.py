@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import duckdb
 
 VERDICTS = {True: "anomalous", False: "normal", None: "none"}
+#: Errors by which a study itself is the reason, as they begin a message of the report.
+REFUSALS = ("CaseError", "MissingSplitError", "OverlayError", "StudyExistsError", "VolumeError")
 
 
 def insert_report(
@@ -50,7 +52,7 @@ def rows_of(report: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
     """Rows of a ``scores.json``: studies with scores, then those that failed or were not done.
 
     What it does not tell is left out: paths, patients, times. A study that failed when it was done
-    again has the scores that it had before, and the error.
+    again keeps the scores that it had before, without their verdict.
 
     Parameters
     ----------
@@ -58,16 +60,14 @@ def rows_of(report: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
     folder : path
         Where the studies have theirs.
     """
-    failed = dict(report["failed"])
-    rows = [
-        _row(study, folder) | {"error": failed.pop(study["case"], None)}
-        for study in report["scores"]
-    ]
-    known = {row["case"] for row in rows} | set(failed)
-    rows += [{"case": case, "status": "failed", "error": text} for case, text in failed.items()]
-    left = [case for case in report.get("not_done", ()) if case not in known]
-    rows += [{"case": case, "status": "pending"} for case in left]
-    for number, row in enumerate(rows):
+    rows = {study["case"]: _row(study, folder) for study in report["scores"]}
+    for case, error in report["failed"].items():
+        status = "refused" if error.partition(":")[0] in REFUSALS else "failed"
+        told = {"case": case, "status": status, "verdict": None, "error": error}
+        rows[case] = rows.get(case, {}) | told
+    for case in report.get("not_done", ()):
+        rows.setdefault(case, {"case": case, "status": "pending"})
+    for number, row in enumerate(rows.values()):
         yield {"number": number} | row
 
 

@@ -13,8 +13,13 @@ import pytest
 from ledgers import ALIVE, DEAD, ELSEWHERE, done, record, torn, write_plan
 
 from mcmiad_monai.cli.parser import main
+from mcmiad_monai.cohort.of_infer import REFUSALS
 from mcmiad_monai.cohort.results import COLUMNS, collect, exit_code, open_results, select
 from mcmiad_monai.cohort.sql import CohortError
+from mcmiad_monai.data.cases.names import CaseError, MissingSplitError
+from mcmiad_monai.inference.overlay import OverlayError
+from mcmiad_monai.inference.writers import StudyExistsError
+from mcmiad_monai.transforms.checks import VolumeError
 
 FOUND = {
     "score": 1.5,
@@ -300,10 +305,9 @@ def test_the_report_of_infer_is_a_table_of_the_same_columns(tmp_path: Path) -> N
     assert first == dict.fromkeys(COLUMNS) | {
         "number": 0,
         "case": "a",
-        "status": "done",
+        "status": "failed",  # when it was done again
         "score": 2.0,
         "threshold": 1.0,
-        "verdict": "anomalous",
         "warnings": "out_of_distribution",
         "anomaly_ml": 1.5,
         "hottest": 4.0,
@@ -321,9 +325,15 @@ def test_the_report_of_infer_is_a_table_of_the_same_columns(tmp_path: Path) -> N
     told = ask(tmp_path, 'SELECT "case", status, verdict, error FROM results ORDER BY number')
     assert told[1:] == [
         (r"b\udcff", "done", "none", None),
-        ("c", "failed", None, "VolumeError: too thin"),
+        ("c", "refused", None, "VolumeError: too thin"),
         ("d", "pending", None, None),
     ]
+
+
+def test_refusals_are_errors_of_ours_about_the_study() -> None:
+    kinds = (CaseError, MissingSplitError, OverlayError, StudyExistsError, VolumeError)
+    assert tuple(kind.__name__ for kind in kinds) == REFUSALS
+    assert all(issubclass(kind, ValueError) for kind in kinds)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"scores": [1], "failed": {}}', "{}"])
