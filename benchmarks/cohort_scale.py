@@ -82,9 +82,9 @@ def cohort(out: Path, size: int, workers: int, report: bool) -> Iterator[Stage]:
     out.mkdir(parents=True)
     yield stage("plan", plan, out, size)
     yield stage("what is to be done", all_todo, out, size)
-    yield together("record, killed", out, workers, size // workers // 3)
+    yield stage("record, killed", together, out, workers, size // workers // 3)
     yield stage("what is to be done", all_todo, out, size - workers * (size // workers // 3))
-    yield together("record, resumed", out, workers, None)
+    yield stage("record, resumed", together, out, workers, None)
     yield stage("counts", counted, out, size)
     yield stage("collect", collected, out, size)
     yield stage("open the table", asked, out, "SELECT count(*) FROM results")
@@ -110,14 +110,17 @@ def stage(name: str, run: Callable[..., Any], *arguments: Any) -> Stage:
 def _timed(run: Callable[..., Any], *arguments: Any) -> Stage:
     start, before = time.perf_counter(), time.process_time()
     run(*arguments)
-    told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - before}
-    return {**told, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - before + used[1].ru_utime + used[1].ru_stime,
+        "peak_mb": max(one.ru_maxrss for one in used) / 1024,  # of the largest process
+    }
 
 
-def together(name: str, out: Path, workers: int, kill_after: int | None) -> Stage:
+def together(out: Path, workers: int, kill_after: int | None) -> None:
     """Workers at the same time, each with its shard, until all have ended or were killed."""
     context = get_context("spawn")
-    start, before = time.perf_counter(), _of_children()
     processes = [
         context.Process(target=work, args=(out, (k, workers), kill_after)) for k in range(workers)
     ]
@@ -127,15 +130,6 @@ def together(name: str, out: Path, workers: int, kill_after: int | None) -> Stag
         process.join()
         expected = 0 if kill_after is None else -signal.SIGKILL
         assert process.exitcode == expected, (process.exitcode, expected)
-    told = {"seconds": time.perf_counter() - start, "cpu": _of_children() - before}
-    # of all processes so far: those before had no more
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {"stage": f"{name}, {workers} workers", **told, "peak_mb": peak}
-
-
-def _of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def plan(out: Path, size: int) -> None:
