@@ -136,10 +136,12 @@ def _screen(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Do all studies, or those of a shard."""
+    from mcmiad_monai.cohort.driver import run
     from mcmiad_monai.cohort.identity import check_run
+    from mcmiad_monai.cohort.ledger import Ledger, worker_name
     from mcmiad_monai.cohort.lock import only_driver
     from mcmiad_monai.cohort.plan import make_plan, room_needed
-    from mcmiad_monai.cohort.state import counts
+    from mcmiad_monai.cohort.state import counts, todo
     from mcmiad_monai.files.room import prepare_output
 
     out, shard = options.out, _shard(options)
@@ -149,32 +151,23 @@ def _run(options: argparse.Namespace) -> int:
     with only_driver(out, shard):
         check_run(out, identity)
         studies = make_plan(out, cases)
+        left = sum(1 for _ in todo(out, shard))
         # each study's own folder is cleared by the worker that does it
-        prepare_output(out, room=room_needed(out) if work.keep == "all" else 0, levels=0)
-        tally = _Tally(out, studies, shard, quiet=options.quiet)
+        prepare_output(out, room=room_needed(out, left) if work.keep == "all" else 0, levels=0)
+        tally = _Tally(len(range(shard[0], studies, shard[1])), left, quiet=options.quiet)
+        ledger = Ledger(out, worker_name("driver"))
         try:
-            _rounds(options, workers, shard, tally)
+            limit = {"attempts": options.attempts, "ended": tally.add}
+            run(todo(out, shard), workers, ledger, **limit)
         except KeyboardInterrupt as stop:
             stop.args = (_summary(out, counts(out)),)
             raise
         finally:
             tally.bar.close()
+            ledger.close()
     if shard == (0, 1):
         return _collected(options)
     return _ended(options, counts(out), tally.reasons)
-
-
-def _rounds(
-    options: argparse.Namespace, workers: Workers, shard: tuple[int, int], tally: _Tally
-) -> None:
-    from mcmiad_monai.cohort.driver import run
-    from mcmiad_monai.cohort.ledger import Ledger, worker_name
-    from mcmiad_monai.cohort.state import todo
-
-    ledger = Ledger(options.out, worker_name("driver"))
-    tally.expect(sum(1 for _ in todo(options.out, shard)))
-    run(todo(options.out, shard), workers, ledger, attempts=options.attempts, ended=tally.add)
-    ledger.close()
 
 
 def _chosen(options: argparse.Namespace) -> tuple[WorkOptions, dict[str, Any], Any]:
@@ -235,7 +228,7 @@ def _workers(options: argparse.Namespace, work: WorkOptions) -> Workers:
     from mcmiad_monai.cohort.shards import cores
 
     opening = partial(open_work, options.bundle.absolute(), options.out.absolute(), work)
-    count = options.workers or default_workers(cores())
+    count = options.workers or default_workers(cores(), work.device)
     if options.engine == "ray":
         from mcmiad_monai.cohort.ray_workers import RayWorkers
 
@@ -253,17 +246,12 @@ def _slurm(options: argparse.Namespace) -> int:
 class _Tally:
     """What has ended in this run: a progress bar, and the first reasons."""
 
-    def __init__(self, out: Path, studies: int, shard: tuple[int, int], *, quiet: bool) -> None:
+    def __init__(self, studies: int, left: int, *, quiet: bool) -> None:
         from tqdm import tqdm
 
-        self.out, self.reasons = out, list[str]()
-        total = len(range(shard[0], studies, shard[1]))
-        self.bar = tqdm(total=total, desc="studies", unit=" studies", disable=quiet)
-
-    def expect(self, left: int) -> None:
-        """Say how many are to be done."""
-        self.bar.initial = self.bar.n = self.bar.total - left
-        self.bar.refresh()
+        self.reasons: list[str] = []
+        shown = {"desc": "studies", "unit": " studies", "disable": quiet}
+        self.bar = tqdm(total=studies, initial=studies - left, **shown)
 
     def add(self, row: Row) -> None:
         """Count a study."""

@@ -40,15 +40,28 @@ PATIENCE = 2.0
 GRACE = 30.0
 #: Bytes of memory for a worker where nobody says how many there should be: a large CT takes 2.5 GB.
 MEMORY = 3e9
+#: Workers that share a GPU, and where its driver lists those of this machine: PyTorch, which knows
+#: better, is not asked by a driver.
+GPU_WORKERS, NVIDIA = 2, Path("/proc/driver/nvidia/gpus")
 
 
-def default_workers(cores: int) -> int:
-    """As many workers as there are cores, and no more than the memory is enough for."""
+def default_workers(cores: int, device: str | None = None) -> int:
+    """As many workers as there are cores, and no more than the memory is enough for.
+
+    On a GPU two: one reads and writes while the other computes.
+
+    Parameters
+    ----------
+    cores : int
+    device : str, optional
+        As it was asked for; by default a GPU if there is one.
+    """
     memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with suppress(OSError, ValueError):  # of a container; "max" is no number
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")
         memory = min(memory, float(limit))
-    return max(1, min(cores, int(memory / MEMORY)))
+    on_gpu = (device is None and any(NVIDIA.glob("*"))) or device not in (None, "cpu")
+    return max(1, min(GPU_WORKERS if on_gpu else cores, cores, int(memory / MEMORY)))
 
 
 class LocalWorkers:

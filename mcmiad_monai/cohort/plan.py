@@ -80,11 +80,9 @@ def _known(case: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def room_needed(out: Path) -> int:
-    """Bytes that all results will take, roughly: those of the studies, of which some are asked."""
+def room_needed(out: Path, studies: int) -> int:
+    """Bytes that the results of so many studies will take, roughly; the first ones are asked."""
     sizes = [_size(str(study["image"])) for study in islice(read_plan(out), SAMPLE)]
-    with (out / PLAN).open("rb") as file:
-        studies = sum(1 for _ in file)
     return studies * sum(sizes) // max(1, len(sizes))
 
 

@@ -61,7 +61,8 @@ def test_room_is_that_of_the_studies(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     make_plan(out, [{"case": path.name, "image": str(path)} for path in images])
-    assert room_needed(out) == 1500
+    assert room_needed(out, 2) == 1500
+    assert room_needed(out, 20) == 15000
 
 
 def identity(root: Path, content: bytes = b"model", **more: Any) -> dict[str, Any]:
