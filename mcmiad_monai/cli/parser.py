@@ -15,7 +15,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.cli import bmad, console, prompts, reproduce, robustness, studies, training
+from mcmiad_monai.cli import (
+    bmad,
+    cohort,
+    console,
+    prompts,
+    reproduce,
+    robustness,
+    studies,
+    training,
+)
 from mcmiad_monai.cli.options import add_verbosity
 from mcmiad_monai.errors import escaped
 from mcmiad_monai.runtime.interrupts import Terminated, raised, received
@@ -24,6 +33,7 @@ from mcmiad_monai.version import __version__
 #: How to go on after an interrupt.
 GO_ON = {
     "infer": "go on with the same command and --continue",
+    "screen": "go on with the same command",
     "evaluate": "figures are of all studies together: run the same command again",
     "reproduce": "finished runs are kept; go on with the same command",
     "stress": "finished studies are kept; go on with the same command",
@@ -72,7 +82,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_verbosity(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (studies, training, prompts, bmad, reproduce, robustness):
+    for group in (studies, cohort, training, prompts, bmad, reproduce, robustness):
         group.add_commands(commands)
     return parser
 
