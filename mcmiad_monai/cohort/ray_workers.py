@@ -7,12 +7,12 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ PATIENCE = 2.0
 LONG = 30.0
 #: Bytes of Ray's store of objects: rows are small, and Ray would take 30 % of the memory.
 STORE = 100 * 2**20
+LOOPBACK = "127.0.0.1"
+#: Where Ray's sockets lie, whose paths have 107 characters at most.
+SHORT = Path("/tmp")
 
 
 class RayWorkers:
@@ -60,7 +63,8 @@ class RayWorkers:
     Raises
     ------
     WorkersError
-        If Ray is not installed, or there is no cluster at the address.
+        If Ray is not installed. From `start` and `wait`: if there is no cluster at the address, or
+        its workers cannot open the model or do not see the folder.
     """
 
     def __init__(
@@ -68,18 +72,20 @@ class RayWorkers:
         open_work: OpenWork,
         out: str | Path,
         count: int,
-        *,
         address: str | None = None,
+        *,
         cores: int = 1,
         gpus: float = 0,
     ) -> None:
+        if find_spec("ray") is None:
+            raise WorkersError(
+                "Ray is not installed, and --engine ray needs it: "
+                "pip install 'mcmiad-monai[cohort]', or use another engine."
+            )
         self.count, self.out = count, Path(out).resolve()
+        self._open_work, self._address, self._cores, self._gpus = open_work, address, cores, gpus
+        self._ray: Any = None
         self._folder: Path | None = None
-        self._ray = _import_ray(own=address is None)
-        self._connect(address, count * cores, count * gpus)
-        wanted = {"num_cpus": cores, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-        kind = self._ray.remote(**wanted)(_Actor)
-        self._new_actor = lambda k: kind.remote(open_work, self.out, k, cores)
         self._waiting: deque[tuple[int, Study]] = deque()  # for any worker that is free
         self._free: deque[_Running] = deque()
         self._opening: dict[Any, _Running] = {}
@@ -88,7 +94,9 @@ class RayWorkers:
 
     def start(self, k: int) -> None:
         """Ask Ray for one more actor."""
-        actor = self._new_actor(k)
+        if self._ray is None:
+            self._connect()
+        actor = self._kind.remote(self._open_work, self.out, k, self._cores)
         self._opening[actor.open.remote()] = _Running(k, actor)
 
     def give(self, k: int, study: Study) -> None:
@@ -123,40 +131,42 @@ class RayWorkers:
         finally:
             self._busy, self._opening = {}, {}
             self._free.clear()
-            self._ray.shutdown()
+            if self._ray is not None:
+                self._ray.shutdown()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _connect(self, address: str | None, cores: int, gpus: float) -> None:
-        quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-        with _handler_kept():
-            try:
-                if address is not None:
-                    self._ray.init(address=address, **quiet)
-                    return
-                remove_leftovers(_short_folder(), levels=0)  # of drivers that were killed
-                self._folder = partial_path(_short_folder() / "r")
-                self._folder.mkdir(mode=0o700)
-                self._ray.init(
-                    num_cpus=cores,
-                    num_gpus=gpus or None,
-                    include_dashboard=False,
-                    object_store_memory=STORE,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(self._folder),
-                    **quiet,
-                )
-                listens = str(self._ray.util.get_node_ip_address())
-                if not listens.startswith("127."):
-                    self._ray.shutdown()
-                    raise RuntimeError(f"it listens on {listens} and not on loopback alone")
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                if self._folder is not None:
-                    shutil.rmtree(self._folder, ignore_errors=True)
-                where = "started on this machine" if address is None else f"joined at {address}"
-                raise WorkersError(
-                    f"a Ray cluster cannot be {where}: {root_message(error)}"
-                ) from error
+    def _connect(self) -> None:
+        """Join the cluster, or start one."""
+        self._ray = _import_ray(alone=self._address is None)
+        where: dict[str, Any] = {"address": self._address}
+        if self._address is None:
+            remove_leftovers(SHORT, levels=0)  # of drivers that were killed
+            self._folder = partial_path(SHORT / "r")
+            self._folder.mkdir(mode=0o700)
+            where = {
+                "num_cpus": self.count * self._cores,
+                "num_gpus": self.count * self._gpus or None,
+                "include_dashboard": False,
+                "object_store_memory": STORE,
+                "_node_ip_address": LOOPBACK,
+                "_temp_dir": str(self._folder),
+            }
+        try:
+            with _handler_kept():
+                self._ray.init(**where, log_to_driver=False, logging_level="error")
+        except Exception as error:
+            done = f"joined at {self._address}" if self._address else "started on this machine"
+            raise WorkersError(f"a Ray cluster cannot be {done}: {root_message(error)}") from error
+        listens = self._ray.util.get_node_ip_address()
+        if self._address is None and listens != LOOPBACK:
+            raise WorkersError(
+                f"the Ray cluster of this machine listens on {listens}, not on loopback alone. "
+                "Another part of this process has imported Ray before; use --engine local"
+            )
+        self._kind = self._ray.remote(
+            num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0, max_task_retries=0
+        )(_Actor)
 
     def _hand_out(self) -> None:
         while self._waiting and self._free:
@@ -234,6 +244,8 @@ class _Actor:
         """Open the model; returns the name of the worker."""
         import torch
 
+        from mcmiad_monai.cohort.work import do
+
         if not (self.out / PLAN).is_file():
             raise FileNotFoundError(
                 f"{os.uname().nodename} does not see {self.out / PLAN}: every machine of the Ray "
@@ -241,32 +253,24 @@ class _Actor:
                 "paths, as on a shared disk"
             )
         torch.set_num_threads(self.cores)
-        self.work = self.open_work()
+        self.one, self.work = do, self.open_work()
         self.ledger = Ledger(self.out, worker_name(self.k))
         return self.ledger.worker
 
     def do(self, study: Study) -> Row:
         """Do a study; returns the line of its end."""
-        from mcmiad_monai.cohort.work import do
-
-        return do(self.work, self.ledger, study)
+        return self.one(self.work, self.ledger, study)
 
 
-def _import_ray(*, own: bool) -> Any:
+def _import_ray(*, alone: bool) -> Any:
     """Ray, which reads these variables when it is imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # it prints a paragraph for each death of a worker among what the command prints
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    if own:  # without clusters of several machines it listens on loopback alone
+    if alone:  # Ray without clusters of several machines listens on loopback alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     with _handler_kept():
-        try:
-            import ray
-        except ImportError as error:
-            raise WorkersError(
-                "Ray is not installed, and --engine ray needs it: "
-                "pip install 'mcmiad-monai[cohort]', or use another engine"
-            ) from error
+        import ray
     return ray
 
 
@@ -281,11 +285,6 @@ def _handler_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _short_folder() -> Path:
-    """Where names are short: Ray's sockets lie below, and their paths may have 107 characters."""
-    return Path("/tmp") if os.name == "posix" else Path(tempfile.gettempdir())
 
 
 def _cannot_work(error: Any) -> WorkersError:
