@@ -21,6 +21,7 @@ from mcmiad_monai.cli import (
     console,
     prompts,
     reproduce,
+    results,
     robustness,
     studies,
     training,
@@ -82,7 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_verbosity(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (studies, cohort, training, prompts, bmad, reproduce, robustness):
+    for group in (studies, cohort, results, training, prompts, bmad, reproduce, robustness):
         group.add_commands(commands)
     return parser
 

@@ -8,8 +8,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-#: Name of a worker: host, number of its process, number among the workers of its driver.
-WORKER = re.compile(r"(.+)-([0-9]+)-([0-9]+)")
+#: Name of a worker: host, number of its process, and which of the process's workers it is.
+WORKER = re.compile(r"(.+)-([0-9]+)-([^-]+)")
 #: Seconds by which the start of a process may seem later than what it wrote: clocks are set.
 SLACK = 2.0
 
@@ -20,7 +20,7 @@ def lives(worker: str, since: float) -> bool | None:
     Parameters
     ----------
     worker : str
-        Its name, ``host-process-k``.
+        Its name, ``host-process-worker``.
     since : float
         When it began the study, in Unix time: a process that started later has got the number of
         one that has ended.

@@ -29,7 +29,7 @@ FAILED_STARTS = 3
 #: Seconds that `RayWorkers.wait` waits for something to happen.
 PATIENCE = 2.0
 #: Seconds without any worker after which the user is told what is missing.
-LONG = 30.0
+LONG = 60.0
 #: Bytes of Ray's store of objects: rows are small, and Ray would take 30 % of the memory.
 STORE = 100 * 2**20
 LOOPBACK = "127.0.0.1"
@@ -219,11 +219,11 @@ class RayWorkers:
             self._quiet_since = time.monotonic()
         elif time.monotonic() - self._quiet_since > LONG:
             self._quiet_since = time.monotonic()
-            free = self._ray.available_resources()
             logger.warning(
-                "no worker has started yet: %d wait for the Ray cluster, which has %g cores free",
+                "no worker is ready: %d open the model, or wait for room in the Ray cluster, "
+                "which has %g cores in all",
                 len(self._opening),
-                free.get("CPU", 0),
+                self._ray.cluster_resources().get("CPU", 0),
             )
 
 

@@ -67,6 +67,7 @@ def database() -> Iterator[duckdb.DuckDBPyConnection]:
             "temp_directory": spill,
             "preserve_insertion_order": False,
             "autoinstall_known_extensions": False,  # nothing is fetched
+            "python_enable_replacements": False,  # a table of a query is no variable of Python
         }
         with duckdb.connect(config=settings) as connection:
             connection.execute(MACROS)
@@ -104,10 +105,11 @@ def read_events(
             connection.execute(
                 f"""
                 INSERT INTO events
-                SELECT unnest(json_transform(parsed(line), {_structure(columns)}))
-                FROM lines_of('{folder}/records/*.jsonl')
+                SELECT unnest(json_transform(parsed(line), {structure(columns)}))
+                FROM lines_of(?)
                 WHERE parsed(line)->>'event' IN ('begin', 'end', 'stopped')
-                """
+                """,
+                [f"{folder}/records/*.jsonl"],
             )
 
 
@@ -127,13 +129,14 @@ def read_plan(connection: duckdb.DuckDBPyConnection, out: str | Path) -> None:
         connection.execute(
             f"""
             CREATE OR REPLACE TABLE plan AS
-            SELECT unnest(json_transform(parsed(line), {_structure(STUDY)}))
-            FROM lines_of('{folder}/plan.jsonl')
+            SELECT unnest(json_transform(parsed(line), {structure(STUDY)}))
+            FROM lines_of(?)
             WHERE parsed(line)->>'number' IS NOT NULL
-            """
+            """,
+            [f"{folder}/plan.jsonl"],
         )
 
 
-def _structure(columns: Mapping[str, str]) -> str:
+def structure(columns: Mapping[str, str]) -> str:
     """Columns as `json_transform` takes them."""
     return "'{" + ", ".join(f'"{name}": "{kind}"' for name, kind in columns.items()) + "}'"
