@@ -309,7 +309,7 @@ class _Tally:
 
         self.out, self.reasons = out, list[str]()
         total = len(range(shard[0], studies, shard[1]))
-        self.bar = tqdm(total=total, desc="studies", unit=" studies", disable=quiet)
+        self.bar = tqdm(total=total, desc="studies", unit=" studies", disable=quiet or None)
 
     def expect(self, left: int) -> None:
         """Say how many are to be done."""
