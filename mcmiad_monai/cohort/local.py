@@ -146,9 +146,11 @@ class LocalWorkers:
         running.busy = False
         running.process.join()
         if not running.ready:
+            code = running.process.exitcode or 0
+            how = f"by signal {-code}; was memory short? Then take fewer --workers"
             raise WorkersError(
-                f"worker {k} ended before it could do a study ({_how(running.process.exitcode)}). "
-                "If memory was short, take fewer workers (--workers)."
+                f"worker {k} ended before it could do a study "
+                f"({how if code < 0 else f'with exit code {code}'})."
             )
 
 
@@ -158,14 +160,6 @@ class _Running:
     def __init__(self, process: BaseProcess, pipe: Connection) -> None:
         self.process, self.pipe = process, pipe
         self.busy = self.ready = False
-
-
-def _how(code: int | None) -> str:
-    """How a process ended, in words."""
-    if code is not None and code < 0:
-        with suppress(ValueError):
-            return f"by {signal.Signals(-code).name}"
-    return f"with exit code {code}"
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def reachable(folder: str | Path) -> Iterator[str]:
 def read_events(
     connection: duckdb.DuckDBPyConnection, out: str | Path, row: Mapping[str, str] | None = None
 ) -> None:
-    """Make the table ``events`` of the whole lines of all records.
+    """Make the table ``events`` of the lines of all records; those cut off have no ``event``.
 
     Parameters
     ----------
@@ -107,7 +107,6 @@ def read_events(
                 INSERT INTO events
                 SELECT unnest(json_transform(parsed(line), {structure(columns)}))
                 FROM lines_of(?)
-                WHERE parsed(line)->>'event' IN ('begin', 'end', 'stopped')
                 """,
                 [f"{folder}/records/*.jsonl"],
             )
@@ -131,7 +130,6 @@ def read_plan(connection: duckdb.DuckDBPyConnection, out: str | Path) -> None:
             CREATE OR REPLACE TABLE plan AS
             SELECT unnest(json_transform(parsed(line), {structure(STUDY)}))
             FROM lines_of(?)
-            WHERE parsed(line)->>'number' IS NOT NULL
             """,
             [f"{folder}/plan.jsonl"],
         )
