@@ -38,8 +38,8 @@ trap : TERM
 code=0
 {command} \\
     --engine shard --shard "$SLURM_ARRAY_TASK_ID/{workers}" || code=$?
-# 3: this shard is done, and others are not
-[ "$code" -ne 3 ] || code=0
+# 1: studies were refused, as the table tells; 3: other shards have studies left
+[ "$code" -ne 1 ] && [ "$code" -ne 3 ] || code=0
 exit "$code"
 """
 COLLECT = """\
