@@ -269,6 +269,8 @@ def _import_ray(*, alone: bool) -> Any:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     if alone:  # Ray without clusters of several machines listens on loopback alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # its workers would give way to every other process of the machine
+        os.environ.setdefault("RAY_worker_niceness", "0")
     with _handler_kept():
         import ray
     return ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -30,10 +32,20 @@ def command(folder: Path, model: Path, out: Path) -> list[str]:
     return [*line, "--engine", "ray"]
 
 
-def listening() -> set[tuple[str, int]]:
-    """Addresses and ports on which this machine listens."""
-    found = psutil.net_connections("inet")
-    return {(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN}
+def listening() -> set[str]:
+    """Addresses on which this process and those below it listen."""
+    this = psutil.Process()
+    found = set()
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            sockets = process.net_connections("inet")
+            found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    return found
+
+
+def folders_of_ray() -> list[Path]:
+    """Temporary folders of a Ray that this process started."""
+    return list(ray_workers.SHORT.glob(f".mcmiad-*-{os.getpid()}-*.r"))
 
 
 @pytest.mark.long
@@ -50,14 +62,13 @@ def test_every_study_ends_once_whatever_is_killed(
         pytest.skip("Ray is not installed; it comes with the extra cohort")
     path = [str(SUPPORT.parents[1]), str(SUPPORT)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))  # of Ray's processes
-    before, handler = listening(), signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     folder, out = studies("a", "killer", "slow", "refused", "b"), tmp_path / "out"
-    seen: dict[str, object] = {}
+    seen: dict[str, Any] = {}
 
     def disturb() -> None:
         process = wait_for(lambda: begun(out, "slow"), 600)
-        seen["listening"] = listening() - before
-        seen["folder"] = len(list(ray_workers.SHORT.glob(".mcmiad-*.r")))
+        seen.update(listening=listening(), folders=folders_of_ray())
         os.kill(process, signal.SIGKILL)
         (tmp_path / "go").touch()
 
@@ -73,9 +84,9 @@ def test_every_study_ends_once_whatever_is_killed(
         **dict.fromkeys(["killer", "slow"], 2),
     }
     assert seen["listening"]
-    assert {ip for ip, _ in seen["listening"]} <= LOOPBACK  # type: ignore[attr-defined]
-    assert seen["folder"] == 1
-    assert not list(ray_workers.SHORT.glob(".mcmiad-*.r"))
+    assert seen["listening"] <= LOOPBACK
+    assert len(seen["folders"]) == 1
+    assert not folders_of_ray()
     assert signal.getsignal(signal.SIGTERM) == handler
     told = capfd.readouterr()
     assert "3 done, 1 refused, 1 quarantined" in told.err
