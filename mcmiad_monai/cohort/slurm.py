@@ -117,7 +117,7 @@ def write_jobs(
         name="mcmiad-collect",
         log="collect",
         directives=directives,
-    ) + COLLECT.format(command=shlex.join([*program, "--collect", "--out", str(out)]))
+    ) + COLLECT.format(command=shlex.join([*program, "--collect", "--out", str(folder.parent)]))
     for path, content in ((jobs.array, array), (jobs.collect, collect)):
         replace_atomically(path, lambda partial, c=content: partial.write_bytes(os.fsencode(c)))
     return jobs

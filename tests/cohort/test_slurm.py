@@ -35,9 +35,12 @@ def run(file: Path, task: int = 0) -> int:
     return subprocess.run(["sh", file], env=environment, check=False).returncode
 
 
-def test_a_task_gets_the_words_of_the_command_and_its_shard(tmp_path: Path, printer: Path) -> None:
+def test_a_task_gets_the_words_of_the_command_and_its_shard(
+    tmp_path: Path, printer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / NASTY
-    jobs = write_jobs(out, [f"/data/{NASTY}", "--bundle=/m", f"--out={out}"], 4)
+    monkeypatch.chdir(tmp_path)
+    jobs = write_jobs(NASTY, [f"/data/{NASTY}", "--bundle=/m", f"--out={out}"], 4)
     assert run(jobs.array, task=3) == 0  # 3, that other shards have studies left, is no failure
     screen = ["-m", "mcmiad_monai.cli", "screen"]
     words = [f"/data/{NASTY}", "--bundle=/m", f"--out={out}", "--engine", "shard", "--shard", "3/4"]
