@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mcmiad_monai.cli.cohort import _words
+from mcmiad_monai.cli.parser import get_parser
 from mcmiad_monai.cohort.slurm import Jobs, SlurmError, submit, write_jobs
 
 #: What may be in the name of a file, and would end a word, a quote or a comment of a shell.
@@ -79,6 +81,24 @@ def test_options_that_the_jobs_need_are_not_overridden(tmp_path: Path, name: str
 def test_options_of_another_form_are_refused(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(SlurmError, match="is no option of sbatch"):
         write_jobs(tmp_path, ["/d"], 2, options=[(name, value)])
+
+
+#: Options that say how the cohort is run, and not what comes out.
+OF_ENGINE = {"engine", "workers", "shard", "address", "collect", "follow", "submit", "sbatch"}
+OF_SCREEN = {"json", "print_completion", "verbose", "quiet", "command", "run"}
+
+
+def test_tasks_are_given_every_option_of_the_command() -> None:
+    given = ["/data/a b", "https://pacs/x", "--bundle", "/m", "--out", "/o", "--attempts", "5"]
+    given += ["--keep", "none", "--query", "Modality=MR", "--query", "StudyDate=2026-", "--set"]
+    given += ["slice_range=[0.3,0.8]", "--set", "mask_threshold=1e-1", "--image-name", "t1"]
+    given += "--modality brain_mri --max-voxels 1000 --device cuda --threads 3".split()
+    parse = get_parser().parse_args
+    options, default = vars(parse(["screen", *given])), vars(parse(["screen", "--out", "/x"]))
+    again = vars(parse(["screen", *_words(parse(["screen", *given]))]))
+    for name in set(options) - OF_ENGINE - OF_SCREEN:
+        assert options[name] != default[name], f"{name} is not tried"
+        assert again[name] == options[name], name
 
 
 SBATCH = """#!/bin/sh
