@@ -92,7 +92,7 @@ def test_tasks_are_given_every_option_of_the_command() -> None:
     given = ["/data/a b", "https://pacs/x", "--bundle", "/m", "--out", "/o", "--attempts", "5"]
     given += ["--keep", "none", "--query", "Modality=MR", "--query", "StudyDate=2026-", "--set"]
     given += ["slice_range=[0.3,0.8]", "--set", "mask_threshold=1e-1", "--image-name", "t1"]
-    given += "--modality brain_mri --max-voxels 1000 --device cuda --threads 3".split()
+    given += ["--modality=brain_mri", "--max-voxels=1000", "--device=cuda", "--threads=3"]
     parse = get_parser().parse_args
     options, default = vars(parse(["screen", *given])), vars(parse(["screen", "--out", "/x"]))
     again = vars(parse(["screen", *_words(parse(["screen", *given]))]))
