@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcmiad_monai.cli.console import print_json
+from mcmiad_monai.cli.console import OK, print_json
 from mcmiad_monai.cli.options import (
     Commands,
     add_command,
@@ -90,6 +90,14 @@ def add_commands(commands: Commands) -> None:
         "--follow", action="store_true", help="only show how far a running cohort is"
     )
     screen.add_argument("--submit", action="store_true", help="submit what --engine slurm writes")
+    screen.add_argument(
+        "--sbatch",
+        type=named,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the jobs of --engine slurm, e.g. partition=long; may be repeated",
+    )
     screen.add_argument(
         "--query",
         type=named,
@@ -232,15 +240,58 @@ def _workers(options: argparse.Namespace, work: WorkOptions) -> Workers:
     if options.engine == "ray":
         from mcmiad_monai.cohort.ray_workers import RayWorkers
 
-        return RayWorkers(
-            opening, options.out, count, address=options.address, cores=options.each or 1
-        )
+        if options.address and options.workers is None:
+            raise ValueError("--address needs --workers N: how many processes of the cluster.")
+        gpus = float((work.device or "").startswith("cuda"))
+        each = options.each or 1
+        return RayWorkers(opening, options.out, count, options.address, cores=each, gpus=gpus)
     shared = cores() if options.each is None else options.each * count
     return LocalWorkers(opening, options.out, count, cores=shared)
 
 
 def _slurm(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    """Plan the cohort and write its jobs; submit them if that is asked for."""
+    from mcmiad_monai.cohort.identity import check_run
+    from mcmiad_monai.cohort.plan import make_plan
+    from mcmiad_monai.cohort.slurm import submit, write_jobs
+    from mcmiad_monai.files.room import prepare_output
+
+    if options.workers is None:
+        raise ValueError("--engine slurm needs --workers N, the number of tasks of the array.")
+    _, identity, cases = _chosen(options)
+    prepare_output(options.out, levels=0)
+    check_run(options.out, identity)
+    studies = make_plan(options.out, cases)
+    jobs = write_jobs(options.out, _words(options), options.workers, options=options.sbatch)
+    logger.info("%d studies in %d tasks: %s", studies, options.workers, jobs.array)
+    if options.submit:
+        array, collect = submit(jobs)
+        print(f"array {array}, collecting job {collect}")
+    else:
+        print(jobs.commands())
+    return OK
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """Words of this command, without those that say which engine runs it and how."""
+    from mcmiad_monai.cohort.identity import absolute
+
+    given = {
+        "--bundle": absolute(options.bundle),
+        "--out": absolute(options.out),
+        "--attempts": options.attempts,
+        "--keep": options.keep,
+        "--image-name": options.image_name,
+        "--modality": options.modality,
+        "--max-voxels": options.max_voxels,
+        "--device": options.of_workers,
+        "--threads": options.each,
+    }
+    words = [absolute(source) for source in options.source]
+    for option, value in given.items():
+        words += [] if value is None else [f"{option}={value}"]
+    words += [f"--query={key}={value}" for key, value in options.query]
+    return words + [f"--set={key}={value!r}" for key, value in options.overrides]
 
 
 class _Tally:
@@ -250,8 +301,10 @@ class _Tally:
         from tqdm import tqdm
 
         self.reasons: list[str] = []
-        shown = {"desc": "studies", "unit": " studies", "disable": quiet}
-        self.bar = tqdm(total=studies, initial=studies - left, **shown)
+        hidden = quiet or None  # None: where nobody looks, as in the log of a job
+        self.bar = tqdm(
+            total=studies, initial=studies - left, desc="studies", unit=" studies", disable=hidden
+        )
 
     def add(self, row: Row) -> None:
         """Count a study."""
