@@ -2,7 +2,8 @@
 # make bundles  the four bundles from their one source, bundles/source
 # make docs     the documentation as a site, into build/docs
 # make test     every check: ruff, mypy, pytest with coverage, and MONAI Label in a second environment
-# make test-all the same, and what a release needs besides: the documentation and the demo
+# make test-all the same, and what a release needs besides: the documentation, the demo, and the
+#               tests that take minutes, of Ray and Slurm
 #
 # MONAI Label pins pydicom below 3 and so numpy below 2, which the package itself does not need: its
 # tests run in an environment of their own, and all others with the newest versions.
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LABEL_BIN := $(LABEL_VENV)/bin
 TYPECHECK := build/typecheck
 
-.PHONY: demo bundles docs test test-all lint types unit label install install-dev install-docs install-label clean
+.PHONY: demo bundles docs test test-all lint types unit long label install install-dev install-docs install-label clean
 
 demo: install
 	$(BIN)/mcmiad demo --out $(DEMO_OUT)
@@ -32,7 +33,7 @@ docs: install-docs
 
 test: install-dev lint types unit label
 
-test-all: test docs demo
+test-all: test long docs demo
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -71,7 +72,11 @@ types:
 	cd $(TYPECHECK) && $(abspath $(BIN))/mypy --config-file $(abspath setup.cfg) -p mcmiad_monai
 
 unit:
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/pytest -n $(WORKERS) -m "not long" --dist worksteal --cov --cov-report=term --cov-fail-under=90
+
+# Ray and Slurm start processes of their own: one test at a time. .ci/install-slurm installs Slurm.
+long: install-dev
+	$(BIN)/pytest -m long
 
 # Loopback servers of MONAI Label and, where it is installed (.ci/install-orthanc), of Orthanc.
 label: install-label

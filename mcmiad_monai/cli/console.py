@@ -25,6 +25,7 @@ exit codes:
   1    some studies failed (all others are done), files of a bundle differ, or an error of the
        program itself
   2    wrong usage, or an input that cannot be used
+  3    studies of a cohort are pending (screen)
   130  interrupted (Ctrl-C)
   143  interrupted (SIGTERM, as a scheduler sends it)"""
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from mcmiad_monai.cli import (
     bmad,
+    cohort,
     console,
     prompts,
     reproduce,
@@ -33,6 +34,7 @@ from mcmiad_monai.version import __version__
 #: How to go on after an interrupt.
 GO_ON = {
     "infer": "go on with the same command and --continue",
+    "screen": "go on with the same command",
     "evaluate": "figures are of all studies together: run the same command again",
     "reproduce": "finished runs are kept; go on with the same command",
     "stress": "finished studies are kept; go on with the same command",
@@ -81,7 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_verbosity(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (studies, results, training, prompts, bmad, reproduce, robustness):
+    for group in (studies, cohort, results, training, prompts, bmad, reproduce, robustness):
         group.add_commands(commands)
     return parser
 

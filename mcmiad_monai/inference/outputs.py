@@ -19,6 +19,7 @@ from torch import Tensor
 from mcmiad_monai.calibration import Calibration, calibration_for
 from mcmiad_monai.inference.inferer import SLICE_SCORES
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP, needs_upright_copy
+from mcmiad_monai.inference.settings import HEATMAP_THRESHOLD
 from mcmiad_monai.inference.writers import is_picture, write_study
 from mcmiad_monai.inference.writes import Writes
 from mcmiad_monai.networks.score import volume_score
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 NOTHING_LOOKED_AT = "nothing_looked_at"
 #: Warning of a study whose median heat is far from that of held-out normals.
 OUT_OF_DISTRIBUTION = "out_of_distribution"
-#: Heatmaps are in units of the pixel threshold.
-HEATMAP_THRESHOLD = 1.0
 
 
 class KeepSliceScoresd(MapTransform):

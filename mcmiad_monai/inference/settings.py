@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcmiad_monai.errors import BundleError
 from mcmiad_monai.files.reading import read_yaml
-from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
-from mcmiad_monai.runtime.open import Engine
-from mcmiad_monai.runtime.precision import Precision
-from mcmiad_monai.transforms.recipes import Region
+
+if TYPE_CHECKING:
+    from mcmiad_monai.runtime.open import Engine
+    from mcmiad_monai.runtime.precision import Precision
+    from mcmiad_monai.transforms.recipes import Region
 
 logger = logging.getLogger(__name__)
+
+#: Heatmaps are in units of the pixel threshold.
+HEATMAP_THRESHOLD = 1.0
 
 #: Settings of a bundle's inference.yaml, and the options that they are here.
 SETTINGS = {
