@@ -126,7 +126,8 @@ class LocalWorkers:
             try:
                 kind, content = self._running[k].pipe.recv()
             except (EOFError, OSError):
-                ended.append((k, self._died(k)))
+                self._note_death(k)
+                ended.append((k, None))
                 continue
             if kind == "log":
                 logging.getLogger(content[0]).log(content[1], "%s", content[2])
@@ -154,7 +155,7 @@ class LocalWorkers:
             running.pipe.close()
         self._running = {}
 
-    def _died(self, k: int) -> None:
+    def _note_death(self, k: int) -> None:
         running = self._running[k]
         running.busy = False
         running.process.join()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import BundleError, unwrap
-from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
 from mcmiad_monai.inference.prediction import Prediction
-from mcmiad_monai.inference.settings import bundle_settings
+from mcmiad_monai.inference.settings import HEATMAP_THRESHOLD, bundle_settings
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.predictor import MODEL, Predictor, load
 from mcmiad_monai.transforms.metadata import MODALITY

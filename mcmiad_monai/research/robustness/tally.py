@@ -20,7 +20,7 @@ from mcmiad_monai.data.studies import patient_of
 from mcmiad_monai.files.writing import save_torch
 from mcmiad_monai.inference.cohort import to_plain
 from mcmiad_monai.inference.evaluation import CountedSlices
-from mcmiad_monai.inference.outputs import HEATMAP_THRESHOLD
+from mcmiad_monai.inference.settings import HEATMAP_THRESHOLD
 from mcmiad_monai.metrics.histogram import ScoreHistogram, bin_count
 from mcmiad_monai.metrics.studies import Scored, StudyFigures
 from mcmiad_monai.research.robustness.corruptions import Corruption
