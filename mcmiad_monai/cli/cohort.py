@@ -26,12 +26,14 @@ from mcmiad_monai.errors import escaped
 
 if TYPE_CHECKING:
     from mcmiad_monai.cohort.driver import Workers
-    from mcmiad_monai.cohort.ledger import Row
+    from mcmiad_monai.cohort.ledger import Ledger, Row
     from mcmiad_monai.cohort.options import WorkOptions
 
 logger = logging.getLogger(__name__)
 
 ENGINES = ("local", "ray", "slurm", "shard")
+#: Statuses of studies that can be done anew.
+AGAIN = ("failed", "refused", "quarantined")
 #: Reasons that are told at the end.
 REASONS = 5
 #: Seconds between two looks of ``--follow``.
@@ -76,6 +78,13 @@ def add_commands(commands: Commands) -> None:
         default=3,
         metavar="N",
         help="workers that a study may kill before it is left alone (default: 3)",
+    )
+    screen.add_argument(
+        "--again",
+        choices=AGAIN,
+        action="append",
+        default=[],
+        help="do studies anew that ended so, as when a disk was away; may be repeated",
     )
     screen.add_argument(
         "--keep",
@@ -159,11 +168,12 @@ def _run(options: argparse.Namespace) -> int:
     with only_driver(out, shard):
         check_run(out, identity)
         studies = make_plan(out, cases)
+        ledger = Ledger(out, worker_name("driver"))
+        _repeat(options, ledger, shard)
         left = sum(1 for _ in todo(out, shard))
         # each study's own folder is cleared by the worker that does it
         prepare_output(out, room=room_needed(out, left) if work.keep == "all" else 0, levels=0)
         tally = _Tally(len(range(shard[0], studies, shard[1])), left, quiet=options.quiet)
-        ledger = Ledger(out, worker_name("driver"))
         try:
             limit = {"attempts": options.attempts, "ended": tally.add}
             run(todo(out, shard), workers, ledger, **limit)
@@ -176,6 +186,14 @@ def _run(options: argparse.Namespace) -> int:
     if shard == (0, 1):
         return _collected(options)
     return _ended(options, counts(out), tally.reasons)
+
+
+def _repeat(options: argparse.Namespace, ledger: Ledger, shard: tuple[int, int]) -> None:
+    """Begin another round of the studies of ``--again``."""
+    from mcmiad_monai.cohort.state import to_repeat
+
+    for study in to_repeat(options.out, options.again, shard) if options.again else ():
+        ledger.again(study)
 
 
 def _chosen(options: argparse.Namespace) -> tuple[WorkOptions, dict[str, Any], Any]:
@@ -252,6 +270,7 @@ def _workers(options: argparse.Namespace, work: WorkOptions) -> Workers:
 def _slurm(options: argparse.Namespace) -> int:
     """Plan the cohort and write its jobs; submit them if that is asked for."""
     from mcmiad_monai.cohort.identity import check_run
+    from mcmiad_monai.cohort.ledger import Ledger, worker_name
     from mcmiad_monai.cohort.plan import make_plan
     from mcmiad_monai.cohort.slurm import submit, write_jobs
     from mcmiad_monai.files.room import prepare_output
@@ -262,6 +281,7 @@ def _slurm(options: argparse.Namespace) -> int:
     prepare_output(options.out, levels=0)
     check_run(options.out, identity)
     studies = make_plan(options.out, cases)
+    _repeat(options, Ledger(options.out, worker_name("driver")), (0, 1))
     jobs = write_jobs(options.out, _words(options), options.workers, options=options.sbatch)
     logger.info("%d studies in %d tasks: %s", studies, options.workers, jobs.array)
     if options.submit:

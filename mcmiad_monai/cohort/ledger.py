@@ -2,7 +2,8 @@
 
 A worker writes into a file of its own, so that no two processes, and no two machines of a shared
 disk, ever write into the same one. A line is one ``write``; a worker that is killed leaves at most
-a torn line, which readers pass over.
+a torn line, which readers pass over. Lines that a power failure takes cost time, not results: the
+files of a study are on the disk before its ``end``, and a study without one is done again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Ledger:
     ``begin``               a worker takes the study
     ``end``                 it has its result, or the reason why there is none; the first one holds
     ``stopped``             the worker was asked to stop, and dropped it: takes a ``begin`` back
+    ``again``               the study is done anew: its lines with a smaller ``round`` do not count
     ======================  =====================================================================
 
     A study that was begun more often than it was ended or stopped has killed workers, or was
@@ -84,6 +86,10 @@ class Ledger:
         """Say that the study was dropped, through no fault of its own."""
         self._add("stopped", study, {})
 
+    def again(self, study: Study) -> None:
+        """Begin another round of a study that has ended; ``study["round"]`` is its number."""
+        self._add("again", study, {})
+
     def close(self) -> None:
         """Close the file; the next line opens it again."""
         if self._file is not None:
@@ -92,6 +98,8 @@ class Ledger:
 
     def _add(self, event: str, study: Study, more: Row) -> Row:
         line = {"event": event, "number": study["number"], "case": study["case"]}
+        if "round" in study:
+            line["round"] = study["round"]
         line |= {"worker": self.worker, "time": time.time(), **more}
         content = json.dumps(line, allow_nan=False).encode() + b"\n"
         with room_for(self.path):

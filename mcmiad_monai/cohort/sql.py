@@ -30,7 +30,21 @@ STUDY = {
     "modality": "VARCHAR",
 }
 #: Columns that every line of the records has.
-EVENT = {"event": "VARCHAR", "number": "BIGINT", "worker": "VARCHAR", "time": "DOUBLE"}
+EVENT = {
+    "event": "VARCHAR",
+    "number": "BIGINT",
+    "worker": "VARCHAR",
+    "time": "DOUBLE",
+    "round": "BIGINT",
+}
+
+#: Of a study that is done anew, only the lines of its last round count.
+LAST_ROUND = """
+DELETE FROM events USING (
+    SELECT number, max(round) AS last FROM events WHERE event = 'again' GROUP BY number
+) AS anew
+WHERE events.number = anew.number AND coalesce(events.round, 0) < anew.last
+"""
 
 MACROS = r"""
 -- A line of JSON whose lone surrogates are text. A doubled backslash is hidden first, so that each
@@ -110,6 +124,7 @@ def read_events(
                 """,
                 [f"{folder}/records/*.jsonl"],
             )
+        connection.execute(LAST_ROUND)
 
 
 def read_plan(connection: duckdb.DuckDBPyConnection, out: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def todo(out: str | Path, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[Stu
     Yields
     ------
     study : dict
-        The line of the plan.
+        The line of the plan, with ``round`` where it is done anew.
     deaths : int
         Workers that began it and neither ended it nor were asked to stop.
 
@@ -70,6 +70,11 @@ def todo(out: str | Path, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[Stu
         find_open(connection)
         ended = _numbers(connection, "FROM events WHERE event = 'end'", shard)
         running = _numbers(connection, "FROM open WHERE life = 'lives'", shard)
+        rounds = dict(
+            connection.execute(
+                "SELECT number, max(round) FROM events WHERE event = 'again' GROUP BY number"
+            ).fetchall()
+        )
         deaths = dict(
             connection.execute(
                 "SELECT number, sum(begins)::BIGINT FROM open WHERE life <> 'lives' GROUP BY number"
@@ -80,12 +85,44 @@ def todo(out: str | Path, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[Stu
         number = study["number"]
         if number in ended or number in running:
             continue
+        if number in rounds:
+            study["round"] = rounds[number]
         if number in deaths:
             suspects.append((deaths[number], number, study))
         else:
             yield study, 0
     for count, _, study in sorted(suspects, key=lambda suspect: suspect[:2]):
         yield study, count
+
+
+def to_repeat(
+    out: str | Path, statuses: Collection[str], shard: tuple[int, int] = (0, 1)
+) -> list[Study]:
+    """Studies that ended with one of these statuses, each with the number of its next round.
+
+    Those that the plan refuses are left out: the plan holds.
+
+    Returns
+    -------
+    list of dict
+        ``number``, ``case`` and ``round``, for `Ledger.again`.
+    """
+    with database() as connection:
+        read_events(connection, out, {"status": "VARCHAR"})
+        found = connection.execute(
+            """
+            SELECT number, coalesce(max(round), 0) + 1
+            FROM events WHERE event = 'end' GROUP BY number
+            HAVING list_contains(?, arg_min(status, (time, worker)))
+            """,
+            [list(statuses)],
+        ).fetchall()
+    rounds = dict(found)
+    return [
+        {"number": study["number"], "case": study["case"], "round": rounds[study["number"]]}
+        for study in _planned(out, shard)
+        if study["number"] in rounds and not study.get("refused")
+    ]
 
 
 def counts(out: str | Path) -> dict[str, int]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from ledgers import ALIVE, DEAD, ELSEWHERE, done, record, torn, write_plan
 
+from mcmiad_monai.cohort.ledger import Ledger
 from mcmiad_monai.cohort.living import lives
+from mcmiad_monai.cohort.results import collect
 from mcmiad_monai.cohort.sql import CohortError
-from mcmiad_monai.cohort.state import counts, todo
+from mcmiad_monai.cohort.state import counts, to_repeat, todo
 
 
 def numbers(out: Path, shard: tuple[int, int] = (0, 1)) -> list[tuple[int, int]]:
@@ -194,3 +196,28 @@ def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
         counts(tmp_path)
     with pytest.raises(CohortError, match=r"no plan\.jsonl"):
         next(todo(tmp_path))
+
+
+def test_a_study_that_is_done_anew_has_the_result_of_its_last_round(tmp_path: Path) -> None:
+    write_plan(tmp_path, [{"case": f"s{n}"} for n in range(3)] + [{"case": "s3", "refused": "why"}])
+    done(tmp_path, DEAD, 0)
+    done(tmp_path, DEAD, 1, status="failed")
+    for _ in range(3):
+        record(tmp_path, DEAD, "begin", 2)
+    record(tmp_path, DEAD, "end", 2, status="quarantined")
+    record(tmp_path, DEAD, "end", 3, status="refused")
+    ledger = Ledger(tmp_path, "driver")
+    anew = to_repeat(tmp_path, ["failed", "quarantined", "refused"])
+    assert anew == [{"number": n, "case": f"s{n}", "round": 1} for n in (1, 2)]
+    assert to_repeat(tmp_path, ["failed"], (0, 2)) == []
+    for study in anew:
+        ledger.again(study)
+    assert numbers(tmp_path) == [(1, 0), (2, 0)]  # the deaths of the round before do not count
+    assert some(tmp_path) == {"done": 1, "refused": 1, "pending": 2}
+    for study, _ in todo(tmp_path):
+        ledger.begin(study)
+        ledger.end(study, status="done")
+    assert numbers(tmp_path) == []
+    assert collect(tmp_path) == {"done": 3, "refused": 1}
+    assert to_repeat(tmp_path, ["done"])[0]["round"] == 1
+    assert to_repeat(tmp_path, ["done"])[1]["round"] == 2
