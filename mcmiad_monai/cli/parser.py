@@ -15,7 +15,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.cli import bmad, console, prompts, reproduce, robustness, studies, training
+from mcmiad_monai.cli import (
+    bmad,
+    console,
+    dicom,
+    prompts,
+    reproduce,
+    robustness,
+    studies,
+    training,
+)
 from mcmiad_monai.cli.options import add_verbosity
 from mcmiad_monai.errors import escaped
 from mcmiad_monai.runtime.interrupts import Terminated, raised, received
@@ -27,9 +36,10 @@ GO_ON = {
     "evaluate": "figures are of all studies together: run the same command again",
     "reproduce": "finished runs are kept; go on with the same command",
     "stress": "finished studies are kept; go on with the same command",
+    "watch": "go on with the same command",
 }
 #: Commands that need MONAI, whatever they are given.
-MONAI_COMMANDS = frozenset({"demo", "train", "evaluate", "infer"})
+MONAI_COMMANDS = frozenset({"demo", "train", "evaluate", "infer", "dicom", "watch"})
 
 
 class PrintCompletion(argparse.Action):
@@ -72,7 +82,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_verbosity(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (studies, training, prompts, bmad, reproduce, robustness):
+    for group in (studies, dicom, training, prompts, bmad, reproduce, robustness):
         group.add_commands(commands)
     return parser
 
