@@ -11,6 +11,8 @@ VOLUME_SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+#: Tables of paths that are sources.
+LIST_SUFFIXES = (".csv", ".tsv", ".parquet")
 #: Suffixes of headers, and those of the data that lie beside them under the same name.
 DATA_BESIDE = {".hdr": (".img",), ".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".zraw")}
 
@@ -28,6 +30,11 @@ def suffix_of(path: Path) -> str:
     """The image suffix of a path in lower case, ``".nii.gz"`` whole, or ``""`` if it has none."""
     name = path.name.lower()
     return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), "")
+
+
+def is_address(source: object) -> bool:
+    """Whether a source is the address of a DICOMweb archive, or of a series in one."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def is_dicom(path: Path) -> bool:

@@ -65,7 +65,7 @@ def find_in_datalist(path: Path, split: str) -> list[Case]:
         raise MissingSplitError(f"{path} has no list under {wanted}; its keys are {keys}.")
     names = list(listed) if split == "all" else [split]
     entries = [entry for name in names for entry in content[listed[name]]]
-    cases = [_entry(path, entry) for entry in entries]
+    cases = [entry_of(path, entry) for entry in entries]
     _check_files(path, cases)
     return cases
 
@@ -93,8 +93,8 @@ def _listed_splits(content: Any) -> dict[str, str]:
     }
 
 
-def _entry(path: Path, entry: Any) -> Case:
-    """Turn one entry, a dictionary or a plain path, into a case."""
+def entry_of(path: Path, entry: Any) -> Case:
+    """Turn one entry of a list, a dictionary or a plain path, into a case."""
     fields = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
         raise CaseError(
@@ -124,11 +124,14 @@ def _resolve(path: Path, name: str) -> Path:
     return path.parent / Path(name).expanduser()
 
 
+def files_of(case: Case) -> list[Path]:
+    """Image, lesion mask and organ mask of a case."""
+    return [Path(case[key]) for key in ("image", "label", "organ") if case.get(key)]
+
+
 def _check_files(path: Path, cases: list[Case]) -> None:
     """Every listed file exists."""
-    keys = ("image", "label", "organ")
-    listed = [Path(case[key]) for case in cases for key in keys if case.get(key)]
-    missing = [file for file in listed if not file.exists()]
+    missing = [file for case in cases for file in files_of(case) if not file.exists()]
     if missing:
         raise CaseError(
             f"{path} lists {len(missing)} files that do not exist ({listing(missing)}), the first "

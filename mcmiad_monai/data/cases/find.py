@@ -10,6 +10,7 @@ import numpy as np
 
 from mcmiad_monai.data.cases.datalist import DATALIST_NAMES, datalist_in, find_in_datalist
 from mcmiad_monai.data.cases.folder import Wanted, class_folders, describe, find_in_folder
+from mcmiad_monai.data.cases.lists import is_list, read_list
 from mcmiad_monai.data.cases.names import (
     Case,
     CaseError,
@@ -21,7 +22,7 @@ from mcmiad_monai.data.cases.names import (
 )
 from mcmiad_monai.data.cases.nnunet import find_in_nnunet, nnunet_folders
 from mcmiad_monai.data.cases.patients import with_patients
-from mcmiad_monai.files.formats import IMAGE_SUFFIXES, is_dicom, suffix_of
+from mcmiad_monai.files.formats import IMAGE_SUFFIXES, LIST_SUFFIXES, is_dicom, suffix_of
 
 __all__ = ["Case", "CaseError", "Split", "find_cases", "name_uniquely", "split_cases"]
 
@@ -43,7 +44,8 @@ def find_cases(
 ) -> list[Case]:
     """Find the cases of a source, whatever it is.
 
-    A source is one image file, a folder of DICOM slices, a datalist (``.json``), or a folder. A
+    A source is one image file, a folder of DICOM slices, a datalist (``.json``), a table of paths
+    (``.csv``, ``.parquet``; see `read_list`), or a folder. A
     folder may hold a ``datalist.json`` or ``dataset.json``, which is then followed; ``train``,
     ``val`` and ``test`` folders; ``good`` and ``Ungood`` folders as in BMAD; ``imagesTr`` and
     ``imagesTs`` as in nnU-Net; image files; one folder a case, also as in BIDS; or DICOM series.
@@ -146,10 +148,13 @@ def _find_in_file(path: Path, split: Split) -> list[Case]:
     """A datalist, or one image that is a case by itself."""
     if path.suffix.lower() == ".json":
         return find_in_datalist(path, split)
+    if is_list(path):
+        return _found(list(read_list(path, split)), path, Wanted())
     if not suffix_of(path) and not is_dicom(path):
         raise CaseError(
             f"{path} is not an image that can be read; files end in "
-            f"{', '.join(IMAGE_SUFFIXES)}, or are DICOM slices or a datalist (.json)."
+            f"{', '.join(IMAGE_SUFFIXES)}, are DICOM slices, or list studies "
+            f"(.json, {', '.join(LIST_SUFFIXES)})."
         )
     _check_not_val(path, split)
     return [{"case": stem_of(path), "image": str(path), "label": None, "anomalous": None}]
@@ -200,7 +205,7 @@ def _find_in_splits(
 
 
 def _found(cases: list[Case], folder: Path, wanted: Wanted) -> list[Case]:
-    """The cases, of which one at least must be clear."""
+    """The cases of a folder or a table, of which one at least must be clear."""
     refused = [case["refused"] for case in cases if "refused" in case]
     if cases and len(refused) == len(cases):
         more = f" {len(refused) - 1} more like it are refused." if len(refused) > 1 else ""

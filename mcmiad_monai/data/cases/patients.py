@@ -34,6 +34,12 @@ def hashed_patient(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
+def patient_of_id(patient_id: str) -> str | None:
+    """What stands for the patient of a PatientID; None for that of anonymised headers."""
+    identity = patient_id.strip().strip("\0")
+    return None if NO_ID.fullmatch(identity.lower()) else hashed_patient(identity)
+
+
 def _patient(case: Case, source: Path) -> str | None:
     if "refused" in case or case.get("patient"):
         return case.get("patient")
@@ -61,5 +67,4 @@ def _patient_id(path: Path) -> str | None:
         )
     except Exception:  # whatever a damaged file raises; its reading tells
         return None
-    identity = str(header.get("PatientID", "")).strip().strip("\0")
-    return None if NO_ID.fullmatch(identity.lower()) else hashed_patient(identity)
+    return patient_of_id(str(header.get("PatientID", "")))
