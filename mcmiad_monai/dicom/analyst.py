@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mcmiad_monai.errors import root_message, unwrap
 from mcmiad_monai.files.leftovers import partial_path
 from mcmiad_monai.files.room import DiskFullError
+from mcmiad_monai.runtime.interrupts import check
 
 if TYPE_CHECKING:
     from mcmiad_monai.predictor import Predictor
@@ -70,8 +71,8 @@ class Analyst:
     def __call__(self, folder: Path, out: Path) -> Outcome:
         """Analyse the one series of a folder, and write its results into `out`.
 
-        An error of the series or of the program is the outcome's reason. Files are named ``<Series UID>#<SOP Instance UID>.dcm``, as
-        mercure names those that belong together.
+        An error of the series or of the program is the outcome's reason. Files are named
+        ``<Series UID>#<SOP Instance UID>.dcm``, as mercure names those that belong together.
 
         Raises
         ------
@@ -84,6 +85,7 @@ class Analyst:
         except DiskFullError:
             raise
         except Exception as error:
+            check()  # a signal that the error has swallowed
             logger.debug("a series", exc_info=error)
             status = REFUSED if isinstance(unwrap(error), ValueError) else FAILED
             reason = root_message(error).replace(str(folder), "the series")

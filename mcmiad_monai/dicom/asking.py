@@ -48,7 +48,6 @@ def archive(address: str) -> Any:
         If the address is none, holds a login, or dicomweb-client is not installed.
     """
     try:
-        import requests
         from dicomweb_client.api import DICOMwebClient
     except ModuleNotFoundError as error:
         raise CaseError(
@@ -56,11 +55,18 @@ def archive(address: str) -> Any:
             "pip install 'mcmiad-monai[dicom]'."
         ) from error
     base = checked_address(address)
-    session = requests.Session()
-    session.auth = _login(base)
-    client = DICOMwebClient(base, session=session, timeout=TIMEOUT)
+    client = DICOMwebClient(base, session=open_session(base), timeout=TIMEOUT)
     client.set_http_retry_params(retry=False)  # it retries neither a cut answer nor a 500
     return client
+
+
+def open_session(address: str) -> Any:
+    """A session of HTTP with the login of the environment, for an address that was checked."""
+    import requests
+
+    session = requests.Session()
+    session.auth = _login(address)
+    return session
 
 
 def checked_address(address: str) -> str:

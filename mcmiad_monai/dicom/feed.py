@@ -92,6 +92,7 @@ class Feed:
         self._free = threading.Semaphore(AHEAD)
         self._stop = threading.Event()
         self._fetched = 0
+        self._offered = self._done = 0  # one thread writes each
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
     def __enter__(self) -> Feed:
@@ -107,8 +108,8 @@ class Feed:
 
     @property
     def pending(self) -> int:
-        """Series that have begun to come or wait to be analysed."""
-        return len(self._unsettled) + self._items.qsize()
+        """Series that have begun to come, wait, or are analysed."""
+        return len(self._unsettled) + self._offered - self._done
 
     def next(self) -> Item | None:
         """What comes next; waits for it. None at the end of a feed that ends."""
@@ -119,6 +120,7 @@ class Feed:
         if item.folder is not None:
             shutil.rmtree(item.folder, ignore_errors=True)
         if item.series is not None:
+            self._done += 1
             self._free.release()
 
     def _run(self) -> None:
@@ -196,6 +198,7 @@ class Feed:
         except GoneError:
             self._unsettled.pop(name, None)
             return
+        self._offered += 1
         self._items.put(item)
         self._unsettled.pop(name, None)
 

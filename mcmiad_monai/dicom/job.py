@@ -12,7 +12,9 @@ from typing import Any
 
 from mcmiad_monai.dicom.analyst import DONE, FAILED, REFUSED, Analyst, Outcome
 from mcmiad_monai.dicom.send import LEDGER, SendLedger, Sent, send, sender_to
-from mcmiad_monai.dicom.series import OWN_NOTE, Series, find_series_below, lay_out, shown
+from mcmiad_monai.dicom.series import Series, find_series_below, lay_out, shown
+from mcmiad_monai.dicom.web import OWN_DESCRIPTION
+from mcmiad_monai.files.room import DiskFullError
 from mcmiad_monai.files.writing import write_text
 from mcmiad_monai.runtime.interrupts import held
 
@@ -62,7 +64,7 @@ class Job:
         passed = [{"series": s.uid, "reason": s.passed_over} for s in found if s.passed_over]
         self._outcomes: list[tuple[Series, Outcome]] = []
         self.content: dict[str, Any] = {
-            "note": OWN_NOTE,
+            "note": OWN_DESCRIPTION,
             "series": [],
             "passed_over": passed,
             "not_read": unread,
@@ -87,7 +89,11 @@ class Job:
             with tempfile.TemporaryDirectory(prefix="mcmiad_") as folder:
                 for number, series in enumerate(self.studies):
                     linked = lay_out(series.files.values(), Path(folder) / str(number))
-                    self._keep(series, analyst(linked, self.out))
+                    try:
+                        outcome = analyst(linked, self.out)
+                    except DiskFullError as error:  # the next series may need less
+                        outcome = Outcome(FAILED, str(error))
+                    self._keep(series, outcome)
         finally:
             with held():
                 for name in before - {file.name for file in self.files}:
@@ -132,7 +138,7 @@ def summary(content: Mapping[str, Any]) -> str:
     passed = len(content["passed_over"])
     counts += [f"{passed} passed over"] if passed else []
     anomalous = sum(bool(series.get("anomalous")) for series in content["series"])
-    return f"{', '.join(counts)}; {anomalous} above the threshold ({OWN_NOTE})"
+    return f"{', '.join(counts)}; {anomalous} above the threshold ({OWN_DESCRIPTION})"
 
 
 def _files_of(result: Path) -> set[str]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.dicom.web import OWN_DESCRIPTION
 from mcmiad_monai.errors import escaped
 from mcmiad_monai.files.formats import is_dicom
 from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_deflated
 
-#: What stands in the description of each of our own series, in any case.
-OWN_NOTE = "research, not for diagnosis"
 #: Who makes our own series.
 OWN_MANUFACTURER = "mcmiad_monai"
 #: Modalities (0008,0060) of series that hold no images to look at, but what was made of some.
@@ -82,7 +81,7 @@ def why_no_study(modality: Any, description: Any, manufacturer: Any) -> str:
     """Why a series is none that a model looks at, by its header; empty if it may be one."""
     if (
         str(manufacturer or "").strip() == OWN_MANUFACTURER
-        and OWN_NOTE in str(description or "").lower()
+        and OWN_DESCRIPTION in str(description or "").lower()
     ):
         return "a result of this program"
     if str(modality) in NO_IMAGES:

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mcmiad_monai.dicom.series import OWN_NOTE
+from mcmiad_monai.dicom.web import OWN_DESCRIPTION
 from mcmiad_monai.errors import escaped
 from mcmiad_monai.version import __version__
 
@@ -109,7 +109,7 @@ class Status:
         return (
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             '<meta http-equiv="refresh" content="5"><title>mcmiad watch</title>'
-            f"<style>{STYLE}</style><h1>mcmiad watch</h1><p>Results are for {OWN_NOTE}.</p>"
+            f"<style>{STYLE}</style><h1>mcmiad watch</h1><p>Results are for {OWN_DESCRIPTION}.</p>"
             f'<table>{cells}</table><p><a href="metrics">Metrics for Prometheus</a></p></html>'
         )
 

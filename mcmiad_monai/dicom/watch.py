@@ -90,8 +90,8 @@ class Watcher:
             with held():
                 record["number"] = self._position.total + 1
                 self._records.write(series.id, record)
-                if not self._keep or record["status"] != DONE:
-                    shutil.rmtree(self._results_of(series), ignore_errors=True)
+        if not (self._keep or record.get("unsent")):
+            shutil.rmtree(self._results_of(series), ignore_errors=True)
         if record["number"] > self._position.total:
             self._position.counts[record["status"]] += 1
             self._status.ended(record["status"], record.get("seconds"))
@@ -172,8 +172,9 @@ class Watcher:
             pause = self._wait(next(iter(sent.unsent.values())), pause, up=False)
         if not sent.unsent:
             return {"status": DONE}
-        told = "; ".join(f"{file.name}: {why}" for file, why in sent.unsent.items())
-        return {"status": FAILED, "reason": f"results were not taken: {told}"}
+        told = {file.name: why for file, why in sent.unsent.items()}
+        why = f"{len(told)} results were not taken and stay in {out}: {next(iter(told.values()))}"
+        return {"status": FAILED, "reason": why, "unsent": told}
 
     def _wait(self, why: str, pause: float, *, up: bool) -> float:
         """Wait; how long the next time."""
@@ -230,16 +231,18 @@ def watch(
     ValueError
         If an address or the folder cannot be used.
     ArchiveLostError
-        If the archive does not answer at the start.
+        If the archive does not answer at the first start.
     KeyboardInterrupt
         At a signal; the series that was computed is dropped, and is the first one of the next run.
     """
     orthanc = Orthanc(url)
-    sender: Sender = sender_to(target) if target else orthanc
+    # a session of its own: the feed asks meanwhile
+    sender: Sender = sender_to(target) if target else Orthanc(url)
     with ExitStack() as stack:
         stack.enter_context(only_watcher(out))
         position = Position(out, orthanc.url)
-        orthanc.check()
+        if position.is_new:
+            orthanc.check()  # later it may start after the watcher
         if position.is_new and new_only:
             position.save(Place(orthanc.last_change()))
         status = Status(orthanc.url, position.counts)
@@ -260,7 +263,7 @@ def watch(
         )
         try:
             while (item := feed.next()) is not None:
-                status.moved(position.place.since, feed.pending + (item.series is not None))
+                status.moved(position.place.since, feed.pending)
                 watcher.handle(item)
                 feed.done(item)
                 status.moved(position.place.since, feed.pending)
