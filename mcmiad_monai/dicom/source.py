@@ -13,7 +13,6 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from mcmiad_monai.files.formats import is_dicom
-from mcmiad_monai.transforms.checks import VolumeError
 from mcmiad_monai.transforms.dicom import Slice, series_files, stack_affine
 from mcmiad_monai.transforms.frames import frame_place, has_frames
 
@@ -22,9 +21,6 @@ PATIENT = (
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
 """Attributes that every object has to have, empty where the series does not have them."""
-
-DRIFT = 0.5
-"""How far, in pixels, the last slice may lie beside the first one's normal: more is a tilt."""
 
 SAME_GRID = 1e-3
 """Largest difference of affines of one grid, in millimetres."""
@@ -98,6 +94,12 @@ class Source:
             )
 
 
+def is_series(path: str | Path) -> bool:
+    """Whether a case's image is DICOM, by its kind: a folder, or a DICOM file."""
+    path = Path(path).expanduser()
+    return path.is_dir() or is_dicom(path)
+
+
 def read_source(path: str | Path) -> Source:
     """Read the headers of the series of a study.
 
@@ -114,10 +116,10 @@ def read_source(path: str | Path) -> Source:
         If the slices are no even stack; as where the series is loaded.
     """
     path = Path(path).expanduser()
-    if not path.is_dir() and not is_dicom(path):
+    if not is_series(path):
         raise SourceError(
-            f"{path} is no DICOM series, and DICOM objects refer to one. Leave seg, pmap, sr and sc "
-            "out of --output for this study, or analyse the series that it was converted from."
+            f"{path} is no DICOM series, and DICOM objects refer to one. Leave seg, pmap, sr and "
+            "sc out of --output for this study, or analyse the series that it was converted from."
         )
     files = series_files(path) if path.is_dir() else [path]
     headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
@@ -185,7 +187,8 @@ def _groups(header: Any) -> list[Any]:
 
 def _share_geometry(header: Any, step: float) -> None:
     """Have orientation and pixel size in the shared groups, where all frames have the same."""
-    shared, first = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
+    shared = header.SharedFunctionalGroupsSequence[0]
+    first = header.PerFrameFunctionalGroupsSequence[0]
     for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if name not in shared:
             setattr(shared, name, first[name].value)
@@ -198,6 +201,3 @@ def _complete(header: Any) -> None:
     for name in PATIENT:
         if name not in header:
             setattr(header, name, "")
-
-
-__all__ = ["Source", "SourceError", "VolumeError", "read_source"]
