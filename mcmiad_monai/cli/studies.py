@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mcmiad_monai.cli.console import FAILED, OK, print_json, report_not_read
 from mcmiad_monai.cli.options import (
+    DICOM_KINDS,
+    NIFTI,
     SPLITS,
     Commands,
     add_command,
@@ -18,11 +20,13 @@ from mcmiad_monai.cli.options import (
     add_modality,
     add_overrides,
     add_source,
+    kinds_of_files,
 )
 from mcmiad_monai.errors import escaped
 
 if TYPE_CHECKING:
     from mcmiad_monai.data.cases.names import Case
+    from mcmiad_monai.dicom.objects import Objects
     from mcmiad_monai.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,22 @@ def add_commands(commands: Commands) -> None:
     add_source(infer, "studies, folders of studies or datalists", nargs="+", metavar="SOURCE")
     infer.add_argument("--bundle", type=Path, required=True, help="trained bundle, or its model.pt")
     infer.add_argument("--out", type=Path, required=True, help="output folder")
+    infer.add_argument(
+        "--output",
+        type=kinds_of_files,
+        default=(NIFTI,),
+        metavar="KINDS",
+        help=f"files to write, of {','.join((NIFTI, *DICOM_KINDS))}; all but {NIFTI} are DICOM "
+        f"objects, of studies in DICOM (default: {NIFTI})",
+    )
+    infer.add_argument(
+        "--bands", action="store_true", help="segments of the DICOM segmentation: severity bands"
+    )
+    infer.add_argument(
+        "--compact",
+        action="store_true",
+        help="smaller DICOM objects (JPEG-LS, deflated), which not every tool reads",
+    )
     infer.add_argument(
         "--preview", action="store_true", help="also write a picture of each study's hottest slices"
     )
@@ -104,25 +124,58 @@ def _infer(options: argparse.Namespace) -> None:
     from mcmiad_monai.inference.cohort import infer_cohort
     from mcmiad_monai.inference.continuing import finished_studies, room_needed
 
+    objects = _objects(options)
     predictor, cases, settings = _opened(options, {"pictures": True})
+    if objects:
+        objects.check(cases)
     files = {"pictures": settings["pictures"], "preview": options.preview}
+    files["nifti"] = NIFTI in options.output
+    dicom = objects.options if objects else None
+    made_with = predictor.made_with
     kept = (
-        finished_studies(cases, options.out, predictor.made_with, **files) if options.keep else {}
+        finished_studies(cases, options.out, made_with, dicom=dicom, **files)
+        if options.keep
+        else {}
     )
     todo = [case for case in cases if case["case"] not in kept]
-    prepare_output(options.out, room=room_needed(todo))
+    voxel_bytes = objects.voxel_bytes if objects else 0
+    prepare_output(options.out, room=room_needed(todo, dicom_bytes=voxel_bytes))
     report = infer_cohort(
         predictor,
         cases,
         options.out,
         progress=settings["progress"],
         kept=kept,
+        objects=objects,
         **files,
     )
     if options.json:
         print_json(report.content())
     report_not_read(options.source, options.image_name)
     report.finish()
+
+
+def _objects(options: argparse.Namespace) -> Objects | None:
+    """The DICOM objects that were asked for.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be written, or an option of them stands alone.
+    """
+    kinds = [kind for kind in options.output if kind != NIFTI]
+    if options.bands and "seg" not in kinds:
+        raise ValueError("--bands are segments of a DICOM segmentation: add seg to --output.")
+    if not kinds:
+        if options.compact:
+            raise ValueError(
+                f"--compact is for DICOM objects: add {', '.join(DICOM_KINDS)} to --output."
+            )
+        return None
+    from mcmiad_monai.dicom.objects import Objects, check_installed
+
+    check_installed()
+    return Objects(kinds, options.out, compact=options.compact, bands=options.bands)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
