@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcmiad_monai.cli.console import FAILED, OK, print_error, print_json
 from mcmiad_monai.cli.options import (
+    DICOM_KINDS,
     Commands,
     add_command,
     add_computing,
@@ -90,22 +91,24 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser, "override a setting of the bundle's inference.yaml")
 
 
-def _kinds(text: str | list[str]) -> list[str]:
-    from mcmiad_monai.dicom.objects import KINDS
-
-    kinds = text if isinstance(text, list) else text.split(",")
-    if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
-        what = ", ".join(map(str, unknown)) if kinds else "nothing"
-        raise ValueError(f"--output has {what}; there are {', '.join(KINDS)}.")
+def _kinds(given: str | list[str]) -> list[str]:
+    """Kinds of results, of ``seg,sr`` or a list."""
+    kinds = given if isinstance(given, list) else given.split(",")
+    if unknown := [kind for kind in kinds if kind not in DICOM_KINDS]:
+        raise ValueError(f"output has {unknown}; there are {', '.join(DICOM_KINDS)}.")
+    if not kinds:
+        raise ValueError(f"output is empty; choose of {', '.join(DICOM_KINDS)}.")
     return list(dict.fromkeys(kinds))
 
 
 def _analyst(options: argparse.Namespace, settings: dict[str, Any]) -> Analyst:
     """The model with what the command line says, else the settings, else the environment."""
     from mcmiad_monai.dicom.analyst import Analyst
+    from mcmiad_monai.dicom.objects import check_installed
     from mcmiad_monai.inference.settings import SETTINGS
     from mcmiad_monai.predictor import load
 
+    check_installed()
     kinds = _kinds(options.output or settings.get("output") or OUTPUT)
     bundle = options.bundle or settings.get("bundle") or os.environ.get(BUNDLE)
     if bundle is None:
@@ -144,7 +147,7 @@ def _dicom(options: argparse.Namespace) -> int:
     code = OK if all(s["status"] == "done" for s in job.content["series"]) else FAILED
     if mercure:
         code = OK if is_success(job.content) else FAILED
-    if options.send and _unsent(job.send(options.send), out):
+    if options.send and told_unsent(job.send(options.send), out):
         code = FAILED
     if options.json:
         print_json(job.content)
@@ -162,13 +165,13 @@ def _send(options: argparse.Namespace) -> int:
         if not files:
             raise ValueError(f"{source} holds no files *.dcm.")
         sent = send(files, sender, SendLedger(folder / LEDGER, sender.target))
-        if _unsent(sent, source):
+        if told_unsent(sent, source):
             code = FAILED
     return code
 
 
-def _unsent(sent: Sent, folder: Path) -> bool:
-    """Say what was sent, and what was not; whether there is such."""
+def told_unsent(sent: Sent, folder: Path) -> bool:
+    """Say what was sent and what was not; whether anything was not."""
     logger.info(
         "%s: %d files sent, %d sent before", sent.target, len(sent.stored), len(sent.before)
     )

@@ -27,6 +27,7 @@ from mcmiad_monai.errors import escaped
 if TYPE_CHECKING:
     from mcmiad_monai.data.cases.names import Case
     from mcmiad_monai.dicom.objects import Objects
+    from mcmiad_monai.inference.cohort import CohortReport
     from mcmiad_monai.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ def add_commands(commands: Commands) -> None:
         "--compact",
         action="store_true",
         help="smaller DICOM objects (JPEG-LS, deflated), which not every tool reads",
+    )
+    infer.add_argument(
+        "--send",
+        metavar="TARGET",
+        help="also send the DICOM objects: https://host/dicom-web (STOW-RS), or AET@host:port "
+        "(C-STORE)",
     )
     infer.add_argument(
         "--preview", action="store_true", help="also write a picture of each study's hottest slices"
@@ -119,12 +126,14 @@ def _cases(options: argparse.Namespace) -> int:
     return FAILED if refused else OK
 
 
-def _infer(options: argparse.Namespace) -> None:
+def _infer(options: argparse.Namespace) -> int:
     from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.inference.cohort import infer_cohort
     from mcmiad_monai.inference.continuing import finished_studies, room_needed
 
     objects = _objects(options)
+    if options.send:
+        _check_send(options)
     predictor, cases, settings = _opened(options, {"pictures": True})
     if objects:
         objects.check(cases)
@@ -152,7 +161,33 @@ def _infer(options: argparse.Namespace) -> None:
     if options.json:
         print_json(report.content())
     report_not_read(options.source, options.image_name)
+    unsent = bool(options.send) and _is_unsent(options, report)
     report.finish()
+    return FAILED if unsent else OK
+
+
+def _check_send(options: argparse.Namespace) -> None:
+    """Refuse to send nothing, or to no address, before anything is computed."""
+    from mcmiad_monai.dicom.send import sender_to
+
+    if set(options.output) == {NIFTI}:
+        raise ValueError(f"--send is for DICOM objects: add {', '.join(DICOM_KINDS)} to --output.")
+    sender_to(options.send)
+
+
+def _is_unsent(options: argparse.Namespace, report: CohortReport) -> bool:
+    """Send the objects of all studies that are done; whether any was not sent."""
+    from mcmiad_monai.cli.dicom import told_unsent
+    from mcmiad_monai.dicom.send import send_to
+    from mcmiad_monai.inference.prediction import DICOM
+
+    files = [
+        options.out / scores["case"] / name
+        for scores in report.scores
+        for name in scores.get(DICOM, {}).get("files", {}).values()
+        if name is not None
+    ]
+    return told_unsent(send_to(options.send, files, options.out), options.out)
 
 
 def _objects(options: argparse.Namespace) -> Objects | None:

@@ -38,8 +38,8 @@ class Outcome:
         Why it is not done.
     scores : dict
         Those of `TOLD`.
-    files : list of Path
-        Its results.
+    files : dict of str to Path
+        Its results, by kind.
     seconds : float
         It took.
     """
@@ -47,7 +47,7 @@ class Outcome:
     status: str
     reason: str = ""
     scores: dict[str, Any] = field(default_factory=dict)
-    files: list[Path] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -103,7 +103,8 @@ class Analyst:
             written = write_objects(
                 prediction, read_source(folder), self.kinds, work, compact=self.compact
             )
-            files = [_named(file, out) for file in written]
+            # they are named <case>_<kind>.dcm
+            files = {file.stem.rpartition("_")[2]: _named(file, out) for file in written}
         finally:
             shutil.rmtree(work, ignore_errors=True)
         scores = {key: prediction.scores.get(key) for key in TOLD}

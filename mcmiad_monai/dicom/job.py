@@ -75,7 +75,7 @@ class Job:
     @property
     def files(self) -> list[Path]:
         """Results of all series."""
-        return [file for _, outcome in self._outcomes for file in outcome.files]
+        return [file for _, outcome in self._outcomes for file in outcome.files.values()]
 
     def run(self, analyst: Analyst) -> None:
         """Analyse each series, and write ``result.json`` at the end, also of a signal.
@@ -104,7 +104,7 @@ class Job:
         self._outcomes.append((series, outcome))
         told = {"series": series.uid, "study": series.study, "status": outcome.status}
         told |= {"reason": outcome.reason} if outcome.reason else {}
-        names = [file.name for file in outcome.files]
+        names = {kind: file.name for kind, file in outcome.files.items()}
         told |= {**outcome.scores, "files": names, "seconds": outcome.seconds}
         self.content["series"].append(told)
         self.content["counts"][outcome.status] += 1
@@ -144,7 +144,9 @@ def summary(content: Mapping[str, Any]) -> str:
 def _files_of(result: Path) -> set[str]:
     """Results that a ``result.json`` lists, as names in its folder."""
     names: set[str] = set()
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         for series in json.loads(result.read_text(encoding="utf-8"))["series"]:
-            names |= {n for n in series["files"] if n == Path(n).name and n.endswith(".dcm")}
+            names |= {
+                n for n in series["files"].values() if n == Path(n).name and n.endswith(".dcm")
+            }
     return names

@@ -142,7 +142,7 @@ class Watcher:
         except KeyboardInterrupt:  # it is not the series
             self._records.write(series.id, record | {"attempts": attempts})
             raise
-        told = asdict(outcome) | {"files": [file.name for file in outcome.files]}
+        told = asdict(outcome) | {"files": {k: file.name for k, file in outcome.files.items()}}
         record |= {**told, "time": time.time()}
         if outcome.status == DONE:
             record["status"] = WRITTEN

@@ -33,7 +33,9 @@ RESULT_ENDINGS = (
 #: Longest name in bytes: 255, less the endings and the mark of a file that is being written.
 NAME_BYTES = 230
 # Names of a cohort's own files, which no study's folder may take.
-RESERVED_NAMES = frozenset({"scores.json", "scores.csv", "metrics.json", "studies.csv"})
+RESERVED_NAMES = frozenset(
+    {"scores.json", "scores.csv", "metrics.json", "studies.csv", "sent.jsonl"}
+)
 
 
 class CaseError(ValueError):
