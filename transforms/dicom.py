@@ -140,8 +140,44 @@ def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = M
         volume = np.empty((len(slices), rows, columns), np.float32)  # (Z, Y, X)
         for k, place in enumerate(slices):
             # one by one: a reader of series gives all slices the type of the first, and wraps them
-            volume[k] = sitk.GetArrayFromImage(sitk.ReadImage(str(place.path), imageIO=GDCM))[0]
+            volume[k] = unpacked(place.path)[0]
     return Image(volume.T, affine, dicom_modality=_tag(headers[0], MODALITY) or None)
+
+
+def unpacked(path: Path, *, of: Path | None = None) -> NDArray[Any]:
+    """Values (n, Y, X) of a file, with slope and intercept where GDCM knows them.
+
+    Parameters
+    ----------
+    path : Path
+    of : Path, optional
+        The file that it was made of, for errors.
+
+    Raises
+    ------
+    VolumeError
+        If they are compressed and cannot be unpacked.
+    """
+    try:
+        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO=GDCM)))
+    except RuntimeError as error:
+        syntax = _transfer_syntax(path)
+        if syntax is None or not syntax.is_compressed:
+            raise
+        raise VolumeError(
+            f"{of or path} is compressed ({syntax.name}), and its pixels cannot be unpacked: they "
+            "are damaged, or of a kind that is not read. Unpack the series, for example with "
+            "gdcmconv --raw or dcmdjpeg, or export it again."
+        ) from error
+
+
+def _transfer_syntax(path: Path) -> Any:
+    """How a file stores its pixels; None where it does not say, or not in a way that is known."""
+    import pydicom
+
+    meta = pydicom.dcmread(path, stop_before_pixels=True, force=True).file_meta
+    syntax = meta.get("TransferSyntaxUID")
+    return syntax if syntax is not None and syntax.is_transfer_syntax else None
 
 
 def _open(path: Path) -> Any:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 from numpy.typing import NDArray
 
 from mcmiad_monai.transforms.checks import VolumeError, check_affine
-from mcmiad_monai.transforms.dicom import Slice, stack_affine
+from mcmiad_monai.transforms.dicom import Slice, stack_affine, unpacked
 from mcmiad_monai.transforms.readers import Image
 from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_size
 
@@ -161,18 +160,18 @@ def _stored(path: Path) -> NDArray[Any]:
     """Values as stored (n, Y, X), without slope and intercept."""
     pixels = pydicom.dcmread(path, specific_tags=list(IMAGE_PIXELS), force=True)
     if pixels.file_meta.TransferSyntaxUID.is_compressed:
-        values = _unpacked(pixels)
+        values = _unpacked(pixels, path)
     else:
         unused = pixels.BitsAllocated - pixels.BitsStored  # which may hold an overlay
         values = (pixels.pixel_array << unused) >> unused
     return values.reshape(-1, pixels.Rows, pixels.Columns)
 
 
-def _unpacked(pixels: Any) -> NDArray[Any]:
+def _unpacked(pixels: Any, path: Path) -> NDArray[Any]:
     """Compressed values by the decoders of SimpleITK, which would apply slopes if it knew them."""
     pixels.SOPClassUID = pixels.file_meta.MediaStorageSOPClassUID = GREY_FRAMES
     pixels.preamble = bytes(128)
     with TemporaryDirectory(prefix="mcmiad_") as folder:
         copy = Path(folder) / "pixels.dcm"
         pixels.save_as(copy)
-        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(copy))))
+        return unpacked(copy, of=path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.errors import escaped
+from mcmiad_monai.files.formats import is_address
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +102,13 @@ def screen(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
         ours.setLevel(levels[1])
 
 
-def report_not_read(sources: Sequence[Path], image_name: str | None) -> None:
+def report_not_read(sources: Sequence[Path | str], image_name: str | None) -> None:
     """Log which files of the sources were not read, and why; hidden ones are left out."""
     from mcmiad_monai.data.cases.explain import not_read
 
+    files = [source for source in sources if not is_address(source)]
     try:
-        told = not_read(sources, image_name=image_name)
+        told = not_read(files, image_name=image_name)
     except ValueError as error:  # of a split that the command did not look at
         told = f"which other files were not read is not known: {error}"
     if told:

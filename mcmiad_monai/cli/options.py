@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.files.formats import is_address
 from mcmiad_monai.modality import MODALITIES
 
 #: What `add_subparsers` returns; argparse has no public name for it.
@@ -52,14 +53,54 @@ def add_verbosity(parser: argparse.ArgumentParser, default: Any = False) -> None
         group.add_argument(short, name, action="store_true", default=default, help=text)
 
 
-def add_source(parser: argparse.ArgumentParser, text: str, **more: Any) -> None:
-    """Add the studies that a command reads, and how to choose the image of each."""
-    parser.add_argument("source", type=Path, help=text, **more)
+def add_source(
+    parser: argparse.ArgumentParser, text: str, *, archives: bool = False, **more: Any
+) -> None:
+    """Add the studies that a command reads, and how to choose the image of each.
+
+    Parameters
+    ----------
+    archives : bool
+        A source may be the address of a DICOMweb archive, with ``--query``.
+    """
+    parser.add_argument(
+        "source", type=path_or_address if archives else path_of_files, help=text, **more
+    )
+    if archives:
+        add_query(parser)
     parser.add_argument(
         "--image-name",
         metavar="WORD",
         help="word in the file names of the images, where a study has several, e.g. flair",
     )
+
+
+def add_query(parser: argparse.ArgumentParser) -> None:
+    """Add ``--query KEY=VALUE``."""
+    parser.add_argument(
+        "--query",
+        type=named,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="which series of a DICOMweb address, e.g. StudyDate=20260101-20261231; may be "
+        "repeated",
+    )
+
+
+def path_or_address(text: str) -> Path | str:
+    """A path, or an address as it is."""
+    return text if is_address(text) else Path(text)
+
+
+def path_of_files(text: str) -> Path:
+    """A path, and no address."""
+    if is_address(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is an address, and this command reads files; mcmiad infer and mcmiad screen "
+            "read DICOMweb archives."
+        )
+    return Path(text)
 
 
 def add_modality(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from mcmiad_monai.cli.options import (
     kinds_of_files,
 )
 from mcmiad_monai.errors import escaped
+from mcmiad_monai.files.formats import is_address
 
 if TYPE_CHECKING:
     from mcmiad_monai.data.cases.names import Case
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 def add_commands(commands: Commands) -> None:
     """Add the parsers."""
     cases = add_command(commands, "cases", _cases, "list the studies found in a source")
-    add_source(cases, "file, folder or datalist JSON")
+    add_source(cases, "file, folder, datalist, table of paths, DICOMweb address", archives=True)
     cases.add_argument("--split", default="all", choices=SPLITS, help="which studies")
     cases.add_argument(
         "--explain", action="store_true", help="also list the files that were not read, and why"
@@ -44,7 +45,14 @@ def add_commands(commands: Commands) -> None:
     add_json(cases)
 
     infer = add_command(commands, "infer", _infer, "write heatmaps, masks and scores of studies")
-    add_source(infer, "studies, folders of studies or datalists", nargs="+", metavar="SOURCE")
+    add_source(
+        infer,
+        "studies, folders of studies, datalists, tables of paths (.csv, .parquet), DICOMweb "
+        "addresses (https://…)",
+        archives=True,
+        nargs="+",
+        metavar="SOURCE",
+    )
     infer.add_argument("--bundle", type=Path, required=True, help="trained bundle, or its model.pt")
     infer.add_argument("--out", type=Path, required=True, help="output folder")
     infer.add_argument(
@@ -98,13 +106,18 @@ def add_commands(commands: Commands) -> None:
 
 
 def _cases(options: argparse.Namespace) -> int:
+    from mcmiad_monai.cohort.sources import studies_of
     from mcmiad_monai.data.cases.explain import explain
     from mcmiad_monai.data.cases.find import find_cases
 
-    cases = find_cases(options.source, options.split, image_name=options.image_name)
+    archived = is_address(options.source) or options.query
+    if archived:
+        cases = list(studies_of([options.source], split=options.split, query=options.query))
+    else:
+        cases = find_cases(options.source, options.split, image_name=options.image_name)
     left_out = (
         explain(options.source, options.split, image_name=options.image_name)
-        if options.explain
+        if options.explain and not archived
         else {}
     )
     refused = [case for case in cases if "refused" in case]
@@ -127,6 +140,7 @@ def _cases(options: argparse.Namespace) -> int:
 
 
 def _infer(options: argparse.Namespace) -> int:
+    from mcmiad_monai.cohort.sources import Fetching
     from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.inference.cohort import infer_cohort
     from mcmiad_monai.inference.continuing import finished_studies, room_needed
@@ -150,7 +164,7 @@ def _infer(options: argparse.Namespace) -> int:
     voxel_bytes = objects.voxel_bytes if objects else 0
     prepare_output(options.out, room=room_needed(todo, dicom_bytes=voxel_bytes))
     report = infer_cohort(
-        predictor,
+        Fetching(predictor),
         cases,
         options.out,
         progress=settings["progress"],
@@ -238,7 +252,6 @@ def _opened(
     options: argparse.Namespace, more: dict[str, Any]
 ) -> tuple[Predictor, list[Case], dict[str, Any]]:
     """The model, the studies, and the other settings of the command with what ``--set`` changes."""
-    from mcmiad_monai.data.cases.splits import find_studies
     from mcmiad_monai.inference.settings import SETTINGS
     from mcmiad_monai.predictor import load
 
@@ -256,11 +269,26 @@ def _opened(
         chosen["max_voxels"] = options.max_voxels
     settings = others | {key: value for key, value in given.items() if key in others}
     predictor = load(options.bundle, device=settings["device"], **chosen)
-    cases = find_studies(
-        options.source,
-        settings["split"],
-        modality=predictor.modality,
-        study_modality=predictor.options.modality,
-        image_name=options.image_name,
-    )
-    return predictor, cases, settings
+    return predictor, _studies(options, predictor, settings["split"]), settings
+
+
+def _studies(options: argparse.Namespace, predictor: Predictor, split: Any) -> list[Case]:
+    """Studies of files, and of archives where a source is one."""
+    from mcmiad_monai.cohort.sources import studies_of
+    from mcmiad_monai.data.cases.splits import find_studies
+
+    sources = options.source if isinstance(options.source, list) else [options.source]
+    query = getattr(options, "query", [])
+    of_model = {
+        "modality": predictor.modality,
+        "study_modality": predictor.options.modality,
+        "image_name": options.image_name,
+    }
+    if not query and not any(map(is_address, sources)):
+        return find_studies(sources, split, **of_model)
+    if getattr(options, "keep", False):
+        raise ValueError(
+            "--continue compares the files of studies, and those of a DICOMweb archive are "
+            "elsewhere. Use mcmiad screen, which goes on by its records, or leave it out."
+        )
+    return list(studies_of(sources, split=split, query=query, **of_model))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mcmiad_monai.data.cases.find import Split, drop_repeated, name_uniquely
 from mcmiad_monai.data.cases.lists import is_list, names_cases, read_list
@@ -19,6 +20,10 @@ from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.files.formats import is_address
 from mcmiad_monai.files.leftovers import partial_path, remove_leftovers
 from mcmiad_monai.modality import BRAIN_MRI, Modality
+
+if TYPE_CHECKING:
+    from mcmiad_monai.inference.cohort import StudyPredictor
+    from mcmiad_monai.inference.prediction import Prediction
 
 #: What stands for a patient; see `hashed_patient`.
 PSEUDONYM = re.compile("[0-9a-f]{16}")
@@ -63,7 +68,7 @@ def studies_of(
     ------
     CaseError
         As ``find_cases``; or if there is a query, and no archive.
-    ArchiveError
+    AddressError, ArchiveError
         If an archive cannot be asked.
     """
     if query and not any(map(is_address, sources)):
@@ -84,10 +89,20 @@ def studies_of(
     ]
     found: Iterable[Case] = chain.from_iterable(parts)
     if len(parts) > 1:
-        found = name_uniquely(drop_repeated(list(found)))
+        found = name_uniquely(drop_repeated(_once(found)))
     given = {} if study_modality is None else {"modality": study_modality}
     for case in found:
         yield _pseudonymous({**case, **given})
+
+
+def _once(cases: Iterable[Case]) -> list[Case]:
+    """Cases without a series that another archive has as well: its name is made from its UID."""
+    series: dict[str, Case] = {}
+    return [
+        case
+        for case in cases
+        if not is_address(case["image"]) or series.setdefault(case["case"], case) is case
+    ]
 
 
 def _of_archive(
@@ -116,7 +131,7 @@ def _pseudonymous(case: Case) -> Case:
 
 
 @contextmanager
-def on_disk(case: Case, *, within: str | Path | None = None) -> Iterator[Case]:
+def on_disk(case: Mapping[str, Any], *, within: str | Path | None = None) -> Iterator[Case]:
     """A case whose image is on this machine: a series of an archive is fetched, and removed after.
 
     Parameters
@@ -140,13 +155,13 @@ def on_disk(case: Case, *, within: str | Path | None = None) -> Iterator[Case]:
         If there is no room for it.
     """
     if not is_address(case["image"]):
-        yield case
+        yield dict(case)
         return
     from mcmiad_monai.dicom.web import fetch_series
     from mcmiad_monai.transforms.checks import VolumeError
 
     parent = Path(within or tempfile.gettempdir())
-    remove_leftovers(parent, levels=0)
+    _clear(parent)
     top = partial_path(parent / "series")
     folder = top / case["case"]
     try:
@@ -158,3 +173,31 @@ def on_disk(case: Case, *, within: str | Path | None = None) -> Iterator[Case]:
         raise VolumeError(str(error).replace(str(folder), case["image"])) from error
     finally:
         shutil.rmtree(top, ignore_errors=True)
+
+
+class Fetching:
+    """A predictor of studies of which some are in archives: they are fetched where they are read.
+
+    Parameters
+    ----------
+    predictor : StudyPredictor
+        Reads and computes them.
+    """
+
+    def __init__(self, predictor: StudyPredictor) -> None:
+        self.predictor, self.detector = predictor, predictor.detector
+
+    def prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """Read a study; its fetched files are gone afterwards."""
+        with on_disk(case) as here:
+            return self.predictor.prepare(here)
+
+    def predict(self, sample: Mapping[str, Any]) -> Prediction:
+        """Heatmap, mask and scores of a study that was read."""
+        return self.predictor.predict(sample)
+
+
+@cache
+def _clear(folder: Path) -> None:
+    """Remove what killed runs left; once, for a folder may have many entries."""
+    remove_leftovers(folder, levels=0)

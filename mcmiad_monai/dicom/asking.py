@@ -1,23 +1,20 @@
-"""A DICOMweb archive is asked: login, time limits, tries again, and errors in words."""
+"""A DICOMweb archive is asked: time limits, tries again, and errors in words."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from mcmiad_monai.data.cases.names import CaseError
+from mcmiad_monai.dicom.credentials import PASSWORD, TOKEN, USER, checked_url, open_session
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-#: Environment variables of a login: a token, or a name with its password.
-TOKEN, USER, PASSWORD = (f"MCMIAD_DICOMWEB_{name}" for name in ("TOKEN", "USER", "PASSWORD"))
 #: Seconds until a connection, and from one piece of an answer to the next.
 TIMEOUT = (10.0, 60.0)
 #: How often a question is asked, and seconds before the second time; doubled for each further one.
@@ -38,14 +35,16 @@ class ArchiveError(OSError):
 
 
 def archive(address: str) -> Any:
-    """A client of the archive at an address, with the login of the environment.
+    """A client of the archive at an address, with the credentials of the environment.
 
     Certificates are verified; ``REQUESTS_CA_BUNDLE`` names the file of an authority of one's own.
 
     Raises
     ------
+    AddressError
+        If the address cannot be used; see `checked_url` and `open_session`.
     CaseError
-        If the address is none, holds a login, or dicomweb-client is not installed.
+        If dicomweb-client is not installed.
     """
     try:
         from dicomweb_client.api import DICOMwebClient
@@ -54,70 +53,10 @@ def archive(address: str) -> Any:
             f"{error.name} is not installed; a DICOMweb address needs it. Install the extra: "
             "pip install 'mcmiad-monai[dicom]'."
         ) from error
-    base = checked_address(address)
+    base = checked_url(address)
     client = DICOMwebClient(base, session=open_session(base), timeout=TIMEOUT)
     client.set_http_retry_params(retry=False)  # it retries neither a cut answer nor a 500
     return client
-
-
-def open_session(address: str) -> Any:
-    """A session of HTTP with the login of the environment, for an address that was checked."""
-    import requests
-
-    session = requests.Session()
-    session.auth = _login(address)
-    return session
-
-
-def checked_address(address: str) -> str:
-    """The address without a slash at its end.
-
-    Raises
-    ------
-    CaseError
-        If it has no host, or holds a login, a query or a fragment.
-    """
-    try:
-        parts = urlsplit(address)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host:
-        raise CaseError("a DICOMweb address has no host; it looks like https://host/dicom-web.")
-    if parts.username is not None or parts.password is not None:
-        raise CaseError(
-            f"the address of {host} holds a login, which would be kept with the results. Leave it "
-            f"out and set {USER} and {PASSWORD}, or {TOKEN}, in the environment."
-        )
-    if parts.query or parts.fragment:
-        raise CaseError(
-            f"the address of {host} has more than a path (? or #); ask by --query KEY=VALUE, and "
-            f"give a token in the environment as {TOKEN}."
-        )
-    return address.rstrip("/")
-
-
-def _login(base: str) -> Callable[[Any], Any]:
-    """Puts the login of the environment into a request; never one of ~/.netrc."""
-    from requests.auth import HTTPBasicAuth
-
-    token, user, password = (os.environ.get(name) for name in (TOKEN, USER, PASSWORD))
-    if (token or user) and urlsplit(base).scheme.lower() == "http" and not _is_here(base):
-        logger.warning("the login goes to %s unencrypted; https is needed to protect it", base)
-    if user and not token:
-        basic: Callable[[Any], Any] = HTTPBasicAuth(user.encode(), (password or "").encode())
-        return basic
-
-    def bearer(request: Any) -> Any:
-        if token:
-            request.headers["Authorization"] = f"Bearer {token}"
-        return request
-
-    return bearer
-
-
-def _is_here(base: str) -> bool:
-    return urlsplit(base).hostname in {"localhost", "127.0.0.1", "::1"}
 
 
 def patiently(address: str, ask: Callable[[], Answer]) -> Answer:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.data.cases.names import CaseError
+from mcmiad_monai.dicom.credentials import AddressError
 from mcmiad_monai.dicom.refusals import may_pass, meaning
 from mcmiad_monai.dicom.send import Answer
 
@@ -35,14 +35,14 @@ class CStoreSender:
 
     Raises
     ------
-    CaseError
+    AddressError
         If it is no such address.
     """
 
     def __init__(self, target: str) -> None:
         found = ADDRESS.fullmatch(target)
         if found is None or not 0 < int(found["port"]) < 65536:
-            raise CaseError(
+            raise AddressError(
                 f"{target!r} is no address to send to; https://host/dicom-web (STOW-RS) or "
                 "AET@host:port (C-STORE) is needed, with at most 16 letters of AET."
             )

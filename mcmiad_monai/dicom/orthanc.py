@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.dicom.asking import checked_address, open_session
+from mcmiad_monai.dicom.credentials import checked_url, open_session
 from mcmiad_monai.dicom.send import Answer
 from mcmiad_monai.dicom.series import why_no_study
 from mcmiad_monai.files.room import room_for
@@ -73,7 +73,7 @@ class Orthanc:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = self.target = checked_address(url)
+        self.url = self.target = checked_url(url)
         self._session = open_session(self.url)
 
     def check(self) -> None:

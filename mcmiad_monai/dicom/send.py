@@ -213,7 +213,7 @@ def sender_to(target: str) -> Sender:
 
     Raises
     ------
-    ValueError
+    AddressError
         If the address is neither.
     """
     if "://" in target:

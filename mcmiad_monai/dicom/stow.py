@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.dicom.asking import checked_address, open_session
+from mcmiad_monai.dicom.credentials import checked_url, open_session
 from mcmiad_monai.dicom.refusals import may_pass, meaning
 from mcmiad_monai.dicom.send import Answer
 
@@ -30,16 +30,14 @@ class StowSender:
 
     Raises
     ------
-    CaseError
-        See `checked_address`.
-    ValueError
-        If it does not begin with http or https.
+    AddressError
+        See `checked_url` and `open_session`.
     """
 
     def __init__(self, url: str) -> None:
         from dicomweb_client.api import DICOMwebClient
 
-        self.target = checked_address(url)
+        self.target = checked_url(url)
         self._response: Any = None
         self._client = DICOMwebClient(
             self.target,

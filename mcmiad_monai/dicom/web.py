@@ -60,7 +60,9 @@ def find_series(
     Raises
     ------
     CaseError
-        If the address or an attribute is none, or there is no such series.
+        If an attribute is none of DICOM's, or there is no such series.
+    AddressError
+        If the address cannot be used; see `checked_url`.
     ArchiveError
         If the archive cannot be asked.
     """

@@ -21,7 +21,7 @@ pytest.importorskip("dicomweb_client", reason="dicomweb-client comes with the ex
 from archives import Received, receiver, write_object
 from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
-from mcmiad_monai.dicom.asking import open_session
+from mcmiad_monai.dicom.credentials import AddressError, open_session
 from mcmiad_monai.dicom.send import (
     Answer,
     SendLedger,
@@ -308,9 +308,9 @@ def test_token_is_not_replaced_by_netrc(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("https://user:secret@host/dicom-web", "holds a login"),
-        ("https://", "has no host"),
-        ("ftp://host/", "Malformed URL"),
+        ("https://user:secret@host/dicom-web", "holds credentials"),
+        ("https://", "no address of an archive"),
+        ("ftp://host/", "no address of an archive"),
         ("PACS@host", "no address to send to"),
         ("PACS@host:99999", "no address to send to"),
         ("A-TITLE-OF-17-LET@host:104", "no address to send to"),
@@ -318,6 +318,6 @@ def test_token_is_not_replaced_by_netrc(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_what_is_no_address_is_refused(target: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(AddressError, match=words) as caught:
         sender_to(target)
     assert "secret" not in str(caught.value)
