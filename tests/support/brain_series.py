@@ -14,9 +14,16 @@ from mcmiad_monai.phantom.brain import make_phantom
 SHAPE = (40, 48, 8)
 
 
-def write_brain(folder: Path, number: int, *, modality: str = "MR", **changed: object) -> Path:
+def write_brain(
+    folder: Path,
+    number: int,
+    *,
+    modality: str = "MR",
+    shape: tuple[int, int, int] = SHAPE,
+    **changed: object,
+) -> Path:
     """Write the series ``1.2.40.<number>`` of a phantom with a lesion."""
-    phantom = make_phantom(600 + number, lesion="mass", shape=SHAPE, orientation="LPS")
+    phantom = make_phantom(600 + number, lesion="mass", shape=shape, orientation="LPS")
     uid = f"1.2.40.{number}"
     ids = {"SeriesInstanceUID": uid, "StudyInstanceUID": f"1.2.41.{number}"}
     ids |= {"PatientID": f"P{number}", "PatientName": "Secret^Name", "SeriesNumber": number}
