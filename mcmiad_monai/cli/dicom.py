@@ -161,9 +161,10 @@ def _send(options: argparse.Namespace) -> int:
     sender, code = sender_to(options.to), OK
     for source in options.source:
         folder = source if source.is_dir() else source.parent
-        files = sorted(source.rglob("*.dcm")) if source.is_dir() else [source]
+        found = sorted(source.rglob("*.dcm")) if source.is_dir() else [source]
+        files = [file for file in found if file.is_file() and file.name[0] != "."]
         if not files:
-            raise ValueError(f"{source} holds no files *.dcm.")
+            raise ValueError(f"{source} is no DICOM file, and no folder with files *.dcm.")
         sent = send(files, sender, SendLedger(folder / LEDGER, sender.target))
         if told_unsent(sent, source):
             code = FAILED

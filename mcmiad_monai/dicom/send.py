@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,8 @@ class Sent:
         reasons = "".join(f"\n  {file}: {escaped(why)}" for file, why in self.unsent.items())
         return (
             f"{len(self.unsent)} of {total} files were written and not sent to {self.target}:"
-            f"{reasons}\nSend them again with: mcmiad send {folder} --to {self.target}"
+            f"{reasons}\nSend them again with: mcmiad send {shlex.quote(str(folder))} "
+            f"--to {shlex.quote(self.target)}"
         )
 
 
@@ -168,7 +170,8 @@ def send(
     Sent
         With what was not sent, and why; nothing is raised for a file.
     """
-    sent, waiting = Sent(sender.target), []
+    sent = Sent(sender.target)
+    waiting: list[Path] = []
     identities: dict[Path, tuple[str, str]] = {}
     for file in files:
         try:
@@ -231,13 +234,16 @@ def instance_of(file: Path) -> str:
     Raises
     ------
     ValueError
-        If it is no DICOM file, or has none.
+        If it is no DICOM file, or lacks what sending needs: UIDs of instance, class and syntax.
     """
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
-        return str(header.SOPInstanceUID)
+        header = pydicom.dcmread(
+            file, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"]
+        )
+        uids = (header.SOPInstanceUID, header.SOPClassUID, header.file_meta.TransferSyntaxUID)
     except (InvalidDicomError, AttributeError) as error:
-        raise ValueError(f"{file} is no DICOM file with a SOP Instance UID.") from error
+        raise ValueError(f"{file} is no DICOM file with UIDs of instance and class.") from error
+    return str(uids[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def _visible_below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _header(file: Path) -> Mapping[str, Any] | Any:
+def _header(file: Path) -> Any:
     import pydicom
 
     check_deflated(file, MAX_VOXELS)  # pydicom unpacks all of it

@@ -19,8 +19,10 @@ pytest.importorskip("pynetdicom", reason="pynetdicom comes with the extra `dicom
 pytest.importorskip("dicomweb_client", reason="dicomweb-client comes with the extra `dicom`")
 
 from archives import Received, receiver, write_object
+from cli_errors import refused
 from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
+from mcmiad_monai.cli.parser import main
 from mcmiad_monai.dicom.credentials import AddressError, open_session
 from mcmiad_monai.dicom.send import (
     Answer,
@@ -120,6 +122,17 @@ def test_what_is_no_dicom_file_is_told(tmp_path: Path) -> None:
     sent, stored = send_scripted(tmp_path, [tmp_path / "a.dcm"])
     assert stored == []
     assert "no DICOM file" in sent.unsent[tmp_path / "a.dcm"]
+
+
+def test_only_files_that_are_whole_are_sent(
+    tmp_path: Path, pacs: Received, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"PACS@127.0.0.1:{pacs.port}"
+    assert "no DICOM file" in refused(capsys, "send", str(tmp_path), "--to", target)
+    write_object(tmp_path / ".mcmiad-1-1.dcm")
+    file = write_object(tmp_path / "a.dcm", "1.2.3.9")
+    assert main(["send", str(tmp_path), str(file), "--to", target]) == 0
+    assert pacs.instances == ["1.2.3.9"]
 
 
 def test_c_store_proposes_the_classes_and_syntaxes_of_the_files(
