@@ -27,7 +27,7 @@ STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 44rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } td, th { padding: .2rem 1.5rem .2rem 0; text-align: left; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+th { white-space: nowrap; } td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 """
 
 

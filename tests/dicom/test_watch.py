@@ -26,7 +26,7 @@ from orthanc_server import OrthancServer, missing_orthanc
 from mcmiad_monai.cli.parser import main
 from mcmiad_monai.dicom.position import Place, Position, PositionError, Records, only_watcher
 
-SECONDS = 120
+SECONDS = 240
 
 
 @pytest.fixture(scope="module")
