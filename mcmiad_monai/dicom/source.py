@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 from monai.data import MetaTensor
 from numpy.typing import NDArray
+from pydicom.valuerep import DSfloat
 
 from mcmiad_monai.files.formats import is_dicom
 from mcmiad_monai.transforms.dicom import Slice, series_files, stack_affine
@@ -21,6 +22,9 @@ PATIENT = (
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
 """Attributes that every object has to have, empty where the series does not have them."""
+
+REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+"""Attributes by which objects refer to a series."""
 
 SAME_GRID = 1e-3
 """Largest difference of affines of one grid, in millimetres."""
@@ -123,13 +127,7 @@ def read_source(path: str | Path) -> Source:
         )
     files = series_files(path) if path.is_dir() else [path]
     headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
-    try:
-        return _of_frames(path, headers) if has_frames(files[0]) else _of_slices(path, headers)
-    except (AttributeError, KeyError) as error:
-        raise SourceError(
-            f"{path} lacks an attribute of its headers ({error}), which DICOM objects refer to. "
-            "Export the series again."
-        ) from error
+    return _of_frames(path, headers) if has_frames(files[0]) else _of_slices(path, headers)
 
 
 def _of_slices(path: Path, headers: Sequence[Any]) -> Source:
@@ -140,11 +138,14 @@ def _of_slices(path: Path, headers: Sequence[Any]) -> Source:
     affine = stack_affine(places, path)
     step = float(np.linalg.norm(affine[:3, 2]))
     first = placed[0][1]
+    orientation = _decimals(first.ImageOrientationPatient)
     for _, header in placed:
-        _complete(header)
-        header.SpacingBetweenSlices = step
-        header.ImageOrientationPatient = first.ImageOrientationPatient
-        header.SliceThickness = header.get("SliceThickness") or step
+        _complete(path, header)
+        header.ImageOrientationPatient = orientation
+        header.ImagePositionPatient = _decimals(header.ImagePositionPatient)
+        header.PixelSpacing = _decimals(first.PixelSpacing)
+        (header.SpacingBetweenSlices,) = _decimals([step])
+        (header.SliceThickness,) = _decimals([header.get("SliceThickness") or step])
     return Source(path, [h for _, h in placed], places, np.arange(len(placed)), affine)
 
 
@@ -176,7 +177,7 @@ def _of_frames(path: Path, headers: Sequence[Any]) -> Source:
     order = np.argsort([float(place.position @ normal) for place in found], kind="stable")
     places = [found[k] for k in order]
     affine = stack_affine(places, path)
-    _complete(header)
+    _complete(path, header)
     _share_geometry(header, float(np.linalg.norm(affine[:3, 2])))
     return Source(path, [header], places, order, affine)
 
@@ -192,12 +193,28 @@ def _share_geometry(header: Any, step: float) -> None:
     for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if name not in shared:
             setattr(shared, name, first[name].value)
-    measures = shared.PixelMeasuresSequence[0]
-    measures.SpacingBetweenSlices = step
-    measures.SliceThickness = measures.get("SliceThickness") or step
+    plane, measures = shared.PlaneOrientationSequence[0], shared.PixelMeasuresSequence[0]
+    plane.ImageOrientationPatient = _decimals(plane.ImageOrientationPatient)
+    measures.PixelSpacing = _decimals(measures.PixelSpacing)
+    (measures.SpacingBetweenSlices,) = _decimals([step])
+    (measures.SliceThickness,) = _decimals([measures.get("SliceThickness") or step])
+    for group in header.PerFrameFunctionalGroupsSequence:
+        place = group.PlanePositionSequence[0]
+        place.ImagePositionPatient = _decimals(place.ImagePositionPatient)
 
 
-def _complete(header: Any) -> None:
+def _decimals(values: Iterable[Any]) -> list[DSfloat]:
+    """Numbers in the at most 16 characters of DICOM, which not every scanner keeps to."""
+    return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def _complete(path: Path, header: Any) -> None:
+    """Add what objects have to have, empty, and refuse a series that they cannot refer to."""
+    for name in REQUIRED:
+        if not header.get(name):
+            raise SourceError(
+                f"{path} lacks {name}, by which DICOM objects refer to it. Export the series again."
+            )
     for name in PATIENT:
         if name not in header:
             setattr(header, name, "")

@@ -25,6 +25,8 @@ from mcmiad_monai.version import __version__
 Case = Mapping[str, Any]
 #: Bytes of the files of a volume a voxel, packed, and of a picture a pixel.
 VOXEL_BYTES, PIXEL_BYTES = 1, 5
+#: Length of a DICOM element that ends by a mark.
+UNDEFINED_LENGTH = 0xFFFFFFFF
 #: Studies whose headers are read to know how much room all of them need.
 SAMPLE = 32
 
@@ -187,16 +189,23 @@ def _readable(path: Path) -> bool:
                 while file.read(1 << 20):
                     pass
         elif path.suffix == ".dcm":
-            import pydicom
-
-            # its last element is short where the file was cut off
-            return len(pydicom.dcmread(path)) > 0
+            return _whole_dicom(path)
         else:
             with Image.open(path) as picture:
                 picture.load()
     except Exception:  # whatever a damaged file raises
         return False
     return True
+
+
+def _whole_dicom(path: Path) -> bool:
+    """Whether the last element of a DICOM file is as long as it says; pydicom takes a short one."""
+    import pydicom
+
+    read = pydicom.dcmread(path)
+    last = read.get_item(max(read.keys()))
+    stated = getattr(last, "length", None)  # of sequences, a short one is an error by itself
+    return stated in (None, UNDEFINED_LENGTH) or len(last.value) == stated
 
 
 def room_needed(cases: Sequence[Case], *, dicom_bytes: float = 0) -> int:
