@@ -70,6 +70,11 @@ class Watched:
                 found[study["MainDicomTags"]["StudyInstanceUID"]] += len(series["Instances"])
         return found
 
+    def counts(self) -> dict[str, int]:
+        """Series that have ended, by how, as the watcher has written it down."""
+        position = json.loads((self.folder / "state" / "position.json").read_text())
+        return dict(position["counts"])
+
     def wait_for(self, count: int) -> None:
         """Wait until so many reports are in the archive."""
         while sum(self.reports().values()) < count:
@@ -109,12 +114,14 @@ def measure(count: int, kills: int, shape: tuple[int, int, int], folder: Path) -
         time.sleep(3)
         orthanc.start()
         watched.wait_for(len(good))
+        while sum(watched.counts().values()) < count:
+            time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         ended = process.wait()
         left = watched.start("--once").wait()
         seconds = time.monotonic() - started
         reports = watched.reports()
-    position = json.loads((folder / "state" / "position.json").read_text())
+        counts = watched.counts()
     return {
         "series": count,
         "good": len(good),
@@ -124,7 +131,7 @@ def measure(count: int, kills: int, shape: tuple[int, int, int], folder: Path) -
         "studies with more": sum(n > 1 for n in reports.values()),
         "good studies without": len(good - set(reports)),
         "others with a report": len(set(reports) - good),
-        "counts": position["counts"],
+        "counts": counts,
         "exit code of SIGTERM": ended,
         "exit code of a last look": left,
         "seconds": round(seconds, 1),
