@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 #: What of a study's scores an outcome has.
-TOLD = ("modality", "volume_score", "volume_threshold", "anomalous", "warnings", "anomaly_ml")
-TOLD += ("hottest", "hottest_mm")
+TOLD = (
+    *("modality", "volume_score", "volume_threshold", "anomalous", "warnings"),
+    *("anomaly_ml", "hottest", "hottest_mm"),
+)
 
 
 @dataclass

@@ -102,7 +102,11 @@ class Job:
 
     def _keep(self, series: Series, outcome: Outcome) -> None:
         self._outcomes.append((series, outcome))
-        told = {"series": series.uid, "study": series.study, "status": outcome.status}
+        told: dict[str, Any] = {
+            "series": series.uid,
+            "study": series.study,
+            "status": outcome.status,
+        }
         told |= {"reason": outcome.reason} if outcome.reason else {}
         names = {kind: file.name for kind, file in outcome.files.items()}
         told |= {**outcome.scores, "files": names, "seconds": outcome.seconds}

@@ -19,8 +19,10 @@ NO_IMAGES = frozenset(
     {"SEG", "SR", "PR", "KO", "DOC", "REG", "RWV", "ANN", "FID", "PLAN", "AU", "ECG"}
     | {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "RTSEGANN"}
 )
-HEADER = ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID", "Modality")
-HEADER += ("SeriesDescription", "Manufacturer")
+HEADER = (
+    *("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID"),
+    *("Modality", "SeriesDescription", "Manufacturer"),
+)
 
 
 @dataclass
