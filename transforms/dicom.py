@@ -77,6 +77,18 @@ def read_dicom_folder(folder: Path, max_voxels: int = MAX_VOXELS) -> Image:
     VolumeError
         If there is none, there are several, or the slices are no even stack of grey images.
     """
+    files = series_files(folder, max_voxels)
+    return read_dicom_files(files, source=folder, max_voxels=max_voxels)
+
+
+def series_files(folder: Path, max_voxels: int = MAX_VOXELS) -> list[Path]:
+    """Files of the one DICOM series that lies in a folder.
+
+    Raises
+    ------
+    VolumeError
+        If there is none, or there are several.
+    """
     for file in folder.iterdir():
         if file.is_file():
             check_deflated(file, max_voxels)
@@ -96,9 +108,7 @@ def read_dicom_folder(folder: Path, max_voxels: int = MAX_VOXELS) -> Image:
             f"{folder} holds {len(files)} DICOM series ({found}); one is needed. Move each series "
             "to a folder of its own and pass one folder per series."
         )
-    return read_dicom_files(
-        [Path(name) for name in next(iter(files.values()))], source=folder, max_voxels=max_voxels
-    )
+    return [Path(name) for name in next(iter(files.values()))]
 
 
 def read_dicom_files(paths: Sequence[Path], *, source: Path, max_voxels: int = MAX_VOXELS) -> Image:

@@ -113,7 +113,7 @@ def _frames_of(path: Path, header: Any) -> Iterable[Frame]:
         transform = _group(header, number, "PixelValueTransformationSequence")
         slope = float(getattr(transform, "RescaleSlope", 1))
         intercept = float(getattr(transform, "RescaleIntercept", 0))
-        yield Frame(_place(path, header, number), values, slope, intercept)
+        yield Frame(frame_place(path, header, number), values, slope, intercept)
 
 
 def _group(header: Any, number: int, name: str) -> Any:
@@ -124,7 +124,14 @@ def _group(header: Any, number: int, name: str) -> Any:
     return next((g[name][0] for g in groups if name in g and len(g[name].value)), None)
 
 
-def _place(path: Path, header: Any, number: int) -> Slice:
+def frame_place(path: Path, header: Any, number: int) -> Slice:
+    """Where a frame, counted from 0, lies by the header of its file.
+
+    Raises
+    ------
+    VolumeError
+        If it lacks a position, an orientation or a pixel spacing.
+    """
     measures = _group(header, number, "PixelMeasuresSequence")
     spacing = getattr(measures, "PixelSpacing", None)
     thickness = getattr(measures, "SpacingBetweenSlices", None)

@@ -17,6 +17,9 @@ SPLITS = ("train", "val", "test", "all")
 #: Names of the method's presets; `mcmiad_monai.training.method` has them, and imports torch.
 PRESETS = ("default", "paper", "moead")
 METHODS = ("both", "memory", "head")
+#: Files of a study: NIFTI, or pictures for pictures; and DICOM objects, as
+#: `mcmiad_monai.dicom.objects` has them, which imports torch.
+NIFTI, DICOM_KINDS = "nifti", ("seg", "pmap", "sr", "sc")
 
 
 def add_command(
@@ -176,6 +179,14 @@ def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,1,2.") from error
+
+
+def kinds_of_files(text: str) -> tuple[str, ...]:
+    """``nifti,seg`` as a tuple without repetitions."""
+    found, known = tuple(dict.fromkeys(text.split(","))), (NIFTI, *DICOM_KINDS)
+    if unknown := sorted(set(found) - set(known)):
+        raise argparse.ArgumentTypeError(f"{unknown} are no kinds of files; they are {known}.")
+    return found
 
 
 def named(text: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from mcmiad_monai.cli import (
     bmad,
     cohort,
     console,
+    dicom,
     prompts,
     reproduce,
     results,
@@ -38,9 +39,10 @@ GO_ON = {
     "evaluate": "figures are of all studies together: run the same command again",
     "reproduce": "finished runs are kept; go on with the same command",
     "stress": "finished studies are kept; go on with the same command",
+    "watch": "go on with the same command",
 }
 #: Commands that need MONAI, whatever they are given.
-MONAI_COMMANDS = frozenset({"demo", "train", "evaluate", "infer"})
+MONAI_COMMANDS = frozenset({"demo", "train", "evaluate", "infer", "dicom", "watch"})
 
 
 class PrintCompletion(argparse.Action):
@@ -83,7 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_verbosity(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (studies, cohort, results, training, prompts, bmad, reproduce, robustness):
+    for group in (studies, cohort, results, dicom, training, prompts, bmad, reproduce, robustness):
         group.add_commands(commands)
     return parser
 

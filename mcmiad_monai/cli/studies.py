@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mcmiad_monai.cli.console import FAILED, OK, print_json, report_not_read
 from mcmiad_monai.cli.options import (
+    DICOM_KINDS,
+    NIFTI,
     SPLITS,
     Commands,
     add_command,
@@ -18,12 +20,15 @@ from mcmiad_monai.cli.options import (
     add_modality,
     add_overrides,
     add_source,
+    kinds_of_files,
 )
 from mcmiad_monai.errors import escaped
 from mcmiad_monai.files.formats import is_address
 
 if TYPE_CHECKING:
     from mcmiad_monai.data.cases.names import Case
+    from mcmiad_monai.dicom.objects import Objects
+    from mcmiad_monai.inference.cohort import CohortReport
     from mcmiad_monai.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -50,6 +55,28 @@ def add_commands(commands: Commands) -> None:
     )
     infer.add_argument("--bundle", type=Path, required=True, help="trained bundle, or its model.pt")
     infer.add_argument("--out", type=Path, required=True, help="output folder")
+    infer.add_argument(
+        "--output",
+        type=kinds_of_files,
+        default=(NIFTI,),
+        metavar="KINDS",
+        help=f"files to write, of {','.join((NIFTI, *DICOM_KINDS))}; all but {NIFTI} are DICOM "
+        f"objects, of studies in DICOM (default: {NIFTI})",
+    )
+    infer.add_argument(
+        "--bands", action="store_true", help="segments of the DICOM segmentation: severity bands"
+    )
+    infer.add_argument(
+        "--compact",
+        action="store_true",
+        help="smaller DICOM objects (JPEG-LS, deflated), which not every tool reads",
+    )
+    infer.add_argument(
+        "--send",
+        metavar="TARGET",
+        help="also send the DICOM objects: https://host/dicom-web (STOW-RS), or AET@host:port "
+        "(C-STORE)",
+    )
     infer.add_argument(
         "--preview", action="store_true", help="also write a picture of each study's hottest slices"
     )
@@ -112,31 +139,92 @@ def _cases(options: argparse.Namespace) -> int:
     return FAILED if refused else OK
 
 
-def _infer(options: argparse.Namespace) -> None:
+def _infer(options: argparse.Namespace) -> int:
     from mcmiad_monai.cohort.sources import Fetching
     from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.inference.cohort import infer_cohort
     from mcmiad_monai.inference.continuing import finished_studies, room_needed
 
+    objects = _objects(options)
+    if options.send:
+        _check_send(options)
     predictor, cases, settings = _opened(options, {"pictures": True})
+    if objects:
+        objects.check(cases)
     files = {"pictures": settings["pictures"], "preview": options.preview}
+    files["nifti"] = NIFTI in options.output
+    dicom = objects.options if objects else None
+    made_with = predictor.made_with
     kept = (
-        finished_studies(cases, options.out, predictor.made_with, **files) if options.keep else {}
+        finished_studies(cases, options.out, made_with, dicom=dicom, **files)
+        if options.keep
+        else {}
     )
     todo = [case for case in cases if case["case"] not in kept]
-    prepare_output(options.out, room=room_needed(todo))
+    voxel_bytes = objects.voxel_bytes if objects else 0
+    prepare_output(options.out, room=room_needed(todo, dicom_bytes=voxel_bytes))
     report = infer_cohort(
         Fetching(predictor),
         cases,
         options.out,
         progress=settings["progress"],
         kept=kept,
+        objects=objects,
         **files,
     )
     if options.json:
         print_json(report.content())
     report_not_read(options.source, options.image_name)
+    unsent = bool(options.send) and _is_unsent(options, report)
     report.finish()
+    return FAILED if unsent else OK
+
+
+def _check_send(options: argparse.Namespace) -> None:
+    """Refuse to send nothing, or to no address, before anything is computed."""
+    from mcmiad_monai.dicom.send import sender_to
+
+    if set(options.output) == {NIFTI}:
+        raise ValueError(f"--send is for DICOM objects: add {', '.join(DICOM_KINDS)} to --output.")
+    sender_to(options.send)
+
+
+def _is_unsent(options: argparse.Namespace, report: CohortReport) -> bool:
+    """Send the objects of all studies that are done; whether any was not sent."""
+    from mcmiad_monai.cli.dicom import told_unsent
+    from mcmiad_monai.dicom.send import send_to
+    from mcmiad_monai.inference.prediction import DICOM
+
+    files = [
+        options.out / scores["case"] / name
+        for scores in report.scores
+        for name in scores.get(DICOM, {}).get("files", {}).values()
+        if name is not None
+    ]
+    return told_unsent(send_to(options.send, files, options.out), options.out)
+
+
+def _objects(options: argparse.Namespace) -> Objects | None:
+    """The DICOM objects that were asked for.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be written, or an option of them stands alone.
+    """
+    kinds = [kind for kind in options.output if kind != NIFTI]
+    if options.bands and "seg" not in kinds:
+        raise ValueError("--bands are segments of a DICOM segmentation: add seg to --output.")
+    if not kinds:
+        if options.compact:
+            raise ValueError(
+                f"--compact is for DICOM objects: add {', '.join(DICOM_KINDS)} to --output."
+            )
+        return None
+    from mcmiad_monai.dicom.objects import Objects, check_installed
+
+    check_installed()
+    return Objects(kinds, options.out, compact=options.compact, bands=options.bands)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

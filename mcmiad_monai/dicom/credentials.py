@@ -58,6 +58,7 @@ def open_session(url: str) -> requests.Session:
         If only one of user and password is set.
     """
     import requests
+    from requests.auth import HTTPBasicAuth
 
     session = requests.Session()
     token, user, password = (os.environ.get(name) for name in (TOKEN, USER, PASSWORD))
@@ -67,7 +68,7 @@ def open_session(url: str) -> requests.Session:
     if token:
         session.auth = _bearer(token)
     elif user and password:
-        session.auth = (user.encode(), password.encode())
+        session.auth = HTTPBasicAuth(user.encode(), password.encode())
     parts = urlsplit(url)
     if session.auth and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         logger.warning("credentials go to %s unencrypted; use an https address", parts.hostname)

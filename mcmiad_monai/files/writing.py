@@ -35,22 +35,26 @@ def replace_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     replace_together({Path(path): write})
 
 
-def replace_together(writes: Mapping[Path, Callable[[Path], Any]]) -> None:
+def replace_together(writes: Mapping[Path, Callable[[Path], Any] | None]) -> None:
     """Write several files as `replace_atomically` does, and rename them once all are complete.
 
     The last one stands for all: an old one is gone before the first of the others is replaced, so
-    that it never stands beside files that are not its own.
+    that it never stands beside files that are not its own. A file with None instead of what writes
+    it is removed with it.
     """
-    partials = {target: partial_path(target) for target in writes}
+    wanted = {target: write for target, write in writes.items() if write is not None}
+    partials = {target: partial_path(target) for target in wanted}
     try:
-        for target, write in writes.items():
+        for target, write in wanted.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             with room_for(target):
                 write(partials[target])
                 with partials[target].open("rb") as file:
                     os.fsync(file.fileno())
-        if len(partials) > 1:
+        if len(writes) > 1:
             target.unlink(missing_ok=True)
+        for unwanted in set(writes) - set(wanted):
+            unwanted.unlink(missing_ok=True)
         for target, partial in partials.items():
             partial.replace(target)
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ignite.engine import Engine, Events
 from tqdm import tqdm
@@ -29,6 +29,11 @@ from mcmiad_monai.runtime.interrupts import held
 logger = logging.getLogger(__name__)
 
 Case = Mapping[str, Any]
+#: Adds DICOM objects to a prediction.
+AddObjects = Callable[[Prediction], Prediction]
+#: Makes, of a case, what adds its objects; raises where there can be none.
+ObjectMaker = Callable[[Case], AddObjects]
+Prepared = TypeVar("Prepared")
 #: What a warning of a study means, for the screen.
 MEANING = {
     NOTHING_LOOKED_AT: "no slice has enough foreground to be looked at, so that there is no score "
@@ -213,8 +218,10 @@ def infer_cohort(
     *,
     pictures: bool = True,
     preview: bool = False,
+    nifti: bool = True,
     progress: bool = True,
     kept: Mapping[str, dict[str, Any]] | None = None,
+    objects: ObjectMaker | None = None,
 ) -> CohortReport:
     """Heatmaps, masks and scores of many studies; one bad study never stops the others.
 
@@ -232,10 +239,15 @@ def infer_cohort(
         A study that was a picture comes back as pictures.
     preview : bool
         Also write ``<case>_preview.png``, the hottest slices of each study.
+    nifti : bool
+        Write heatmap and mask of each study.
     progress : bool
         Show a progress bar.
     kept : mapping, optional
         Name of a case → scores of its earlier result, which stays; see `finished_studies`.
+    objects : callable, optional
+        Of a case makes what adds DICOM objects to its prediction, before anything is computed: a
+        case of which it cannot has failed. See `mcmiad_monai.dicom.objects.Objects`.
 
     Returns
     -------
@@ -260,10 +272,11 @@ def infer_cohort(
     todo = [case for case in cases if case["case"] not in (kept or {})]
     bar = tqdm(total=len(todo), desc="studies", unit=" studies", disable=not progress)
     try:
-        for name, sample in read_ahead(predictor.prepare, todo):
+        for name, sample in read_ahead(partial(_prepare, predictor, objects), todo):
             try:
-                prediction = predictor.predict(sample.result())
-                work = partial(_save, prediction, Path(output_dir), pictures, preview)
+                prepared, add = sample.result()
+                prediction = add(predictor.predict(prepared))
+                work = partial(_save, prediction, Path(output_dir), pictures, preview, nifti)
                 with held():
                     writes.submit(name, work)
                     report.add(prediction.scores)
@@ -285,11 +298,11 @@ def infer_cohort(
 
 
 def read_ahead(
-    prepare: Callable[[Case], dict[str, Any]], cases: Sequence[Case]
-) -> Iterator[tuple[str, Future[dict[str, Any]]]]:
+    prepare: Callable[[Case], Prepared], cases: Sequence[Case]
+) -> Iterator[tuple[str, Future[Prepared]]]:
     """Name and prepared sample of each case, of which the next is read in a thread meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="reads") as reader:
-        following: Future[dict[str, Any]] | None = None
+        following: Future[Prepared] | None = None
         for k, case in enumerate(cases):
             current = following or reader.submit(prepare, case)
             more = k + 1 < len(cases)
@@ -297,8 +310,20 @@ def read_ahead(
             yield str(case["case"]), current
 
 
-def _save(prediction: Prediction, out: Path, pictures: bool, preview: bool) -> None:
-    folder = prediction.save(out, pictures=pictures)
+def _prepare(
+    predictor: StudyPredictor, objects: ObjectMaker | None, case: Case
+) -> tuple[dict[str, Any], AddObjects]:
+    """A study that was read, and what is added to its prediction."""
+    add = _as_it_is if objects is None else objects(case)
+    return predictor.prepare(case), add
+
+
+def _as_it_is(prediction: Prediction) -> Prediction:
+    return prediction
+
+
+def _save(prediction: Prediction, out: Path, pictures: bool, preview: bool, nifti: bool) -> None:
+    folder = prediction.save(out, pictures=pictures, nifti=nifti)
     if preview:
         prediction.preview(folder / f"{prediction.name}_preview.png")
 

@@ -16,6 +16,7 @@ from mcmiad_monai.data.cases.names import plain_name
 from mcmiad_monai.data.studies import study_digest
 from mcmiad_monai.files.formats import PICTURE_SUFFIXES, suffix_of
 from mcmiad_monai.inference.placement import VIEWER_HEATMAP
+from mcmiad_monai.inference.prediction import DICOM
 from mcmiad_monai.inference.writers import PICTURE_FILES, VOLUME_FILES
 from mcmiad_monai.networks.detector import MCMIADDetector
 from mcmiad_monai.transforms.sizes import MAX_VOXELS, check_packed_header
@@ -24,6 +25,8 @@ from mcmiad_monai.version import __version__
 Case = Mapping[str, Any]
 #: Bytes of the files of a volume a voxel, packed, and of a picture a pixel.
 VOXEL_BYTES, PIXEL_BYTES = 1, 5
+#: Length of a DICOM element that ends by a mark.
+UNDEFINED_LENGTH = 0xFFFFFFFF
 #: Studies whose headers are read to know how much room all of them need.
 SAMPLE = 32
 
@@ -62,6 +65,8 @@ def finished_studies(
     *,
     pictures: bool = True,
     preview: bool = False,
+    nifti: bool = True,
+    dicom: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Studies whose results in a folder are those that would be computed, all files readable.
 
@@ -72,8 +77,10 @@ def finished_studies(
         The cohort's folder.
     settings : mapping
         See `made_with`.
-    pictures, preview : bool
+    pictures, preview, nifti : bool
         Which files belong to a result; see `infer_cohort`.
+    dicom : mapping, optional
+        DICOM objects that belong to it: ``kinds``, and the other options of `Objects`.
 
     Returns
     -------
@@ -94,8 +101,13 @@ def finished_studies(
         organ = settings["region"] == "organ"
         if scores is None or scores.get("input") != study_digest(case, organ=organ):
             continue
-        files = [*_files_of(case, stem, pictures=pictures, preview=preview)]
-        if viewer := scores.get(VIEWER_HEATMAP):
+        files = [*_files_of(case, stem, pictures=pictures, preview=preview, nifti=nifti)]
+        if dicom is not None:
+            objects = _object_files(scores.get(DICOM), dicom)
+            if objects is None:
+                continue
+            files += [stem.parent / plain_name(name) for name in objects]
+        if nifti and (viewer := scores.get(VIEWER_HEATMAP)):
             files.append(stem.parent / str(viewer))
         if difference := _difference(scores, settings, case):
             others[name] = difference
@@ -140,11 +152,25 @@ def _short(value: Any) -> str:
     return f"{text[:12]}…" if len(text) == 64 else text
 
 
-def _files_of(case: Case, stem: Path, *, pictures: bool, preview: bool) -> Iterable[Path]:
-    """Files that belong to a result."""
+def _files_of(
+    case: Case, stem: Path, *, pictures: bool, preview: bool, nifti: bool
+) -> Iterable[Path]:
+    """Files that belong to a result, DICOM objects left out."""
     picture = pictures and _is_one_picture(Path(case["image"]).expanduser())
-    endings = [*(PICTURE_FILES if picture else VOLUME_FILES), *(["preview.png"] if preview else [])]
+    endings = [*(PICTURE_FILES if picture else VOLUME_FILES)] if nifti else []
+    endings += ["preview.png"] if preview else []
     return (Path(f"{stem}_{ending}") for ending in endings)
+
+
+def _object_files(made: Any, wanted: Mapping[str, Any]) -> list[str] | None:
+    """Files of a result's DICOM objects; None where it has not all that are wanted."""
+    files = made.get("files") if isinstance(made, Mapping) else None
+    form = {key: value for key, value in wanted.items() if key != "kinds"}
+    if not isinstance(files, Mapping) or {**made, **form} != made:
+        return None
+    if not set(wanted["kinds"]) <= set(files):
+        return None
+    return [str(name) for kind in wanted["kinds"] if (name := files[kind]) is not None]
 
 
 def _is_one_picture(path: Path) -> bool:
@@ -162,6 +188,8 @@ def _readable(path: Path) -> bool:
             with igzip.open(path) as file:
                 while file.read(1 << 20):
                     pass
+        elif path.suffix == ".dcm":
+            return _whole_dicom(path)
         else:
             with Image.open(path) as picture:
                 picture.load()
@@ -170,10 +198,27 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def room_needed(cases: Sequence[Case]) -> int:
-    """Bytes that the results of studies will take, roughly, from the headers of some of them."""
+def _whole_dicom(path: Path) -> bool:
+    """Whether the last element of a DICOM file is as long as it says; pydicom takes a short one."""
+    import pydicom
+
+    read = pydicom.dcmread(path)
+    last = read.get_item(max(read.keys()))
+    stated = getattr(last, "length", None)  # of sequences, a short one is an error by itself
+    return stated in (None, UNDEFINED_LENGTH) or len(last.value) == stated
+
+
+def room_needed(cases: Sequence[Case], *, dicom_bytes: float = 0) -> int:
+    """Bytes that the results of studies will take, roughly, from the headers of some of them.
+
+    Parameters
+    ----------
+    dicom_bytes : float
+        Of the DICOM objects of a study, a voxel.
+    """
     some = cases[:: max(1, math.ceil(len(cases) / SAMPLE))]
-    return len(cases) * sum(map(_result_bytes, some)) // max(1, len(some))
+    found = sum(map(_result_bytes, some)) * (1 + dicom_bytes / VOXEL_BYTES)
+    return int(len(cases) * found // max(1, len(some)))
 
 
 def _result_bytes(case: Case) -> int:

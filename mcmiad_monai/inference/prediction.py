@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from mcmiad_monai.inference.nearest import NearestNormal, Recall, same_place
-from mcmiad_monai.inference.writers import is_picture, write_study
+from mcmiad_monai.inference.writers import Write, is_picture, write_study
 from mcmiad_monai.modality import get_modality
 from mcmiad_monai.transforms import CanonicalOrientation
 from mcmiad_monai.transforms.metadata import PICTURE
 
+#: Key of a study's scores: which DICOM objects were asked for, and their files.
+DICOM = "dicom"
 #: Slices in a preview.
 PREVIEW_SLICES = 4
 
@@ -43,6 +45,7 @@ class Prediction:
     scores: dict[str, Any]
     image: MetaTensor
     _recall: Recall | None = field(default=None, compare=False)
+    _objects: Mapping[str, Write | None] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         score = None if self.score is None else f"{self.score:.4g}"
@@ -130,7 +133,27 @@ class Prediction:
             "looked at. Choose one where the heatmap is above 0, or leave it out for the hottest."
         )
 
-    def save(self, out: str | Path, *, pictures: bool = True) -> Path:
+    def with_objects(
+        self, writes: Mapping[str, Write | None], form: Mapping[str, bool] | None = None
+    ) -> Prediction:
+        """The same with DICOM objects, which `save` writes beside its other files.
+
+        Parameters
+        ----------
+        writes : mapping
+            Kind of an object, such as ``"seg"`` → what writes its file, None where there is none;
+            as `mcmiad_monai.dicom.objects.object_writes` gives them.
+        form : mapping, optional
+            Options of the objects; the scores keep them with the names of the files.
+        """
+        files = {
+            kind: None if write is None else f"{self.name}_{kind}.dcm"
+            for kind, write in writes.items()
+        }
+        scores = {**self.scores, DICOM: {**(form or {}), "files": files}}
+        return replace(self, scores=scores, _objects=dict(writes))
+
+    def save(self, out: str | Path, *, pictures: bool = True, nifti: bool = True) -> Path:
         """Write heatmap, mask and scores into ``out/<name>/``, each file whole or not at all.
 
         Parameters
@@ -139,6 +162,8 @@ class Prediction:
             Folder of the cohort.
         pictures : bool
             A study that was a picture comes back as pictures; False writes NIfTI for it too.
+        nifti : bool
+            Write heatmap and mask; False leaves the scores, and the objects of `with_objects`.
 
         Returns
         -------
@@ -155,9 +180,19 @@ class Prediction:
         if scores.get("input") is None:  # an image that was in memory
             values = np.ascontiguousarray(self.image.numpy())
             scores = {**scores, "input": sha256(values.data).hexdigest()}
-        return write_study(Path(out), scores, self.heatmap, self.mask, image)
+        more = {f"{kind}.dcm": write for kind, write in self._objects.items()}
+        return write_study(
+            Path(out), scores, self.heatmap, self.mask, image, nifti=nifti, more=more
+        )
 
-    def preview(self, path: str | Path, *, count: int = PREVIEW_SLICES) -> Path:
+    def preview(
+        self,
+        path: str | Path,
+        *,
+        count: int = PREVIEW_SLICES,
+        title: str | None = None,
+        heading: str | None = None,
+    ) -> Path:
         """Draw the hottest slices, with and without heat, as a PNG.
 
         Parameters
@@ -166,6 +201,10 @@ class Prediction:
             File to write.
         count : int
             Slices to show.
+        title : str, optional
+            Beside each slice, by default the name of the study.
+        heading : str, optional
+            Above all.
         """
         from mcmiad_monai.inference.montage import MontageRow, montage, pick_slices
 
@@ -177,7 +216,7 @@ class Prediction:
                 image=self.image.numpy()[0],
                 heatmap=heat,
                 index=index,
-                title=self.name,
+                title=self.name if title is None else title,
                 threshold=1.0,  # heatmaps are in units of the calibrated threshold
                 zooms=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
                 axis=kind.slice_axis,
@@ -185,4 +224,4 @@ class Prediction:
             )
             for index in pick_slices(heat, count, axis=kind.slice_axis)
         ]
-        return montage(rows, path)
+        return montage(rows, path, title=heading)

@@ -28,6 +28,8 @@ GZIP_LEVEL = 1
 #: Endings of the files of a volume and of a picture, beside ``scores.json``.
 VOLUME_FILES = ("heatmap.nii.gz", "mask.nii.gz")
 PICTURE_FILES = ("heatmap.tiff", "mask.png", "overlay.png")
+#: Of the DICOM objects that there may be beside them.
+DICOM_FILES = ("seg.dcm", "pmap.dcm", "sr.dcm", "sc.dcm")
 #: Writes a file of which it is given the path.
 Write = Callable[[Path], Any]
 
@@ -72,9 +74,18 @@ def _write_gzip(image: nib.Nifti1Image, path: Path) -> None:
 
 
 def write_study(
-    out: Path, scores: Mapping[str, Any], heatmap: MetaTensor, mask: Tensor, image: Tensor | None
+    out: Path,
+    scores: Mapping[str, Any],
+    heatmap: MetaTensor,
+    mask: Tensor,
+    image: Tensor | None,
+    *,
+    nifti: bool = True,
+    more: Mapping[str, Write | None] | None = None,
 ) -> Path:
     """Write the files of one study into a folder of its name below `out`.
+
+    Files of an earlier result of the study that this one does not have are removed.
 
     Parameters
     ----------
@@ -85,6 +96,10 @@ def write_study(
         On the study's grid.
     image : (1, W, H, 1) tensor, of colours (3, W, H, 1), or None
         Of a study that was a picture, which then comes back as pictures.
+    nifti : bool
+        Write heatmap and mask; otherwise the scores and what is under `more` alone.
+    more : mapping, optional
+        Ending of a file, such as ``"seg.dcm"`` → what writes it, None for no such file.
 
     Raises
     ------
@@ -106,7 +121,12 @@ def write_study(
     path = folder / f"{name}_scores.json"
     with only_writer(folder):
         _check_same_input(path, scores.get("input"))
-        writes = _image_writes(folder / name, heatmap, mask, image, scores.get(VIEWER_HEATMAP))
+        others = (*VOLUME_FILES, *DICOM_FILES)
+        writes: dict[Path, Write | None] = {folder / f"{name}_{end}": None for end in others}
+        if nifti:
+            viewer = scores.get(VIEWER_HEATMAP)
+            writes |= _image_writes(folder / name, heatmap, mask, image, viewer)
+        writes |= {folder / f"{name}_{end}": write for end, write in (more or {}).items()}
         text = json.dumps(scores, indent=1)
         replace_together({**writes, path: lambda file: file.write_text(text, "utf-8")})
     return folder

@@ -12,10 +12,11 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device, strtobool
 
+from mcmiad_monai.inference.bands import BAND_LIMITS, LABELS
 from mcmiad_monai.inference.prediction import Prediction
 from mcmiad_monai.modality import MODALITIES
 from mcmiad_monai.monailabel.bundles import ModelError, ServedBundle, StudyError
-from mcmiad_monai.monailabel.render import BAND_LIMITS, LABELS, label_names, render, write_volume
+from mcmiad_monai.monailabel.render import label_names, render, write_volume
 from mcmiad_monai.monailabel.requests import (
     OUTPUT_KINDS,
     RequestError,

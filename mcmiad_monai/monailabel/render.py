@@ -16,13 +16,9 @@ import SimpleITK as sitk  # noqa: N813 (the name in its manual)
 from numpy.typing import NDArray
 
 from mcmiad_monai.files.writing import replace_atomically
+from mcmiad_monai.inference.bands import LABELS, labels_of
 from mcmiad_monai.inference.placement import placed_image
 from mcmiad_monai.monailabel.requests import OutputKind
-
-#: Labels of mask and bands, by value. A mask has the first only.
-LABELS = {1: "anomaly", 2: "anomaly: moderate", 3: "anomaly: severe"}
-#: Lower limits of the bands in multiples of the mask's threshold, doubling from band to band.
-BAND_LIMITS = (1.0, 2.0, 4.0)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -45,11 +41,7 @@ def render(
     """
     if kind == "heatmap":
         return heatmap
-    limits = BAND_LIMITS if kind == "bands" else BAND_LIMITS[:1]
-    levels = np.zeros(heatmap.shape, dtype=dtype)
-    for limit in limits:
-        levels += (heatmap > limit * threshold).astype(dtype)
-    return levels
+    return labels_of(heatmap, threshold=threshold, bands=kind == "bands", dtype=dtype)
 
 
 def label_names(volume: NDArray[Any], kind: OutputKind) -> dict[str, int]:

@@ -27,12 +27,15 @@ ORGAN_WORDS = frozenset({"organ", "liver"})
 RESULT_ENDINGS = (
     *("_heatmap.nii.gz", "_mask.nii.gz", "_heatmap.tiff"),
     *("_mask.png", "_overlay.png", "_preview.png", "_scores.json"),
+    *("_seg.dcm", "_pmap.dcm", "_sr.dcm", "_sc.dcm"),
 )
 
 #: Longest name in bytes: 255, less the endings and the mark of a file that is being written.
 NAME_BYTES = 230
 # Names of a cohort's own files, which no study's folder may take.
-RESERVED_NAMES = frozenset({"scores.json", "scores.csv", "metrics.json", "studies.csv"})
+RESERVED_NAMES = frozenset(
+    {"scores.json", "scores.csv", "metrics.json", "studies.csv", "sent.jsonl"}
+)
 
 
 class CaseError(ValueError):
@@ -130,8 +133,8 @@ def is_result(path: Path) -> bool:
 
 
 def is_dicom_series(folder: Path, at_least: int = 1) -> bool:
-    """Whether a folder directly holds so many DICOM slices."""
-    slices = (path for path in visible(folder) if is_dicom(path))
+    """Whether a folder directly holds so many DICOM slices, beside results of ours."""
+    slices = (path for path in visible(folder) if is_dicom(path) and not is_result(path))
     return len(list(islice(slices, at_least))) == at_least
 
 
