@@ -51,7 +51,11 @@ def index_page(
     notes = list(cohort.notes)
     if pages or left_out:
         told = f"{len(pages)} studies have a page of their own"
-        told += f"; {left_out} more have results, and none was made of them (--studies)" if left_out else ""
+        told += (
+            f"; {left_out} more have results, and none was made of them (--studies)"
+            if left_out
+            else ""
+        )
         notes.append(f"{told}.")
     warned = Counter(warning for row in rows for warning in row.warnings)
     body = fill(

@@ -206,7 +206,9 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
     if revision := inferred.get("git_revision"):
         facts["Source revision"] = str(revision)
     software = inferred.get("software") or {}
-    shown = [f"{name} {software[name]}" for name in ("python", "torch", "monai") if name in software]
+    shown = [
+        f"{name} {software[name]}" for name in ("python", "torch", "monai") if name in software
+    ]
     return facts | ({"Software": ", ".join(shown)} if shown else {})
 
 

@@ -96,7 +96,9 @@ def write_report(
     if key is not None and not pseudonymise:
         raise ReportError("a key is written for pseudonyms only: add --pseudonymise.")
     if index.exists() and not is_ours(index):
-        raise ReportError(f"{index} is no report of mcmiad; it is kept. Name another folder (--out).")
+        raise ReportError(
+            f"{index} is no report of mcmiad; it is kept. Name another folder (--out)."
+        )
     names = shown_names(rows, pseudonymise=pseudonymise)
     able = [k for k, row in enumerate(rows) if row.folder is not None]
     chosen = able[:studies]
@@ -121,9 +123,7 @@ def write_report(
     remove_pages(folder / STUDIES, keep={f"{names[k]}.html" for k in pages})
     if key is not None:
         write_key(key, rows, names)
-    content = index_page(
-        cohort, names, pages, left_out=report.left_out, pseudonymised=pseudonymise
-    )
+    content = index_page(cohort, names, pages, left_out=report.left_out, pseudonymised=pseudonymise)
     write_text(index, content)
     return report
 

@@ -144,9 +144,7 @@ class Browser:
             f"return [b.x + {at[0]} * b.width, b.y + {at[1]} * b.height]; }})()"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def overflows(self) -> list[str]:
         """Elements that reach beyond the right edge of the window, or the page that scrolls there."""
