@@ -15,7 +15,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcmiad_monai.cli import bmad, console, prompts, report, reproduce, robustness, studies, training
+from mcmiad_monai.cli import (
+    bmad,
+    console,
+    prompts,
+    report,
+    reproduce,
+    results,
+    robustness,
+    studies,
+    training,
+)
 from mcmiad_monai.cli.options import add_verbosity
 from mcmiad_monai.errors import escaped
 from mcmiad_monai.runtime.interrupts import Terminated, raised, received
@@ -72,7 +82,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_verbosity(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (studies, report, training, prompts, bmad, reproduce, robustness):
+    for group in (studies, results, report, training, prompts, bmad, reproduce, robustness):
         group.add_commands(commands)
     return parser
 

@@ -19,9 +19,7 @@ def add_commands(commands: Commands) -> None:
         commands, "report", _report, "write pages to open in a browser: a cohort and its studies"
     )
     report.add_argument("folder", type=Path, help="folder that mcmiad infer or screen wrote")
-    report.add_argument(
-        "--out", type=Path, help="folder of the report (default: the folder itself)"
-    )
+    report.add_argument("--out", type=Path, help="folder of the report (default: the same)")
     report.add_argument(
         "--source",
         type=Path,

@@ -18,7 +18,7 @@ def findings_table(row: Row, scores: Mapping[str, Any]) -> Html:
         ("Verdict", verdict_of(row)),
         ("Score", figure(row.score)),
         ("Threshold", figure(row.threshold)),
-        ("Slices above", f"{row.slices_above} of {row.slices} looked at"),
+        ("Slices", f"{len(scores['slices'])} looked at{_above(scores)}"),
     ]
     if row.anomaly_ml is not None:
         entries.append(("Anomalous volume", f"{figure(row.anomaly_ml)} ml"))
@@ -35,6 +35,12 @@ def findings_table(row: Row, scores: Mapping[str, Any]) -> Html:
     if kind is not None:
         entries.append(("Modality", kind.title))
     return terms(entries)
+
+
+def _above(scores: Mapping[str, Any]) -> str:
+    """How many slices are above their threshold, where there is one."""
+    verdicts = [entry["anomalous"] for entry in scores["slices"]]
+    return "" if None in verdicts else f", {sum(verdicts)} above their threshold"
 
 
 def provenance(row: Row, scores: Mapping[str, Any]) -> Html:
@@ -54,7 +60,7 @@ def terms(entries: list[tuple[str, str]]) -> Html:
 def notices(row: Row, missing: str, data: Mapping[str, Any]) -> Html:
     """What has to be known before the images are looked at."""
     told = [("warn", warning_text(warning)) for warning in row.warnings]
-    if row.status != "done":
+    if row.error:
         told.append(("warn", "A later run of this study failed; this is its earlier result."))
     if missing:
         told.append(("note", f"{missing} The heat is shown alone."))

@@ -37,6 +37,8 @@ class Images:
         Of the cohort; an image path of its own is used where no source has the study.
     image_name : str, optional
         Word in the names of the images, where a study has several.
+    organs : mapping, optional
+        Case → mask of the organ that was looked at, where no source has the study.
 
     Raises
     ------
@@ -45,9 +47,14 @@ class Images:
     """
 
     def __init__(
-        self, sources: Sequence[Path], rows: Sequence[Row], *, image_name: str | None = None
+        self,
+        sources: Sequence[Path],
+        rows: Sequence[Row],
+        *,
+        image_name: str | None = None,
+        organs: Mapping[str, str] | None = None,
     ) -> None:
-        self.named = bool(sources)
+        self.named, self._organs = bool(sources), organs or {}
         self._cases: dict[str, Mapping[str, Any]] = {}
         if sources:
             kinds = {row.modality for row in rows if row.modality}
@@ -70,7 +77,9 @@ class Images:
 
         The files are read and compared with the digest that the result has of its input.
         """
-        case = self._cases.get(row.case) or ({"image": row.image} if row.image else None)
+        case = self._cases.get(row.case)
+        if case is None and row.image and "://" not in row.image:
+            case = {"image": row.image, "organ": self._organs.get(row.case)}
         if case is None:
             return None, NOT_FOUND if self.named else NOT_NAMED
         made = scores.get("made_with") or {}

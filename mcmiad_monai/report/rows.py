@@ -1,20 +1,24 @@
-"""What a report tells of a cohort: one row a study, from the folder that `infer` or `screen` made."""
+"""What a report tells of a cohort: one row a study, from what `infer` or `screen` left."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.cohort.results import open_results
 from mcmiad_monai.data.cases.names import plain_name
 
-#: Kinds of errors by which a study itself is refused; of any other kind, its analysis failed.
-REFUSALS = (
-    *("VolumeError", "CaseError", "MissingSplitError", "StudyExistsError"),
-    *("WeightsError", "OverlayError", "ValueError"),
-)
+#: Files that a command leaves in the folder of a cohort: `infer`, and `screen`.
+INFERRED, SCREENED_MODEL, PLAN = "scores.json", "model.json", "plan.jsonl"
+#: What is asked of the table of results, in the order of the fields of `Row`.
+QUERY = """
+SELECT "case", status, score, threshold, verdict, warnings, anomaly_ml, hottest, slices,
+       slices_above, error, modality, image, input, folder
+FROM results ORDER BY score DESC NULLS LAST, number
+"""
 
 
 class ReportError(ValueError):
@@ -76,7 +80,8 @@ class Row:
             return self.status
         if self.verdict == "anomalous":
             return "above"
-        return "below" if self.verdict == "normal" and not self.warnings else "look"
+        trusted = self.verdict == "normal" and not self.warnings and not self.error
+        return "below" if trusted else "look"
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,15 @@ class Cohort:
         What is known of model and run, for people.
     notes : list of str
         What a reader has to know before anything else.
+    organs : mapping
+        Case → path of the mask of the organ that was looked at.
     """
 
     rows: list[Row]
     calibration: Mapping[str, Any]
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    organs: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_cohort(folder: str | Path) -> Cohort:
@@ -106,110 +114,79 @@ def read_cohort(folder: str | Path) -> Cohort:
 
     Raises
     ------
-    ReportError
+    CohortError
         If there is neither.
     """
     root = Path(folder)
-    path = root / "scores.json"
-    if not path.is_file():
-        raise ReportError(
-            f"{root} has no scores.json; a folder is needed that mcmiad infer wrote (--out)."
-        )
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        rows = sorted(_rows_of_inference(root, report), key=_rank)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReportError(
-            f"{path} is no report of studies ({type(error).__name__}: {error}); write it anew with "
-            "mcmiad infer."
-        ) from error
-    notes = []
-    if models := report.get("earlier_models"):
-        others = sum(len(model["studies"]) for model in models)
-        notes.append(
+    rows = list(read_rows(root))
+    report, model = _json(root / INFERRED), _json(root / SCREENED_MODEL)
+    made = model.get("made_with") or next(
+        (one["made_with"] for one in report.get("scores", ()) if one.get("made_with")), {}
+    )
+    stored = model.get("calibration") or report.get("calibration") or {}
+    facts = settings_of(made) | _software(report.get("inferred_with") or {})
+    organs = _organs(root / PLAN) if made.get("region") == "organ" else {}
+    return Cohort(rows, stored, facts, _notes(report), organs)
+
+
+def read_rows(root: Path) -> Iterator[Row]:
+    """The studies of a cohort, most anomalous first, those without a score last."""
+    with open_results(root) as connection:
+        found = connection.execute(QUERY)
+        while some := found.fetchmany(10_000):
+            for case, status, *values, folder in some:
+                row = Row(case, status, *values)
+                limited = row.threshold is not None or bool(row.slices_above)
+                yield replace(
+                    row,
+                    verdict=row.verdict or "none",
+                    warnings=tuple((values[3] or "").split()),
+                    slices_above=row.slices_above if limited else None,
+                    error=row.error or "",
+                    folder=_folder(root, case, folder),
+                )
+
+
+def _folder(root: Path, case: str, folder: str | None) -> Path | None:
+    """Where a study's files are; a name that is no name of a folder has none."""
+    if folder is None or folder != case or plain_name(case) != case:
+        return None
+    return root / case if (root / case / f"{case}_scores.json").is_file() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Content of a file that is not there of every cohort."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _organs(plan: Path) -> dict[str, str]:
+    """Masks of the organs that were looked at, of a cohort that has a plan."""
+    if not plan.is_file():
+        return {}
+    with plan.open(encoding="utf-8") as file:
+        studies = map(json.loads, file)
+        return {study["case"]: study["organ"] for study in studies if study.get("organ")}
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    others = sum(len(model["studies"]) for model in report.get("earlier_models") or ())
+    return (
+        [
             f"{others} studies were scored by another model: their scores cannot be compared with "
             "those of the others, and the held-out normals shown are not theirs."
-        )
-    return Cohort(rows, report.get("calibration") or {}, _facts(report), notes)
-
-
-def _rank(row: Row) -> tuple[bool, float, str]:
-    return (row.score is None, -(row.score or 0.0), row.case)
-
-
-def _rows_of_inference(root: Path, report: Mapping[str, Any]) -> Iterator[Row]:
-    failed = dict(report.get("failed") or {})
-    scored = set()
-    for scores in report["scores"]:
-        case = str(scores["case"])
-        scored.add(case)
-        row = row_of_scores(scores, _folder(root, case))
-        if reason := failed.get(case):
-            yield Row(
-                case,
-                _status(reason),
-                score=row.score,
-                error=f"{reason} (the result shown is of an earlier run)",
-                modality=row.modality,
-                input=row.input,
-                folder=row.folder,
-            )
-        else:
-            yield row
-    for case, reason in failed.items():
-        if case not in scored:
-            yield Row(str(case), _status(reason), error=str(reason))
-    for case in report.get("not_done") or ():
-        if case not in scored and case not in failed:
-            yield Row(str(case), "pending")
-
-
-def row_of_scores(scores: Mapping[str, Any], folder: Path | None) -> Row:
-    """The row of a study from its ``<case>_scores.json``."""
-    verdicts = {True: "anomalous", False: "normal", None: "none"}
-    slices = scores["slices"]
-    return Row(
-        case=str(scores["case"]),
-        status="done",
-        score=scores["volume_score"],
-        threshold=scores["volume_threshold"],
-        verdict=verdicts[scores["anomalous"]],
-        warnings=tuple(scores.get("warnings") or ()),
-        anomaly_ml=scores.get("anomaly_ml"),
-        hottest=scores.get("hottest"),
-        slices=scores["slices_scored"],
-        slices_above=sum(entry["anomalous"] is True for entry in slices),
-        modality=scores.get("modality"),
-        input=scores.get("input"),
-        folder=folder,
+        ]
+        if others
+        else []
     )
 
 
-def _status(reason: str) -> str:
-    return "refused" if reason.partition(":")[0] in REFUSALS else "failed"
-
-
-def _folder(root: Path, case: str) -> Path | None:
-    """Where a study's files are; a name that is no name of a folder has none."""
-    if plain_name(case) != case:
-        return None
-    folder = root / case
-    return folder if (folder / f"{case}_scores.json").is_file() else None
-
-
-def _facts(report: Mapping[str, Any]) -> dict[str, str]:
-    """Of model and run, what names no person and no place on a disk."""
-    facts: dict[str, str] = {}
-    made = next((s["made_with"] for s in report["scores"] if s.get("made_with")), {})
-    facts |= settings_of(made)
-    inferred = report.get("inferred_with") or {}
-    if revision := inferred.get("git_revision"):
-        facts["Source revision"] = str(revision)
-    software = inferred.get("software") or {}
-    shown = [
-        f"{name} {software[name]}" for name in ("python", "torch", "monai") if name in software
-    ]
-    return facts | ({"Software": ", ".join(shown)} if shown else {})
+def _software(inferred: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of the software of a run."""
+    versions = inferred.get("software") or {}
+    names = [name for name in ("python", "torch", "monai") if name in versions]
+    facts = {"Software": ", ".join(f"{name} {versions[name]}" for name in names)} if names else {}
+    revision = inferred.get("git_revision")
+    return facts | ({"Source revision": str(revision)} if revision else {})
 
 
 def settings_of(made_with: Mapping[str, Any] | None) -> dict[str, str]:

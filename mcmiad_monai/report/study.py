@@ -157,7 +157,8 @@ def _volume(
         "limit": next((s["slice_threshold"] for s in scores["slices"]), None),
         "hottest": _hottest(shown, scores, size),
     }
-    chosen = pick_slices(np.maximum(shown.heat, 0), MONTAGE_SLICES, axis=axis)
+    hot = np.maximum(shown.heat - 1, 0) if shown.heat.max(initial=0) > 1 else shown.heat
+    chosen = pick_slices(np.maximum(hot, 0), MONTAGE_SLICES, axis=axis)
     by_heat = max(chosen, key=lambda k: float(np.take(shown.heat, k, axis=axis).max()))
     body = around_body(shown, axis)
     small = slice_picture(body, axis, by_heat, end, side=THUMBNAIL_SIDE)

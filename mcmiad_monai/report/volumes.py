@@ -1,4 +1,4 @@
-"""A study as its page shows it: image and heat on one grid in RAS order, small and without names."""
+"""A study as its page shows it: image and heat on one grid in RAS order, without names."""
 
 from __future__ import annotations
 

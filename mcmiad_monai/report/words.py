@@ -93,4 +93,6 @@ def figure(value: float | None, digits: int = 3) -> str:
 def place(mm: list[float]) -> str:
     """A place in RAS millimetres, each axis by the side on which it lies."""
     sides = ("RL", "AP", "SI")
-    return ", ".join(f"{pair[value < 0]} {abs(value):.1f}" for value, pair in zip(mm, sides))
+    return ", ".join(
+        f"{pair[value < 0]} {abs(value):.1f}" for value, pair in zip(mm, sides, strict=True)
+    )

@@ -103,7 +103,7 @@ def write_report(
     able = [k for k, row in enumerate(rows) if row.folder is not None]
     chosen = able[:studies]
     report = Report(index, len(rows), left_out=len(able) - len(chosen))
-    images = Images(sources if chosen else (), rows, image_name=image_name)
+    images = Images(sources if chosen else (), rows, image_name=image_name, organs=cohort.organs)
     pages: dict[int, tuple[str, str]] = {}
     for number, k in enumerate(tqdm(chosen, desc="pages", unit=" pages", disable=not progress)):
         beside = [

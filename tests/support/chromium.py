@@ -1,6 +1,6 @@
 """A headless Chromium that opens a page as a file, and tells what happened in it.
 
-Speaks the DevTools protocol over its own socket: Debian's browser and `websockets` are all it needs.
+Speaks the DevTools protocol over its own socket: a browser and `websockets` are all it needs.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def overflows(self) -> list[str]:
-        """Elements that reach beyond the right edge of the window, or the page that scrolls there."""
+        """What reaches beyond the right edge of the window: the page itself, elements by class."""
         return list(
             self.ask(
                 "(() => { const wide = document.scrollingElement.scrollWidth > innerWidth;"

@@ -19,6 +19,7 @@
     scrollRequiresFocus: true,
     sliceType: niivue.SLICE_TYPE.AXIAL,
     show3Dcrosshair: true,
+    showAllOrientationMarkers: true,
     tileMargin: 4,
   });
   study.viewer = nv; // what tests ask
