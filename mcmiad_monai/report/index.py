@@ -50,13 +50,8 @@ def index_page(
     data["histograms"] = histograms(rows, cohort.calibration)
     notes = list(cohort.notes)
     if pages or left_out:
-        told = f"{len(pages)} studies have a page of their own"
-        told += (
-            f"; {left_out} more have results, and none was made of them (--studies)"
-            if left_out
-            else ""
-        )
-        notes.append(f"{told}.")
+        more = f"; {left_out} more have files and no page (--studies)" if left_out else ""
+        notes.append(f"{len(pages)} studies have a page of their own{more}.")
     warned = Counter(warning for row in rows for warning in row.warnings)
     body = fill(
         resource("pages/index.html"),

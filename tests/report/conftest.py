@@ -30,7 +30,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("made")
     source, out = root / "source", root / "results"
     scores = []
-    heights = {"tumour": 6.0, HOSTILE: 4.0, RIGHT_TO_LEFT: 3.0, LONG: 2.5, "healthy": 0.2}
+    heights = {"tumour": 6.0, HOSTILE: 4.0, RIGHT_TO_LEFT: 3.0, LONG: 2.5, "quiet": 0.2}
     for seed, (case, height) in enumerate(heights.items()):
         image = write_image(source / f"{case}.nii.gz", oblique_affine(), seed=seed)
         scores.append(write_result(out, case, image, height=height))

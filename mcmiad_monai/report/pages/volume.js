@@ -97,8 +97,8 @@
       goToPlace(position);
     };
     study.update();
-    nv.setSliceType(niivue.SLICE_TYPE.MULTIPLANAR); // once all is there: a 3-D view takes long to draw
     goToPlace(data.hottest ?? [0.5, 0.5, 0.5]);
+    nv.setSliceType(niivue.SLICE_TYPE.MULTIPLANAR); // last: without a GPU, 3-D takes long to draw
     byId("to-hottest").addEventListener("click", () => goToPlace(data.hottest ?? [0.5, 0.5, 0.5]));
     const views = document.querySelectorAll("[data-view]");
     for (const button of views) {
