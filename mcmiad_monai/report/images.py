@@ -63,7 +63,7 @@ class Images:
                 try:
                     found = find_studies(
                         sources,
-                        split,  # type: ignore[arg-type]
+                        split,
                         modality=modality,
                         image_name=image_name,
                     )

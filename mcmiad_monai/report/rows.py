@@ -120,7 +120,7 @@ def read_cohort(folder: str | Path) -> Cohort:
     root = Path(folder)
     rows = list(read_rows(root))
     report, model = _json(root / INFERRED), _json(root / SCREENED_MODEL)
-    made = model.get("made_with") or next(
+    made: Mapping[str, Any] = model.get("made_with") or next(
         (one["made_with"] for one in report.get("scores", ()) if one.get("made_with")), {}
     )
     stored = model.get("calibration") or report.get("calibration") or {}

@@ -51,7 +51,8 @@ class Shown:
 
     def voxel(self, place: Array) -> NDArray[np.float64]:
         """A place (3,) in millimetres as indices of these arrays, with fractions."""
-        return np.linalg.solve(self.affine[:3, :3], np.asarray(place) - self.affine[:3, 3])
+        offset = np.asarray(place, np.float64) - self.affine[:3, 3]
+        return np.asarray(np.linalg.solve(self.affine[:3, :3], offset), np.float64)
 
 
 def load_shown(
