@@ -34,7 +34,7 @@
     { key: "ml", title: "Volume, ml", type: "number", value: (k) => data.ml[k], text: (k) => figure(data.ml[k]) },
     { key: "hottest", title: "Hottest", type: "number", value: (k) => data.hottest[k], text: (k) => figure(data.hottest[k]) },
     { key: "above", title: "Slices", type: "number", value: (k) => data.above[k],
-      text: (k) => (data.slices[k] === null ? "–" : `${data.above[k]} / ${data.slices[k]}`) },
+      text: (k) => (data.slices[k] === null ? "–" : `${data.above[k] ?? "–"} / ${data.slices[k]}`) },
     { key: "note", title: "Warnings and reasons", type: "note", value: (k) => note(k) || null },
   ];
 
