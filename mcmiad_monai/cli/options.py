@@ -173,6 +173,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0.")
+    return int(text)
+
+
 def numbers(text: str) -> list[int]:
     """``1,2,3`` as a list."""
     try:

@@ -21,6 +21,7 @@ from mcmiad_monai.cli import (
     console,
     dicom,
     prompts,
+    report,
     reproduce,
     results,
     robustness,
@@ -85,7 +86,18 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add_verbosity(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (studies, cohort, results, dicom, training, prompts, bmad, reproduce, robustness):
+    for group in (
+        studies,
+        cohort,
+        results,
+        report,
+        dicom,
+        training,
+        prompts,
+        bmad,
+        reproduce,
+        robustness,
+    ):
         group.add_commands(commands)
     return parser
 
