@@ -140,7 +140,7 @@ def _cases(options: argparse.Namespace) -> int:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from mcmiad_monai.cohort.sources import Fetching
+    from mcmiad_monai.cohort.sources import on_disk
     from mcmiad_monai.files.room import prepare_output
     from mcmiad_monai.inference.cohort import infer_cohort
     from mcmiad_monai.inference.continuing import finished_studies, room_needed
@@ -164,12 +164,13 @@ def _infer(options: argparse.Namespace) -> int:
     voxel_bytes = objects.voxel_bytes if objects else 0
     prepare_output(options.out, room=room_needed(todo, dicom_bytes=voxel_bytes))
     report = infer_cohort(
-        Fetching(predictor),
+        predictor,
         cases,
         options.out,
         progress=settings["progress"],
         kept=kept,
         objects=objects,
+        at_hand=on_disk,
         **files,
     )
     if options.json:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mcmiad_monai.errors import escaped
@@ -119,8 +120,12 @@ def write_jobs(
         directives=directives,
     ) + COLLECT.format(command=shlex.join([*program, "--collect", "--out", str(folder.parent)]))
     for path, content in ((jobs.array, array), (jobs.collect, collect)):
-        replace_atomically(path, lambda partial, c=content: partial.write_bytes(os.fsencode(c)))
+        replace_atomically(path, partial(_write, content))
     return jobs
+
+
+def _write(content: str, path: Path) -> None:
+    path.write_bytes(os.fsencode(content))  # a path may be no UTF-8
 
 
 def submit(jobs: Jobs) -> tuple[str, str]:

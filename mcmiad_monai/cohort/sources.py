@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mcmiad_monai.data.cases.find import Split, drop_repeated, name_uniquely
 from mcmiad_monai.data.cases.lists import is_list, names_cases, read_list
@@ -20,10 +20,6 @@ from mcmiad_monai.data.cases.splits import find_studies
 from mcmiad_monai.files.formats import is_address
 from mcmiad_monai.files.leftovers import partial_path, remove_leftovers
 from mcmiad_monai.modality import BRAIN_MRI, Modality
-
-if TYPE_CHECKING:
-    from mcmiad_monai.inference.cohort import StudyPredictor
-    from mcmiad_monai.inference.prediction import Prediction
 
 #: What stands for a patient; see `hashed_patient`.
 PSEUDONYM = re.compile("[0-9a-f]{16}")
@@ -173,28 +169,6 @@ def on_disk(case: Mapping[str, Any], *, within: str | Path | None = None) -> Ite
         raise VolumeError(str(error).replace(str(folder), case["image"])) from error
     finally:
         shutil.rmtree(top, ignore_errors=True)
-
-
-class Fetching:
-    """A predictor of studies of which some are in archives: they are fetched where they are read.
-
-    Parameters
-    ----------
-    predictor : StudyPredictor
-        Reads and computes them.
-    """
-
-    def __init__(self, predictor: StudyPredictor) -> None:
-        self.predictor, self.detector = predictor, predictor.detector
-
-    def prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
-        """Read a study; its fetched files are gone afterwards."""
-        with on_disk(case) as here:
-            return self.predictor.prepare(here)
-
-    def predict(self, sample: Mapping[str, Any]) -> Prediction:
-        """Heatmap, mask and scores of a study that was read."""
-        return self.predictor.predict(sample)
 
 
 @cache

@@ -75,7 +75,7 @@ def database() -> Iterator[duckdb.DuckDBPyConnection]:
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="mcmiad-") as spill:
-        settings = {
+        settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY,
             "threads": min(THREADS, len(os.sched_getaffinity(0))),
             "temp_directory": spill,

@@ -13,7 +13,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mcmiad_monai.data.cases.names import CaseError, plain_name
 from mcmiad_monai.dicom.identity import Identity
-from mcmiad_monai.dicom.source import Source, SourceError, is_series, read_source
+from mcmiad_monai.dicom.source import Source, SourceError, is_series, no_names_told, read_source
+from mcmiad_monai.files.formats import is_address
 from mcmiad_monai.files.writing import replace_together
 from mcmiad_monai.inference.prediction import Prediction
 
@@ -80,7 +81,9 @@ class Objects:
         SourceError
             If none is DICOM.
         """
-        if cases and not any(is_series(case["image"]) for case in cases):
+        if cases and not any(
+            is_address(case["image"]) or is_series(case["image"]) for case in cases
+        ):
             raise SourceError(
                 f"none of {len(cases)} studies is DICOM, as {cases[0]['image']} is none, and DICOM "
                 "objects refer to a series. Leave seg, pmap, sr and sc out of --output, or analyse "
@@ -247,11 +250,12 @@ def _and(words: Sequence[str]) -> str:
 
 
 def _write(make: Callable[[], Any], identity: Identity, deflated: bool, path: Path) -> None:
-    made = make()
-    if "DimensionOrganizationSequence" in made:
-        uid = identity.uid(str(made.Modality), "dimensions")
-        for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
-            item.DimensionOrganizationUID = uid
-    if deflated:
-        made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    made.save_as(path, enforce_file_format=True)
+    with no_names_told():
+        made = make()
+        if "DimensionOrganizationSequence" in made:
+            uid = identity.uid(str(made.Modality), "dimensions")
+            for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+                item.DimensionOrganizationUID = uid
+        if deflated:
+            made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        made.save_as(path, enforce_file_format=True)

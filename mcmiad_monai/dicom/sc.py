@@ -41,7 +41,7 @@ def secondary_capture(
         transfer_syntax_uid=JPEGLSLossless if compact else ExplicitVRLittleEndian,
         **identity.instance("sc", "Anomaly montage"),
     )
-    made.PatientOrientation = None  # slices and a colour bar have no one orientation
+    made.PatientOrientation = []  # slices and a colour bar have no one orientation
     made.BurnedInAnnotation = "NO"
     header = source.headers[0]
     made.Laterality = header.get("Laterality") or header.get("ImageLaterality")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +129,18 @@ def read_source(path: str | Path) -> Source:
             "sc out of --output for this study, or analyse the series that it was converted from."
         )
     files = series_files(path) if path.is_dir() else [path]
-    headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
-    return _of_frames(path, headers) if has_frames(files[0]) else _of_slices(path, headers)
+    with no_names_told():
+        headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
+        return _of_frames(path, headers) if has_frames(files[0]) else _of_slices(path, headers)
+
+
+@contextmanager
+def no_names_told() -> Iterator[None]:
+    """Keep warnings of pydicom and highdicom off the screen, for they quote patients' names."""
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(highdicom|pydicom)\b")
+        yield
 
 
 def _of_slices(path: Path, headers: Sequence[Any]) -> Source:

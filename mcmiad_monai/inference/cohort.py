@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,6 +34,8 @@ Case = Mapping[str, Any]
 AddObjects = Callable[[Prediction], Prediction]
 #: Makes, of a case, what adds its objects; raises where there can be none.
 ObjectMaker = Callable[[Case], AddObjects]
+#: Brings the files of a case to this machine for a while.
+AtHand = Callable[[Case], AbstractContextManager[Case]]
 Prepared = TypeVar("Prepared")
 #: What a warning of a study means, for the screen.
 MEANING = {
@@ -222,6 +225,7 @@ def infer_cohort(
     progress: bool = True,
     kept: Mapping[str, dict[str, Any]] | None = None,
     objects: ObjectMaker | None = None,
+    at_hand: AtHand = nullcontext,
 ) -> CohortReport:
     """Heatmaps, masks and scores of many studies; one bad study never stops the others.
 
@@ -248,6 +252,9 @@ def infer_cohort(
     objects : callable, optional
         Of a case makes what adds DICOM objects to its prediction, before anything is computed: a
         case of which it cannot has failed. See `mcmiad_monai.dicom.objects.Objects`.
+    at_hand : callable
+        Makes, of a case, a context in which its files are on this machine, and which gives the case
+        as it is there.
 
     Returns
     -------
@@ -272,7 +279,7 @@ def infer_cohort(
     todo = [case for case in cases if case["case"] not in (kept or {})]
     bar = tqdm(total=len(todo), desc="studies", unit=" studies", disable=not progress)
     try:
-        for name, sample in read_ahead(partial(_prepare, predictor, objects), todo):
+        for name, sample in read_ahead(partial(_prepare, predictor, objects, at_hand), todo):
             try:
                 prepared, add = sample.result()
                 prediction = add(predictor.predict(prepared))
@@ -311,11 +318,12 @@ def read_ahead(
 
 
 def _prepare(
-    predictor: StudyPredictor, objects: ObjectMaker | None, case: Case
+    predictor: StudyPredictor, objects: ObjectMaker | None, at_hand: AtHand, case: Case
 ) -> tuple[dict[str, Any], AddObjects]:
     """A study that was read, and what is added to its prediction."""
-    add = _as_it_is if objects is None else objects(case)
-    return predictor.prepare(case), add
+    with at_hand(case) as here:
+        add = _as_it_is if objects is None else objects(here)
+        return predictor.prepare(here), add
 
 
 def _as_it_is(prediction: Prediction) -> Prediction:

@@ -83,11 +83,11 @@ def study_page(row: Row, images: Images, place: Place) -> StudyPage:
     picture = Path(f"{stem}_heatmap.tiff")
     if picture.is_file():
         data, thumbnail, montage = _picture(picture, image, scores)
-        stage, programs = resource("pages/picture.html"), ("pages/picture.js",)
+        stage, programs = resource("pages/picture.html"), ["pages/picture.js"]
     else:
         data, thumbnail, montage = _volume(stem, row, image, scores)
         stage = resource("pages/volume.html")
-        programs = (NIIVUE, "pages/volume.js")
+        programs = [NIIVUE, "pages/volume.js"]
     label, meaning = STATES[row.state]
     body = fill(
         resource("pages/study.html"),

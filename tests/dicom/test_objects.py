@@ -93,6 +93,19 @@ def test_names_in_other_scripts_are_copied(tmp_path: Path) -> None:
         assert str(pydicom.dcmread(path).PatientName) == name, kind
 
 
+def test_no_message_quotes_a_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """highdicom warns of names of one part, and quotes them."""
+    series = write_series(
+        tmp_path / "series", volume_of(), oblique_affine("LPS"), PatientName="Solitary"
+    )
+    write(heat_on(series), series)
+    captured = capfd.readouterr()
+    told = captured.out + captured.err + "".join(str(warning.message) for warning in recwarn)
+    assert "Solitary" not in told
+
+
 def test_a_series_without_a_patient_stays_without(tmp_path: Path) -> None:
     absent = dict.fromkeys(PATIENT)
     series = write_series(tmp_path / "series", volume_of(), oblique_affine("LPS"), **absent)
