@@ -165,7 +165,9 @@ def on_disk(case: Mapping[str, Any], *, within: str | Path | None = None) -> Ite
         folder.mkdir()
         fetch_series(case["image"], folder)
         yield {**case, "image": str(folder)}
-    except VolumeError as error:  # of the reader, which knows the folder only
+    except ValueError as error:  # of a reader, which knows the folder only
+        if str(folder) not in str(error):
+            raise
         raise VolumeError(str(error).replace(str(folder), case["image"])) from error
     finally:
         shutil.rmtree(top, ignore_errors=True)

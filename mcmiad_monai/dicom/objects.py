@@ -85,7 +85,7 @@ class Objects:
             is_address(case["image"]) or is_series(case["image"]) for case in cases
         ):
             raise SourceError(
-                f"none of {len(cases)} studies is DICOM, as {cases[0]['image']} is none, and DICOM "
+                f"none of {len(cases)} studies is DICOM, as {images[0]} is none, and DICOM "
                 "objects refer to a series. Leave seg, pmap, sr and sc out of --output, or analyse "
                 "the series that the studies were converted from."
             )
