@@ -81,9 +81,8 @@ class Objects:
         SourceError
             If none is DICOM.
         """
-        if cases and not any(
-            is_address(case["image"]) or is_series(case["image"]) for case in cases
-        ):
+        images = [case["image"] for case in cases]
+        if images and not any(is_address(image) or is_series(image) for image in images):
             raise SourceError(
                 f"none of {len(cases)} studies is DICOM, as {images[0]} is none, and DICOM "
                 "objects refer to a series. Leave seg, pmap, sr and sc out of --output, or analyse "
