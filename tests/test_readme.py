@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mcmiad_monai.cli.parser import main
+from mcmiad_monai.cli.parser import get_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +59,7 @@ def places(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "/data/test": str(cohort / "datalist.json"),
         "/data/new": str(folder / "new"),
         "heatmaps": str(folder / "heatmaps"),
+        "cohort": str(folder / "cohort"),
         "my_model": str(folder / "my_model"),
         "my_app": str(folder / "my_app"),
         "study.nii.gz": str(study),
@@ -115,11 +116,18 @@ def test_python_of_the_page_runs(
 
 
 def test_commands_of_the_page_run(places: dict[str, str]) -> None:
-    lines = {line[1]: placed(line, places)[1:] for line in commands("mcmiad")}
-    assert set(lines) == {"train", "infer", "evaluate", "label-app"}
-    for name in ("infer", "evaluate", "label-app"):
-        assert main(lines[name]) == 0
+    lines = [placed(line, places)[1:] for line in commands("mcmiad")]
+    archive = [line for line in lines if "--send" in line or line[0] == "watch"]
+    assert [line[0] for line in archive] == ["infer", "watch"]
+    for line in archive:  # there is none
+        get_parser().parse_args(line)
+    local = [line for line in lines if line not in archive]
+    names = ["train", "infer", "evaluate", "screen", "report", "label-app"]
+    assert [line[0] for line in local] == names
+    for line in local[1:]:
+        assert main(line) == 0
     assert len(heatmaps(places)) == 1
+    assert (Path(places["cohort"]) / "index.html").is_file()
     assert (Path(places["my_model"]) / "eval" / "metrics.json").is_file()
     assert (Path(places["my_app"]) / "model" / "my_model" / "models" / "model.pt").is_file()
     (server,) = commands("monailabel")
