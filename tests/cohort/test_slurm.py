@@ -84,7 +84,17 @@ def test_options_of_another_form_are_refused(tmp_path: Path, name: str, value: s
 
 
 #: Options that say how the cohort is run, and not what comes out.
-OF_ENGINE = {"engine", "workers", "shard", "address", "collect", "follow", "submit", "sbatch"}
+OF_ENGINE = {
+    "engine",
+    "workers",
+    "shard",
+    "address",
+    "collect",
+    "follow",
+    "submit",
+    "sbatch",
+    "again",
+}
 OF_SCREEN = {"json", "print_completion", "verbose", "quiet", "command", "run"}
 
 

@@ -144,7 +144,7 @@ def test_states_of_the_index(report: Path) -> None:
     assert state["tumour"] == "above"
     assert state["quiet"] == "below"
     assert state["odd"] == "look"
-    assert state["broken"] == "failed"
+    assert state["broken"] == "refused"
 
 
 @pytest.mark.parametrize(
