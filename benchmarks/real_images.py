@@ -186,7 +186,7 @@ def maps_of(
                     maps[-1].append(kept["maps"])
                     costs = costs or kept["costs"]
                     continue
-                fit, spent = fitted(lambda s=source, d=data, n=seed: s.fit(d["train"], n))
+                fit, spent = fitted(lambda s=source, d=data, n=seed: s.fit(d, n))
                 maps[-1].append({name: grid_maps(fit, data[name]) for name in PARTS})
                 if source.ours and source.name != BRIGHTNESS and len(maps) == 1:
                     fitted_ones.setdefault(source.name, []).append(fit)

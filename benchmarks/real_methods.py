@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Source:
-    """A map on the grid: `fit` takes the training features and a seed.
+    """A map on the grid: `fit` takes the features of a fold, part by part, and a seed.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class Source:
     """
 
     name: str
-    fit: Callable[[FeatureDataset, int], GridMap]
+    fit: Callable[[Mapping[str, FeatureDataset], int], GridMap]
     drawn: bool = False
     ours: bool = False
     extra: tuple[Steps, ...] = ()
@@ -137,11 +137,15 @@ def features_of(
     def dataset(cases: list[Case], **more: Any) -> FeatureDataset:
         return FeatureDataset(cases, encoder, **common, **more)
 
-    return {
-        "train": dataset(fold.train, only_normal=True),
+    method = method_of(options, inputs)
+    parts = {
+        "train": dataset(fold.train, only_normal=True, copies=method.copies),
         "validation": dataset(fold.validation),
         "test": dataset(fold.test),
     }
+    if method.patience is not None:  # the head's training ends by the normals of the validation
+        parts["held out"] = dataset(fold.validation, only_normal=True)
+    return parts
 
 
 def slices_of(options: argparse.Namespace, kind: RealSet, inputs: Inputs) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def peers() -> list[Source]:
     """A nearest neighbour and a Gaussian at each position, in both distances."""
     ideas = {"nearest neighbour": nearest_neighbour, "Gaussian at each position": position_gaussian}
     return [
-        Source(f"{idea}, {name}", lambda data, _, fit=fit, c=cosine: fit(data, cosine=c))
+        Source(f"{idea}, {name}", lambda parts, _, fit=fit, c=cosine: fit(parts["train"], cosine=c))
         for idea, fit in ideas.items()
         for name, cosine in DISTANCES.items()
     ]
@@ -187,7 +191,7 @@ def anomalib() -> list[Source]:
     return [
         Source(
             f"{idea}, {name}",
-            lambda data, seed, fit=fit, c=cosine: fit(data, seed, cosine=c),
+            lambda parts, seed, fit=fit, c=cosine: fit(parts["train"], seed, cosine=c),
             drawn=True,
             extra=(Steps(0.0, PEER_SIGMA),),
         )
@@ -206,7 +210,7 @@ def memories(size: int) -> list[Source]:
     return [
         Source(
             f"memory-{distance}",
-            lambda data, seed, d=distance: fit(data, seed, d),
+            lambda parts, seed, d=distance: fit(parts["train"], seed, d),
             drawn=True,
             ours=True,
         )
@@ -221,14 +225,18 @@ def heads(options: argparse.Namespace, inputs: Inputs) -> list[Source]:
     if method.score_terms != "cos":
         scores[f"head, its own score ({method.score_terms})"] = method.score_terms
 
-    def fit(data: FeatureDataset, seed: int, terms: str) -> GridMap:
+    def fit(parts: Mapping[str, FeatureDataset], seed: int, terms: str) -> GridMap:
+        data = parts["train"]
         prior = resolve_text_prior(method.text_prior, normal_prompts())
         kept = checkpoints_of(options, method, data, seed)
-        head, _ = fit_head(method, data, prior, seed=seed, checkpoints=kept)
+        head, steps = fit_head(
+            method, data, prior, seed=seed, validation=parts.get("held out"), checkpoints=kept
+        )
+        print(f"head, seed {seed}: {steps} steps", flush=True)
         return HeadMap(head, method.build_score(data.encoder, terms=terms))
 
     return [
-        Source(name, lambda data, seed, t=terms: fit(data, seed, t), drawn=True, ours=True)
+        Source(name, lambda parts, seed, t=terms: fit(parts, seed, t), drawn=True, ours=True)
         for name, terms in scores.items()
     ]
 

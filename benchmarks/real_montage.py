@@ -51,7 +51,7 @@ def fold_rows(
     method = method_of(options, row.inputs)
     data = features_of(options, kind, row.inputs, fold, method.build_encoder())
     seed = (options.seeds or [0])[0]
-    test, fit = data["test"], row.source.fit(data["train"], seed)
+    test, fit = data["test"], row.source.fit(data, seed)
     if fit is None:
         raise ValueError(f"{row.name} has no model to draw the heat of; name another --default")
     maps = grid_maps(fit, test)
