@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from nibabel import orientations
+from numpy.typing import NDArray
 from PIL import Image
 
 from mcmiad_monai.inference.montage import pick_slices
@@ -157,8 +158,7 @@ def _volume(
         "limit": next((s["slice_threshold"] for s in scores["slices"]), None),
         "hottest": _hottest(shown, scores, size),
     }
-    hot = np.maximum(shown.heat - 1, 0) if shown.heat.max(initial=0) > 1 else shown.heat
-    chosen = pick_slices(np.maximum(hot, 0), MONTAGE_SLICES, axis=axis)
+    chosen = hottest_slices(shown.heat, axis)
     by_heat = max(chosen, key=lambda k: float(np.take(shown.heat, k, axis=axis).max()))
     body = around_body(shown, axis)
     small = slice_picture(body, axis, by_heat, end, side=THUMBNAIL_SIDE)
@@ -196,6 +196,20 @@ def _slice_centre(shown: Shown, scores: Mapping[str, Any], index: float) -> Any:
     corner = shown.voxel(shown.source_affine[:3, 3])
     step = shown.voxel(shown.source_affine[:3, 3] + shown.source_affine[:3, scores["slice_axis"]])
     return corner + index * (step - corner)
+
+
+def hottest_slices(heat: NDArray[Any], axis: int) -> list[int]:
+    """Slices for the montage: first those with heat beyond the threshold, then those with any.
+
+    Slices that were not looked at, which have no heat, are left out; of a study without heat the
+    middle one is shown.
+    """
+    # so little of all heat that it decides only between slices without any beyond the threshold
+    weighed = np.maximum(heat - 1, 0) + 1e-6 * np.maximum(heat, 0)
+    chosen = pick_slices(weighed, MONTAGE_SLICES, axis=axis)
+    others = tuple(n for n in range(3) if n != axis)
+    looked_at = heat.max(axis=others) > 0
+    return [k for k in chosen if looked_at[k]] or pick_slices(weighed, 1, axis=axis)
 
 
 def _source_index(shown: Shown, scores: Mapping[str, Any], axis: int, k: int) -> int:
