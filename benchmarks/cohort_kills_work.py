@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mcmiad_monai.cohort import options
+from mcmiad_monai.cohort import opening
 
 #: Seconds that a study takes.
 SECONDS = 0.05
@@ -36,5 +36,5 @@ def open_stub(*_: object) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 if __name__ == "__main__":
     from mcmiad_monai.cli.parser import main
 
-    options.open_work = open_stub  # type: ignore[assignment]
+    opening.open_work = open_stub  # type: ignore[assignment]
     sys.exit(main())

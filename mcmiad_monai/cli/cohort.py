@@ -250,7 +250,7 @@ def _shard(options: argparse.Namespace) -> tuple[int, int]:
 
 def _workers(options: argparse.Namespace, work: WorkOptions) -> Workers:
     from mcmiad_monai.cohort.local import LocalWorkers, default_workers
-    from mcmiad_monai.cohort.options import open_work
+    from mcmiad_monai.cohort.opening import open_work
     from mcmiad_monai.cohort.shards import cores
 
     opening = partial(open_work, options.bundle.absolute(), options.out.absolute(), work)

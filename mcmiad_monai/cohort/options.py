@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from mcmiad_monai.cohort.work import Work
+from typing import Any, Literal
 
 Keep = Literal["all", "anomalous", "none"]
 #: Which studies keep their files.
@@ -36,10 +32,3 @@ class WorkOptions:
     pictures: bool = True
     device: str | None = None
     inference: Mapping[str, Any] = field(default_factory=dict)
-
-
-def open_work(bundle: Path, out: Path, options: WorkOptions) -> Work:
-    """Open the model, in a worker."""
-    from mcmiad_monai.cohort.work import Work
-
-    return Work(bundle, out, options)

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.dicom.answers import Answer
 from mcmiad_monai.dicom.credentials import AddressError
 from mcmiad_monai.dicom.refusals import may_pass, meaning
-from mcmiad_monai.dicom.send import Answer
 
 #: Variable of the environment with our own title, which many archives have to know; its default.
 AE_TITLE, OUR_TITLE = "MCMIAD_AE_TITLE", "MCMIAD"

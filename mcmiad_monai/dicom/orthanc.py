@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.dicom.answers import Answer
 from mcmiad_monai.dicom.credentials import checked_url, open_session
-from mcmiad_monai.dicom.send import Answer
 from mcmiad_monai.dicom.series import why_no_study
 from mcmiad_monai.files.room import room_for
 

@@ -10,11 +10,12 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from mcmiad_monai.dicom.answers import Sender
 from mcmiad_monai.errors import escaped
 from mcmiad_monai.files.reading import file_sha256
 
@@ -24,36 +25,6 @@ logger = logging.getLogger(__name__)
 LEDGER = "sent.jsonl"
 #: Tries of a file, and seconds before the second one; the pause doubles each time.
 ATTEMPTS, PAUSE = 4, 1.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an archive said to one file.
-
-    Attributes
-    ----------
-    stored : bool
-    told : str
-        The archive's warning, of a file that it stored; else the reason why not.
-    again : bool
-        Whether another try may help.
-    lost : bool
-        Whether the archive was not reached, or let nobody in: the file is not the reason.
-    """
-
-    stored: bool
-    told: str = ""
-    again: bool = False
-    lost: bool = False
-
-
-class Sender(Protocol):
-    """A way into one archive."""
-
-    target: str
-
-    def store(self, files: Sequence[Path]) -> Iterator[Answer]:
-        """Send DICOM files; an answer to each, in their order."""
 
 
 @dataclass

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcmiad_monai.dicom.answers import Answer
 from mcmiad_monai.dicom.credentials import checked_url, open_session
 from mcmiad_monai.dicom.refusals import may_pass, meaning
-from mcmiad_monai.dicom.send import Answer
 
 #: Seconds to connect, and to wait for an answer: archives write and index before they answer.
 TIMEOUTS = (10.0, 300.0)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mcmiad_monai.dicom.analyst import DONE, FAILED, Analyst, Outcome
+from mcmiad_monai.dicom.answers import Sender
 from mcmiad_monai.dicom.feed import LONGEST, PAUSE, Feed, Item
 from mcmiad_monai.dicom.orthanc import ArchivedSeries, Orthanc
 from mcmiad_monai.dicom.position import BEGUN, WRITTEN, Place, Position, Records, only_watcher
-from mcmiad_monai.dicom.send import LEDGER, Sender, SendLedger, send, sender_to
+from mcmiad_monai.dicom.send import LEDGER, SendLedger, send, sender_to
 from mcmiad_monai.dicom.series import shown
 from mcmiad_monai.dicom.status import Status, serve
 from mcmiad_monai.files.room import DiskFullError

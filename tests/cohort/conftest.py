@@ -10,7 +10,7 @@ import pytest
 from poisoned import open_poisoned
 from stressed import make_model
 
-from mcmiad_monai.cohort import options
+from mcmiad_monai.cohort import opening
 
 
 @pytest.fixture(scope="session")
@@ -41,4 +41,4 @@ def studies(cohort: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that do what the names of studies say; see `open_poisoned`."""
-    monkeypatch.setattr(options, "open_work", open_poisoned)
+    monkeypatch.setattr(opening, "open_work", open_poisoned)

@@ -23,9 +23,9 @@ from cli_errors import refused
 from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 from mcmiad_monai.cli.parser import main
+from mcmiad_monai.dicom.answers import Answer
 from mcmiad_monai.dicom.credentials import AddressError, open_session
 from mcmiad_monai.dicom.send import (
-    Answer,
     SendLedger,
     Sent,
     send,

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from mcmiad_monai.cohort import options
+from mcmiad_monai.cohort import opening
 from mcmiad_monai.cohort.ledger import Row, Study
 from mcmiad_monai.cohort.options import WorkOptions
 
@@ -39,5 +39,5 @@ def open_poisoned(bundle: Path, out: Path, chosen: WorkOptions) -> object:
 if __name__ == "__main__":
     from mcmiad_monai.cli.parser import main
 
-    options.open_work = open_poisoned  # type: ignore[assignment]
+    opening.open_work = open_poisoned  # type: ignore[assignment]
     sys.exit(main())
