@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,19 @@ def test_another_model_or_other_options_are_refused(
     half = ("--keep", "none", "--set", "mask_threshold=0.5")
     assert main(command(folder, model, out, *half)) == 2
     assert events(out) == before
+
+
+def test_what_failed_is_done_anew_when_that_is_asked_for(
+    model: Path, studies: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, out = studies("a", "refused"), tmp_path / "out"
+    assert main(command(folder, model, out)) == 1
+    shutil.copy(folder / "a.nii.gz", folder / "refused.nii.gz")  # it is mended
+    assert main(command(folder, model, out)) == 1
+    assert main(command(folder, model, out, "--again", "failed")) == 1
+    assert table(out)["refused"][0] == "refused"
+    assert main(command(folder, model, out, "--again", "refused")) == 0
+    assert table(out)["refused"][0] == "done"
 
 
 def test_shards_make_the_whole_and_collect_says_what_is_pending(
