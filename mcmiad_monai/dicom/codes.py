@@ -10,6 +10,8 @@ OWN = "99MCMIAD"
 
 ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
 NO_UNIT = CodedConcept("1", "UCUM", "no units")
+RATIO = CodedConcept("{ratio}", "UCUM", "ratio")
+SCORE = CodedConcept("{score}", "UCUM", "score")
 MILLILITRES = CodedConcept("ml", "UCUM", "milliliter")
 HEAT = CodedConcept("heat", OWN, "Anomaly score in units of its threshold")
 

@@ -85,6 +85,13 @@ class Source:
         frames[self.order] = volume.T
         return frames
 
+    def image_of(self, number: int) -> tuple[str, str, list[int] | None]:
+        """Class and UID of the instance of a slice, and its frame, counted from 1, if of many."""
+        single = len(self.headers) > 1 or "NumberOfFrames" not in self.headers[0]
+        header = self.headers[number if single else 0]
+        frame = None if single else [int(self.order[number]) + 1]
+        return header.SOPClassUID, header.SOPInstanceUID, frame
+
     def check_grid(self, heatmap: MetaTensor) -> None:
         """Refuse a heatmap (1, X, Y, Z) that does not lie on the slices.
 

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage
 
-from mcmiad_monai.dicom.codes import ABNORMAL, HEAT, MILLILITRES, NO_UNIT, own
+from mcmiad_monai.dicom.codes import ABNORMAL, HEAT, MILLILITRES, RATIO, SCORE, own
 from mcmiad_monai.dicom.identity import NAME, NOTE, Identity
 from mcmiad_monai.dicom.seg import Segments
 from mcmiad_monai.dicom.source import Source
@@ -26,6 +26,9 @@ PROCEDURES = {
 
 IMAGING = CodedConcept("18748-4", "LN", "Diagnostic imaging study")
 """The same for other modalities."""
+
+SQUARE = 1e-3
+"""Relative difference of the sides of pixels that are called square."""
 
 VERDICTS = {
     True: own("anomalous", "Above the threshold"),
@@ -58,11 +61,16 @@ def report(
         version=__version__,
         parameters=[f"{key}={value}" for key, value in identity.parameters.items()],
     )
-    groups = [_study(prediction, identity, algorithm), *_hottest(source, prediction, identity)]
+    # all are of one finding: OHIF joins them so, and opens the image that one of them lies in
+    finding = TrackingIdentifier(identity.uid("finding"), "anomaly")
+    groups = [
+        _study(prediction, finding, algorithm, has_volume=segments is None or len(segments) != 1),
+        *_hottest(source, prediction, finding),
+    ]
     evidence = list(source.headers)
     if segments:
         evidence.append(_reference(source, identity))
-        groups += _segments(source, identity, segments)
+        groups += _segments(source, identity, finding, segments)
     observer = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=identity.uid("device"),
         name=NAME,
@@ -91,13 +99,16 @@ def report(
     )
 
 
-def _study(prediction: Prediction, identity: Identity, algorithm: Any) -> Any:
-    """Score, threshold, volume and verdict of the whole study."""
+def _study(
+    prediction: Prediction, finding: TrackingIdentifier, algorithm: Any, *, has_volume: bool
+) -> Any:
+    """Score, threshold, volume (unless it is that of the one segment) and verdict of the study."""
     found = {
-        own("volume-score", "Anomaly score of the study"): (prediction.score, NO_UNIT),
-        own("volume-threshold", "Threshold of the score"): (prediction.threshold, NO_UNIT),
-        codes.SCT.Volume: (prediction.scores.get("anomaly_ml"), MILLILITRES),
+        own("volume-score", "Anomaly score of the study"): (prediction.score, SCORE),
+        own("volume-threshold", "Threshold of the score"): (prediction.threshold, SCORE),
     }
+    if has_volume:
+        found[codes.SCT.Volume] = (prediction.scores.get("anomaly_ml"), MILLILITRES)
     said = [QualitativeEvaluation(own("verdict", "Verdict"), VERDICTS[prediction.anomalous])]
     warning = own("warning", "Warning")
     said += [
@@ -105,7 +116,7 @@ def _study(prediction: Prediction, identity: Identity, algorithm: Any) -> Any:
     ]
     said.append(QualitativeEvaluation(own("use", "Use"), own("research", NOTE.capitalize())))
     return hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(identity.uid("study"), "study"),
+        tracking_identifier=finding,
         algorithm_id=algorithm,
         measurements=[
             Measurement(name, value, unit)
@@ -116,30 +127,45 @@ def _study(prediction: Prediction, identity: Identity, algorithm: Any) -> Any:
     )
 
 
-def _hottest(source: Source, prediction: Prediction, identity: Identity) -> list[Any]:
-    """The hottest point, in the LPS millimetres of DICOM; nothing where no heat is above 0."""
-    place, heat = prediction.scores.get("hottest_mm"), prediction.scores.get("hottest")
-    if place is None or heat is None:
+def _hottest(source: Source, prediction: Prediction, finding: TrackingIdentifier) -> list[Any]:
+    """The hottest point; nothing where no heat is above 0."""
+    heat = prediction.scores.get("hottest")
+    if heat is None:
         return []
-    point = np.array([place]) * (-1, -1, 1)  # from RAS, (1, 3)
-    region = hd.sr.ImageRegion3D("POINT", point, source.headers[0].FrameOfReferenceUID)
     return [
         hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=TrackingIdentifier(identity.uid("hottest"), "hottest point"),
-            referenced_region=region,
+            tracking_identifier=finding,
+            referenced_region=_point(source, prediction),
             finding_type=own("hottest", "Hottest point"),
-            measurements=[Measurement(HEAT, heat, NO_UNIT)],
+            measurements=[Measurement(HEAT, heat, RATIO)],
         )
     ]
 
 
-def _segments(source: Source, identity: Identity, segments: Segments) -> list[Any]:
+def _point(source: Source, prediction: Prediction) -> Any:
+    """Where the hottest point is: on its image, or in the patient if pixels are not square.
+
+    A viewer opens the image that a point is on. OHIF 3.12 does, and swaps the two sizes of a pixel;
+    so of oblong pixels it had better show no point than one at another place.
+    """
+    width, height = source.places[0].spacing
+    if not np.isclose(width, height, rtol=SQUARE):
+        place = np.array([prediction.scores["hottest_mm"]]) * (-1, -1, 1)  # RAS to LPS, (1, 3)
+        return hd.sr.ImageRegion3D("POINT", place, source.headers[0].FrameOfReferenceUID)
+    column, row, number = prediction.scores["hottest_voxel"]
+    middle = np.array([[column, row]]) + 0.5  # 0 is the corner of the first pixel (PS3.3, C.18.6)
+    return hd.sr.ImageRegion("POINT", middle, hd.sr.SourceImageForRegion(*source.image_of(number)))
+
+
+def _segments(
+    source: Source, identity: Identity, finding: TrackingIdentifier, segments: Segments
+) -> list[Any]:
     """Volume of each segment, with a reference to it."""
     voxel_ml = float(np.abs(np.linalg.det(source.affine[:3, :3]))) / 1000
     of_series = hd.sr.SourceSeriesForSegmentation(source.series)
     return [
         hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=TrackingIdentifier(identity.uid("segment", name), name),
+            tracking_identifier=finding,
             # not from the segmentation: highdicom's own way fails where there is one segment
             referenced_segment=hd.sr.ReferencedSegment(
                 SegmentationStorage,
@@ -154,6 +180,9 @@ def _segments(source: Source, identity: Identity, segments: Segments) -> list[An
                     voxel_ml * int(np.count_nonzero(segments.labels == number)),
                     MILLILITRES,
                 )
+            ],
+            qualitative_evaluations=[
+                QualitativeEvaluation(own("segment", "Segment"), own(f"segment-{number}", name))
             ],
         )
         for number, name in enumerate(segments.names, 1)

@@ -194,15 +194,6 @@ def test_a_sheared_grid_has_no_objects_on_slices(tmp_path: Path, kind: str) -> N
         write(heat_on(series), series, kinds=[kind])
 
 
-def test_a_sheared_grid_has_a_report_with_the_right_place(tmp_path: Path) -> None:
-    series = sheared(tmp_path)
-    prediction = heat_on(series)
-    files = write(prediction, series, kinds=["sr", "sc"])
-    (group,) = hd.sr.srread(files["sr"]).content.get_planar_roi_measurement_groups()
-    x, y, z = prediction.scores["hottest_mm"]
-    np.testing.assert_allclose(group.roi.value[0], (-x, -y, z), atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

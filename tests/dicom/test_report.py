@@ -12,7 +12,9 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from known_heat import MADE_WITH, SERIES, heat_on
+from dicom_series import write_frames, write_series
+from known_heat import MADE_WITH, SERIES, errors_of, heat_on, volume_of
+from oblique import oblique_affine
 
 from mcmiad_monai.dicom.objects import write_objects
 from mcmiad_monai.dicom.source import read_source
@@ -33,7 +35,8 @@ def scored(series: Path, **changed: Any) -> Prediction:
 
 def report_of(prediction: Prediction, series: Path, **options: Any) -> Any:
     out = series.parent / "out"
-    files = write_objects(prediction, read_source(series), ["seg", "sr"], out, **options)
+    kinds = options.pop("kinds", ["seg", "sr"])
+    files = write_objects(prediction, read_source(series), kinds, out, **options)
     return hd.sr.srread(files[-1])
 
 
@@ -47,10 +50,11 @@ def said(group: Any) -> dict[str, str]:
 
 def test_report_has_the_scores_and_who_computed_them(series: Path) -> None:
     prediction = scored(series)
-    (study,) = report_of(prediction, series).content.get_image_measurement_groups()
+    report = report_of(prediction, series, kinds=["sr"])
+    (study,) = report.content.get_image_measurement_groups()
     assert measured(study) == {
-        "Anomaly score of the study": (1.75, "1"),
-        "Threshold of the score": (1.25, "1"),
+        "Anomaly score of the study": (1.75, "{score}"),
+        "Threshold of the score": (1.25, "{score}"),
         "Volume": (pytest.approx(prediction.scores["anomaly_ml"]), "ml"),
     }
     assert said(study) == {
@@ -61,12 +65,78 @@ def test_report_has_the_scores_and_who_computed_them(series: Path) -> None:
     assert {"mcmiad_monai", __version__, f"model={MADE_WITH['model']}"} <= set(texts)
 
 
-def test_report_has_the_hottest_point_in_the_patient(series: Path) -> None:
+def place_of(path: Path, region: Any) -> np.ndarray:
+    """Where a point on an image lies in the patient, in RAS millimetres, by the image's header."""
+    reference = region.ContentSequence[0].ReferencedSOPSequence[0]
+    uid, frame = reference.ReferencedSOPInstanceUID, reference.get("ReferencedFrameNumber")
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    (header,) = (h for h in map(pydicom.dcmread, files) if h.SOPInstanceUID == uid)
+    if frame is not None:
+        shared = header.SharedFunctionalGroupsSequence[0]
+        group = header.PerFrameFunctionalGroupsSequence[int(frame) - 1]
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        plane = (shared if "PlaneOrientationSequence" in shared else group).PlaneOrientationSequence
+        axes = plane[0].ImageOrientationPatient
+        sizes = (shared if "PixelMeasuresSequence" in shared else group).PixelMeasuresSequence
+        between_rows, between_columns = sizes[0].PixelSpacing
+    else:
+        position, axes = header.ImagePositionPatient, header.ImageOrientationPatient
+        between_rows, between_columns = header.PixelSpacing
+    (column, row), axes = region.value[0] - 0.5, np.array(axes, float).reshape(2, 3)
+    place = np.array(position, float)
+    place += column * between_columns * axes[0] + row * between_rows * axes[1]
+    return np.array(place * (-1, -1, 1))
+
+
+@pytest.mark.parametrize("kind", SERIES)
+def test_report_has_the_hottest_point_in_the_patient(kind: str, tmp_path: Path) -> None:
+    series = SERIES[kind](tmp_path / "series")
     prediction = scored(series)
     (group,) = report_of(prediction, series).content.get_planar_roi_measurement_groups()
     x, y, z = prediction.scores["hottest_mm"]
     np.testing.assert_allclose(group.roi.value, [(-x, -y, z)], atol=1e-4)  # float32, LPS
-    assert measured(group) == {"Anomaly score in units of its threshold": (5.0, "1")}
+    assert measured(group) == {"Anomaly score in units of its threshold": (5.0, "{ratio}")}
+
+
+@pytest.mark.parametrize("frames", [None, range(7), (4, 0, 6, 2, 5, 1, 3)])
+def test_of_square_pixels_the_hottest_point_is_on_its_image(tmp_path: Path, frames: Any) -> None:
+    affine = oblique_affine("PIR")
+    affine[:3, :2] /= np.linalg.norm(affine[:3, :2], axis=0)
+    if frames is None:
+        series = write_series(tmp_path / "series", volume_of(), affine)
+    else:
+        series = write_frames(tmp_path / "series" / "all.dcm", volume_of(), affine, frames)
+    prediction = scored(series)
+    files = write_objects(prediction, read_source(series), ["sr"], tmp_path / "out")
+    (group,) = hd.sr.srread(files[0]).content.get_planar_roi_measurement_groups()
+    np.testing.assert_allclose(
+        place_of(series, group.roi), prediction.scores["hottest_mm"], atol=1e-3
+    )
+    assert errors_of(files[0]) == []
+
+
+def test_a_sheared_grid_has_a_report_with_the_right_place(tmp_path: Path) -> None:
+    affine = np.diag([-1.0, -1.0, 4.0, 1.0])
+    affine[1, 2] = 1.4  # 19 degrees of tilt
+    series = write_series(tmp_path / "series", volume_of(), affine)
+    prediction = scored(series)
+    report = report_of(prediction, series, kinds=["sr"])
+    (group,) = report.content.get_planar_roi_measurement_groups()
+    np.testing.assert_allclose(
+        place_of(series, group.roi), prediction.scores["hottest_mm"], atol=1e-3
+    )
+
+
+def test_all_groups_of_a_report_are_of_one_finding(series: Path) -> None:
+    """OHIF 3.12 shows no report with a group that no place on an image belongs to."""
+    content = report_of(scored(series), series, bands=True).content
+    groups = [
+        *content.get_image_measurement_groups(),
+        *content.get_planar_roi_measurement_groups(),
+        *content.get_volumetric_roi_measurement_groups(),
+    ]
+    assert len(groups) == 5
+    assert len({group.tracking_uid for group in groups}) == 1
 
 
 @pytest.mark.parametrize("bands", [False, True])
@@ -81,8 +151,12 @@ def test_report_refers_to_each_segment(series: Path, bands: bool) -> None:
         reference = item.ReferencedSOPSequence[0]
         assert reference.ReferencedSOPInstanceUID == segmentation.SOPInstanceUID
         assert reference.ReferencedSegmentNumber == number
+        label = segmentation.SegmentSequence[number - 1].SegmentLabel
+        assert said(group) == {"Segment": label}
     volumes = [measured(group)["Volume"][0] for group in groups]
     assert sum(volumes) == pytest.approx(prediction.scores["anomaly_ml"])
+    (study,) = report.content.get_image_measurement_groups()
+    assert ("Volume" in measured(study)) == bands, "no volume is there twice"
 
 
 @pytest.mark.parametrize(

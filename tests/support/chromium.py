@@ -1,4 +1,4 @@
-"""A headless Chromium that opens a page as a file, and tells what happened in it.
+"""A headless Chromium that opens a page, and tells what happened in it.
 
 Speaks the DevTools protocol over its own socket: a browser and `websockets` are all it needs.
 """
@@ -84,13 +84,19 @@ class Browser:
                 self.requests.append(address)
 
     def open(self, page: Path, *, size: tuple[int, int] = (1280, 900), dark: bool = False) -> None:
-        """Open a page, and wait until it is loaded."""
+        """Open a page that is a file, and wait until it is loaded."""
+        self.visit(page.resolve().as_uri(), size=size, dark=dark)
+
+    def visit(
+        self, address: str, *, size: tuple[int, int] = (1280, 900), dark: bool = False
+    ) -> None:
+        """Open an address, and wait until its page is loaded."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.resize(*size)
         self.problems.clear()
         self.requests.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=address)
         self.wait_for("document.readyState === 'complete'")
 
     def resize(self, width: int, height: int) -> None:
@@ -136,6 +142,13 @@ class Browser:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
+    def click_at(self, x: float, y: float, *, times: int = 1) -> None:
+        """Click at a place of the window, once or twice."""
+        for count in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                options = {"button": "left", "clickCount": count}
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **options)
+
     def click(self, selector: str, *, at: tuple[float, float] = (0.5, 0.5)) -> None:
         """Click at a share of the width and height of an element."""
         x, y = self.ask(
@@ -143,8 +156,7 @@ class Browser:
             "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
             f"return [b.x + {at[0]} * b.width, b.y + {at[1]} * b.height]; }})()"
         )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.click_at(x, y)
 
     def overflows(self) -> list[str]:
         """What reaches beyond the right edge of the window: the page itself, elements by class."""
