@@ -217,7 +217,8 @@ def test_one_word_sets_the_method(cohort: Path, tmp_path: Path, word: str) -> No
     root = copy_bundle(NAME, tmp_path / NAME)
     options = {"preset": word, "dataset_dir": str(cohort), "jitter_scale": 7.0}
     method = open_workflow(root, "train", options).parser.get_parsed_content("method")
-    brain = {"field_of_view": "foreground", "context": 3} if word == "default" else {}
-    assert method == preset(word, jitter_scale=7.0, **brain)
+    brain = {"field_of_view": "foreground", "context": 3, "copies": 1, "max_epochs": 50}
+    assert method == preset(word, jitter_scale=7.0, **(brain if word == "default" else {}))
     assert method.learning_rate == {"default": 1e-3, "paper": 2e-4}[word]
-    assert (method.max_epochs, method.batch_size) == (100, 16)
+    assert method.max_epochs * (1 + method.copies) == 100
+    assert method.batch_size == 16

@@ -71,7 +71,7 @@ def test_train_evaluate_and_infer(
         (["--set", "seed=3"], "seed: 0 -> 3"),
         (["--set", "context=1", "--set", "dim=32"], "context: 3 -> 1; dim: 64 -> 32; "),
         (["--set", "slice_range=[0.2, 0.8]"], "slice_range: [0.0, 1.0] -> [0.2, 0.8]"),
-        (["--tracking", "mlflow", "--set", "copies=2"], "copies: 0 -> 2"),
+        (["--tracking", "mlflow", "--set", "copies=2"], "copies: 1 -> 2"),
         (["--set", f"resume={root / 'models' / 'model.pt'}"], "cannot be trained further"),
     ):
         capsys.readouterr()
