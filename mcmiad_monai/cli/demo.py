@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "dim": 128,
     "hidden": 256,
     "rounds": 2,
-    "max_epochs": 25,
+    "max_epochs": 12,
     "batch_size": 8,
     "learning_rate": 0.002,
     # the cerebrum: thirty subjects are too few to learn skull base and vertex from

@@ -34,6 +34,12 @@ pytestmark = pytest.mark.skipif(
 SHAPE = (64, 48, 9)
 #: Voxel in the middle of the heat, which is a cylinder through slices 3 to 5.
 MIDDLE, RADIUS = (16, 32, 4), 6
+#: Run before OHIF: a tour for new users would take the clicks, and one of its files asks for this
+#: name of Node.js where scripts arrive in another order than usual, and OHIF then stays empty.
+BEFORE_OHIF = (
+    "localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']));"
+    "globalThis.__filename = location.href;"
+)
 #: Modalities of what OHIF has in its viewports; JavaScript.
 SHOWN = (
     "[...services.viewportGridService.getState().viewports.values()]"
@@ -81,9 +87,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Browser, 
         chromium(folder / "profile") as browser,
     ):
         archive.send(*sorted(series.iterdir()), *files)
-        # a tour for new users would take the clicks
-        tours = "localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']))"
-        browser.call("Page.addScriptToEvaluateOnNewDocument", source=tours)
+        browser.call("Page.addScriptToEvaluateOnNewDocument", source=BEFORE_OHIF)
         yield browser, f"{address}/viewer?StudyInstanceUIDs={STUDY}", prediction
 
 
